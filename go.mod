@@ -1,0 +1,3 @@
+module stasis
+
+go 1.26
