@@ -1,0 +1,164 @@
+package criu
+
+import (
+	_ "embed"
+	"fmt"
+	"os"
+	"sort"
+	"strconv"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"stasis/internal/proc"
+)
+
+//go:generate make -C ../.. generate
+
+// The library of preload/blind.c, built by "make generate". It is kept in the
+// tree so that a program can link Stasis with nothing but Go, and CI checks
+// that it is what its source makes.
+//
+//go:embed preload/blind_amd64.so
+var blindLibrary []byte
+
+// Layout of struct table in preload/blind.c.
+const (
+	tableMagic = 0x31444e494c425453
+	tableBytes = 4 << 20
+	entryBytes = 24
+	maxHidden  = (tableBytes - 16) / entryBytes
+)
+
+// Blind hides memory from CRIU. It holds the preloaded library and the table of
+// hidden ranges, both in memory that is gone with this process.
+type Blind struct {
+	library, table *os.File
+	shared         []byte
+}
+
+// NewBlind prepares the library and an empty table; Close frees them.
+func NewBlind() (*Blind, error) {
+	library, err := memfile("stasis-blind.so", blindLibrary)
+	if err != nil {
+		return nil, err
+	}
+	header := make([]byte, 16)
+	*(*uint64)(unsafe.Pointer(&header[0])) = tableMagic
+	table, err := memfile("stasis-blind-table", header)
+	if err != nil {
+		library.Close()
+		return nil, err
+	}
+	b := &Blind{library: library, table: table}
+	if err := table.Truncate(tableBytes); err != nil {
+		b.Close()
+		return nil, fmt.Errorf("make the table of hidden memory: %w", err)
+	}
+	b.shared, err = unix.Mmap(int(table.Fd()), 0, tableBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		b.Close()
+		return nil, fmt.Errorf("map the table of hidden memory: %w", err)
+	}
+	return b, nil
+}
+
+// Close frees the library and the table.
+func (b *Blind) Close() {
+	if b.shared != nil {
+		unix.Munmap(b.shared)
+	}
+	b.table.Close()
+	b.library.Close()
+}
+
+// Hide hides ranges of frozen processes, given by pid, from the CRIU that was
+// started with b. What does not fit into the table is left out, smallest
+// ranges first, and stays with CRIU; the returned map is what is hidden.
+func (b *Blind) Hide(ranges map[int][]proc.Range) map[int][]proc.Range {
+	entries := largest(flatten(ranges), maxHidden)
+	hidden := make(map[int][]proc.Range, len(ranges))
+	for i, e := range entries {
+		at := b.shared[16+i*entryBytes:]
+		for j, v := range []uint64{uint64(e.pid), e.Start, e.End} {
+			*(*uint64)(unsafe.Pointer(&at[8*j])) = v
+		}
+		hidden[e.pid] = append(hidden[e.pid], e.Range)
+	}
+	// Last, so that the library sees either nothing or the whole table.
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(&b.shared[8])), uint64(len(entries)))
+	return hidden
+}
+
+type hiddenRange struct {
+	pid int
+	proc.Range
+}
+
+// flatten sorts the ranges by process and address and joins neighbours.
+func flatten(ranges map[int][]proc.Range) []hiddenRange {
+	var all []hiddenRange
+	for pid, list := range ranges {
+		for _, r := range list {
+			all = append(all, hiddenRange{pid, r})
+		}
+	}
+	sort.Slice(all, func(i, j int) bool {
+		return all[i].pid < all[j].pid || all[i].pid == all[j].pid && all[i].Start < all[j].Start
+	})
+	joined := all[:0]
+	for _, r := range all {
+		if n := len(joined); n > 0 && joined[n-1].pid == r.pid && joined[n-1].End == r.Start {
+			joined[n-1].End = r.End
+			continue
+		}
+		joined = append(joined, r)
+	}
+	return joined
+}
+
+// largest keeps the limit largest of the sorted ranges, in their order.
+func largest(all []hiddenRange, limit int) []hiddenRange {
+	if len(all) <= limit {
+		return all
+	}
+	sizes := make([]uint64, len(all))
+	for i, r := range all {
+		sizes[i] = r.Len()
+	}
+	sort.Slice(sizes, func(i, j int) bool { return sizes[i] > sizes[j] })
+	smallest := sizes[limit-1]
+	kept := make([]hiddenRange, 0, limit)
+	for _, r := range all {
+		if r.Len() >= smallest && len(kept) < limit {
+			kept = append(kept, r)
+		}
+	}
+	return kept
+}
+
+// environment makes the dynamic loader of CRIU load the library.
+func (b *Blind) environment() []string {
+	preload := "/proc/self/fd/" + strconv.Itoa(libraryFD)
+	if others := os.Getenv("LD_PRELOAD"); others != "" {
+		preload += ":" + others
+	}
+	return []string{"LD_PRELOAD=" + preload, "STASIS_BLIND_FD=" + strconv.Itoa(tableFD)}
+}
+
+func memfile(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	if err == unix.EINVAL { // before Linux 6.3
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	if _, err := file.Write(content); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("write %s to memory: %w", name, err)
+	}
+	return file, nil
+}

@@ -1,0 +1,137 @@
+package proc
+
+import (
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Category is a set of properties of a page as PAGEMAP_SCAN reports them
+// (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst).
+type Category uint64
+
+// The categories that the engine asks for.
+const (
+	WPAllowed Category = 1 << 0 // its mapping is write-protect tracked, asynchronously
+	Written   Category = 1 << 1 // written since it was last protected
+	File      Category = 1 << 2
+	Present   Category = 1 << 3
+	Swapped   Category = 1 << 4
+	ZeroPage  Category = 1 << 5 // the kernel's shared page of zeros
+	Huge      Category = 1 << 6 // part of a transparent or hugetlb huge page
+)
+
+// Run is a stretch of pages of the same categories.
+type Run struct {
+	Range
+	Categories Category
+}
+
+// Changed says whether the pages may have been written since they were last
+// protected. Only a tracked and unwritten page is known to be unchanged: new
+// and moved mappings, and those that another userfaultfd holds, count as
+// changed. That one rule makes fork, exec, mremap, munmap and madvise safe.
+func (r Run) Changed() bool {
+	return r.Categories&WPAllowed == 0 || r.Categories&Written != 0
+}
+
+// Raw layout of struct pm_scan_arg and struct page_region (linux/fs.h).
+type scanArg struct {
+	size, flags                   uint64
+	start, end, walkEnd           uint64
+	vec, vecLen, maxPages         uint64
+	inverted, mask, anyOf, result uint64
+}
+
+type pageRegion struct{ start, end, categories uint64 }
+
+const (
+	scanIoctl       = 0xc0606610 // PAGEMAP_SCAN
+	scanProtect     = 1 << 0     // PM_SCAN_WP_MATCHING
+	scanCheckAsync  = 1 << 1     // PM_SCAN_CHECK_WPASYNC
+	regionsPerCall  = 2048
+	wantedInResults = WPAllowed | Written | Present | Swapped | ZeroPage | Huge
+)
+
+// Pagemap is an open /proc/PID/pagemap. It keeps naming the same address space
+// when the process executes another program: reads then find nothing.
+type Pagemap struct {
+	pid     int
+	file    *os.File
+	regions []pageRegion
+}
+
+// OpenPagemap opens the page map of a process; the caller closes it.
+func OpenPagemap(pid int) (*Pagemap, error) {
+	file, err := os.Open(path(pid, "pagemap"))
+	if err != nil {
+		return nil, gone(pid, "pagemap", err)
+	}
+	return &Pagemap{pid: pid, file: file, regions: make([]pageRegion, regionsPerCall)}, nil
+}
+
+// Close closes the page map.
+func (p *Pagemap) Close() error { return p.file.Close() }
+
+// Scan visits the runs of pages that are there (present or swapped) in a range,
+// in address order.
+func (p *Pagemap) Scan(r Range, visit func(Run)) error {
+	return p.scan(r, scanArg{anyOf: uint64(Present | Swapped)}, visit)
+}
+
+// ScanWritten visits the runs of pages in a range that are there and were
+// written since they were last protected.
+func (p *Pagemap) ScanWritten(r Range, visit func(Run)) error {
+	arg := scanArg{anyOf: uint64(Present | Swapped), mask: uint64(Written)}
+	return p.scan(r, arg, visit)
+}
+
+// Protect visits the runs of pages in a range that are there and were written,
+// and write-protects them in the same step, so that no write between the two
+// is missed. Every mapping in the range has to be tracked asynchronously, else
+// it returns EPERM and may have protected the pages before it.
+//
+// Pages that are not there are left alone: a protection would put a marker of
+// 8 bytes into the page table of each, also in terabytes of reserved space.
+func (p *Pagemap) Protect(r Range, visit func(Run)) error {
+	arg := scanArg{
+		flags: scanProtect | scanCheckAsync,
+		anyOf: uint64(Present | Swapped), mask: uint64(Written),
+	}
+	return p.scan(r, arg, visit)
+}
+
+func (p *Pagemap) scan(r Range, arg scanArg, visit func(Run)) error {
+	arg.size = uint64(unsafe.Sizeof(arg))
+	arg.result = uint64(wantedInResults)
+	arg.vec, arg.vecLen = uint64(uintptr(unsafe.Pointer(&p.regions[0]))), uint64(len(p.regions))
+	arg.end = r.End
+	for start := r.Start; start < r.End; start = arg.walkEnd {
+		arg.start = start
+		n, _, errno := unix.Syscall(unix.SYS_IOCTL, p.file.Fd(), scanIoctl, uintptr(unsafe.Pointer(&arg)))
+		if errno != 0 {
+			return fmt.Errorf("scan pages %#x-%#x of process %d: %w", start, r.End, p.pid, errno)
+		}
+		for _, region := range p.regions[:n] {
+			visit(Run{Range{region.start, region.end}, Category(region.categories)})
+		}
+		if arg.walkEnd <= start {
+			return fmt.Errorf("scan pages %#x-%#x of process %d: the kernel made no progress", start, r.End, p.pid)
+		}
+	}
+	return nil
+}
+
+// CanScan says whether this kernel has PAGEMAP_SCAN (Linux 6.7).
+func CanScan() bool {
+	p, err := OpenPagemap(os.Getpid())
+	if err != nil {
+		return false
+	}
+	defer p.Close()
+	var probe [1]byte
+	at := uint64(uintptr(unsafe.Pointer(&probe))) &^ (PageSize - 1)
+	return p.Scan(Range{at, at + PageSize}, func(Run) {}) == nil
+}
