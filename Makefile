@@ -1,0 +1,75 @@
+# Targets for people: `make help` lists them. Everything runs from a fresh clone; what is missing on the machine is
+# installed by the scripts, which do nothing where it is there.
+
+GO       ?= go
+PREFIX   ?= /usr/local
+FUZZTIME ?= 20s
+# What `go test` runs: all packages, or for example PKG=./internal/image/...
+PKG      ?= ./...
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Root's PATH lacks the sbin folders after a plain `su`; nginx, nft and iptables live there.
+export PATH := $(PATH):/usr/sbin:/sbin
+# The version comes from git describe, so Go needs not ask git as well (it fails in a clone of another owner).
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: build
+build: ## build ./bin/stasis, one static binary that runs from a copy alone
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X stasis.Version=$(VERSION)" -o bin/stasis ./cmd/stasis
+
+.PHONY: install
+install: build ## copy the binary to PREFIX/bin (PREFIX=/usr/local)
+	install -D -m 755 bin/stasis "$(DESTDIR)$(PREFIX)/bin/stasis"
+
+.PHONY: demo
+demo: criu build ## dump, kill and restore a working program, with figures beside plain CRIU's (as root)
+	scripts/demo
+
+.PHONY: criu
+criu: ## install a CRIU that is new enough, where the system has none
+	scripts/install-criu
+
+.PHONY: deps
+deps: ## install the programs that the tests dump and restore
+	scripts/install-deps
+
+.PHONY: test
+test: criu deps generate-check ## install what is missing and run all tests (as root; PKG=./... by default)
+	@scripts/test $(PKG)
+
+.PHONY: lint
+lint: ## run golangci-lint, at the version pinned in scripts/install-deps
+	@scripts/install-deps lint
+	.cache/bin/golangci-lint run $(PKG)
+
+.PHONY: bench
+bench: criu deps build ## measure beside plain CRIU; table, JSON and picture (as root)
+	$(GO) run ./bench $(BENCHFLAGS)
+
+.PHONY: bench-small
+bench-small: criu deps build ## the same at small size, in seconds: shows that it works, not how fast
+	$(GO) run ./bench -small $(BENCHFLAGS)
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (20s) each
+	@FUZZTIME=$(FUZZTIME) scripts/fuzz $(PKG)
+
+.PHONY: generate
+generate: ## rebuild the library that is preloaded into CRIU (needs gcc)
+	scripts/generate
+
+.PHONY: generate-check
+generate-check: ## fail where a generated file is older than its source
+	@scripts/generate --check
+
+.PHONY: clean
+clean: ## remove what the targets above have built
+	rm -rf bin out .cache
