@@ -1,0 +1,137 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+
+	"stasis/internal/codec"
+)
+
+const (
+	// PageSize is the size of a page in bytes. The manifest records it, and a checkpoint of another page size is refused.
+	PageSize = 4096
+	// MaxBlock is the most that a block holds, in bytes before compression.
+	MaxBlock = 256 << 10
+	// MaxPages is the most pages that a block holds.
+	MaxPages = MaxBlock / PageSize
+	// FormatVersion is what this package writes, and the newest that it reads.
+	FormatVersion = 1
+	// MaxShards bounds the number of shards of a checkpoint.
+	MaxShards = 1024
+
+	// maxAddr ends the user's part of the address space on every machine that Linux runs on with 4 KiB pages (5-level tables).
+	maxAddr = 1 << 57
+	// maxRound bounds the number of a round, so that it fits beside the number of a block.
+	maxRound = 1<<20 - 1
+	// maxFileName bounds the names of CRIU's image files.
+	maxFileName = 255
+)
+
+// Extent is a run of pages of one process.
+type Extent struct {
+	Addr  uint64 // of the first page
+	Pages uint32
+}
+
+// PageBlock is what PutPages takes: up to MaxPages pages of one process.
+type PageBlock struct {
+	PID     int
+	Extents []Extent
+	Data    []byte // the pages of all extents, one after the other
+}
+
+// Range is a range of addresses of one process, in bytes. Both ends are multiples of PageSize.
+type Range struct {
+	Start, End uint64 // End is not part of it
+}
+
+// Len is the range's length in bytes.
+func (r Range) Len() uint64 { return r.End - r.Start }
+
+// Kind says what a checkpoint knows of a page.
+type Kind uint8
+
+// What a page can be.
+const (
+	Absent Kind = iota // not in the checkpoint
+	Zero               // there, and all its bytes are zero
+	Data               // there, in a block
+)
+
+// Piece is a run of pages that a block has for a process.
+type Piece struct {
+	PID   int
+	Addr  uint64 // of the first page
+	Pages uint32
+	First uint32 // number of the first page within the block's data
+}
+
+// BlockInfo describes a block of pages.
+type BlockInfo struct {
+	Origin int      // 0: this checkpoint; else the number of an ancestor in the manifest's origins, counted from 1
+	Shard  int      // number of the shard
+	Offset int64    // of the block in its shard, in bytes
+	Stored int      // length of its data as stored, in bytes
+	Raw    int      // length of its data, in bytes
+	Codec  codec.ID // what Stored is compressed with
+	Pieces []Piece  // which of its pages are wanted where, by process and address. Pages superseded by later ones are in no piece
+}
+
+// FileInfo describes one of CRIU's image files.
+type FileInfo struct {
+	Name string
+	Size int64 // bytes
+}
+
+// DamageError says that a checkpoint can't be used as it is. Every kind of damage ends in one.
+type DamageError struct {
+	Checkpoint string // its path or address
+	Shard      string // the file that is damaged
+	Offset     int64  // where, in bytes
+	Why        string
+	Err        error // what led to it, may be nil
+}
+
+func (e *DamageError) Error() string {
+	s := fmt.Sprintf("checkpoint %s is damaged: %s at offset %d: %s", e.Checkpoint, e.Shard, e.Offset, e.Why)
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s + ": use a good copy of that file or another checkpoint (verify lists all damage)"
+}
+
+func (e *DamageError) Unwrap() error { return e.Err }
+
+// VersionError says that a checkpoint is of a format that this Stasis can't read.
+type VersionError struct {
+	Checkpoint string
+	Format     int    // the checkpoint's
+	Stasis     string // the version that wrote it, may be empty
+}
+
+func (e *VersionError) Error() string {
+	by := "a newer Stasis"
+	if e.Stasis != "" {
+		by = "Stasis " + e.Stasis
+	}
+	return fmt.Sprintf("checkpoint %s was written by %s in format %d, and this Stasis reads formats up to %d: use %s or a newer one",
+		e.Checkpoint, by, e.Format, FormatVersion, by)
+}
+
+// MissingError says that pages that are to be in a checkpoint were never captured.
+type MissingError struct {
+	PID   int
+	First Range  // the first gap
+	Pages uint64 // in all gaps of this process
+}
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%d pages of process %d were not captured, the first at %#x-%#x: dump again, and report this as a fault of Stasis",
+		e.Pages, e.PID, e.First.Start, e.First.End)
+}
+
+// ErrEnded is wrapped by the errors of a Writer that was used after Finish or Abort.
+var ErrEnded = errors.New("the checkpoint was finished or aborted already")
+
+// ShardName is the file name of a shard.
+func ShardName(shard int) string { return fmt.Sprintf("img-%d", shard) }

@@ -1,0 +1,381 @@
+package image
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"stasis/internal/codec"
+)
+
+// maxIndex bounds the length of an index before compression, in bytes. It is far above what a terabyte of memory needs.
+const maxIndex = 1 << 30
+
+// index is the decoded index of one shard. The package comment describes it; the union of those of all shards describes the
+// checkpoint.
+type index struct {
+	pids   []int // ascending; everything else names a process by its position here
+	files  []FileInfo
+	zeros  []zeroRange
+	groups []group
+}
+
+// zeroRange is a run of zero pages of a process.
+type zeroRange struct {
+	proc        uint32 // position in index.pids
+	page, pages uint64
+}
+
+// group is the blocks of one shard, of this checkpoint or an ancestor, in the order of their offsets.
+type group struct {
+	origin, shard uint32
+	blocks        []indexBlock
+	pieces        []indexPiece // of all blocks, one after the other
+}
+
+// indexBlock is a block that is wanted.
+type indexBlock struct {
+	off    int64
+	sum    uint64
+	stored uint32
+	raw    uint32
+	kind   blockKind
+	codec  codec.ID
+	heads  uint8  // number of extents in its header, which says how long that is
+	pieces uint32 // how many of group.pieces are its own; 0 for files
+	file   uint32
+	where  uint64 // in the file
+}
+
+func (b *indexBlock) len() int64 { return blockLen(int(b.heads), b.stored) }
+
+// indexPiece is a run of a block's pages that is wanted at a place of a process.
+type indexPiece struct {
+	proc  uint32 // position in index.pids
+	page  uint64
+	pages uint32
+	first uint32
+}
+
+// encode writes columns rather than records: what is alike stands together, which is what makes it compress well.
+func (x *index) encode() []byte {
+	var b []byte
+	u := func(v uint64) { b = binary.AppendUvarint(b, v) }
+	s := func(v int64) { b = binary.AppendVarint(b, v) }
+	u(uint64(len(x.pids)))
+	last := 0
+	for _, pid := range x.pids {
+		u(uint64(pid - last))
+		last = pid
+	}
+	u(uint64(len(x.files)))
+	for _, f := range x.files {
+		u(uint64(len(f.Name)))
+		b = append(b, f.Name...)
+		u(uint64(f.Size))
+	}
+	u(uint64(len(x.zeros)))
+	proc, page := uint32(0), uint64(0)
+	for _, z := range x.zeros {
+		s(int64(z.proc) - int64(proc))
+		s(int64(z.page - page))
+		u(z.pages)
+		proc, page = z.proc, z.page+z.pages
+	}
+	u(uint64(len(x.groups)))
+	for i := range x.groups {
+		g := &x.groups[i]
+		u(uint64(g.origin))
+		u(uint64(g.shard))
+		u(uint64(len(g.blocks)))
+		b = g.encode(b)
+	}
+	return b
+}
+
+func (g *group) encode(b []byte) []byte {
+	u := func(v uint64) { b = binary.AppendUvarint(b, v) }
+	s := func(v int64) { b = binary.AppendVarint(b, v) }
+	for _, k := range g.blocks {
+		b = append(b, byte(k.kind)<<4|byte(k.codec))
+	}
+	end := int64(0)
+	for _, k := range g.blocks {
+		u(uint64(k.off-end) / unit)
+		end = k.off + k.len()
+	}
+	for _, k := range g.blocks {
+		u(uint64(k.stored))
+	}
+	for _, k := range g.blocks {
+		u(uint64(k.raw))
+	}
+	for _, k := range g.blocks {
+		if k.kind == fileBlock {
+			u(uint64(k.file))
+			u(k.where)
+		} else {
+			b = append(b, k.heads)
+			u(uint64(k.pieces))
+		}
+	}
+	for _, k := range g.blocks {
+		b = le.AppendUint64(b, k.sum)
+	}
+	proc := uint32(0)
+	for _, p := range g.pieces {
+		s(int64(p.proc) - int64(proc))
+		proc = p.proc
+	}
+	page := uint64(0)
+	for _, p := range g.pieces {
+		s(int64(p.page - page))
+		page = p.page + uint64(p.pages)
+	}
+	for _, p := range g.pieces {
+		u(uint64(p.pages))
+	}
+	next := 0
+	for _, k := range g.blocks {
+		first := uint32(0)
+		for _, p := range g.pieces[next : next+int(k.pieces)] {
+			s(int64(p.first) - int64(first))
+			first = p.first + p.pages
+		}
+		next += int(k.pieces)
+	}
+	return b
+}
+
+// errIndex says that an index can't be as it was written. The checksum should have found that.
+var errIndex = errors.New("its index is nonsense although its checksum matches")
+
+// indexReader reads an index; after the first thing that can't be right it returns zeros and err is set.
+type indexReader struct {
+	b   []byte
+	err error
+}
+
+func (r *indexReader) fail(what string) {
+	if r.err == nil {
+		r.err = fmt.Errorf("%w: %s", errIndex, what)
+	}
+	r.b = nil
+}
+
+// u reads a number of at most limit.
+func (r *indexReader) u(limit uint64, what string) uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 || v > limit {
+		r.fail(what)
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+// s reads a difference and adds it to v, which must come out as at most limit.
+func (r *indexReader) s(v, limit uint64, what string) uint64 {
+	d, n := binary.Varint(r.b)
+	v += uint64(d) // wraps where the sum is negative, and is beyond any limit then
+	if n <= 0 || v > limit {
+		r.fail(what)
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+// count reads how many things follow, each of which takes at least size bytes.
+func (r *indexReader) count(size int, what string) int {
+	return int(r.u(uint64(len(r.b)/size), what))
+}
+
+func (r *indexReader) bytes(n int, what string) []byte {
+	if n > len(r.b) {
+		r.fail(what)
+		return make([]byte, n)
+	}
+	v := r.b[:n]
+	r.b = r.b[n:]
+	return v
+}
+
+// decodeIndex reads what encode wrote. What it returns is within all bounds by itself; how it fits the shards and the other
+// indexes is for assemble to see.
+func decodeIndex(b []byte) (*index, error) {
+	r := indexReader{b: b}
+	x := new(index)
+	pid := uint64(0)
+	for range r.count(1, "processes") {
+		next := r.u(1<<31-1-pid, "pid")
+		if next == 0 {
+			r.fail("pid")
+		}
+		pid += next
+		x.pids = append(x.pids, int(pid))
+	}
+	for range r.count(2, "files") {
+		name := string(r.bytes(int(r.u(maxFileName, "file name")), "file name"))
+		if err := checkFileName(name); r.err == nil && err != nil {
+			r.fail("file name")
+		}
+		x.files = append(x.files, FileInfo{name, int64(r.u(math.MaxInt64, "file size"))})
+	}
+	x.readZeros(&r)
+	for range r.count(3, "groups") {
+		g := group{origin: uint32(r.u(math.MaxUint16, "origin")), shard: uint32(r.u(MaxShards-1, "shard"))}
+		g.read(&r, uint64(len(x.pids)))
+		if r.err != nil {
+			return nil, r.err
+		}
+		x.groups = append(x.groups, g)
+	}
+	if len(r.b) > 0 {
+		r.fail("something follows its end")
+	}
+	return x, r.err
+}
+
+func (x *index) readZeros(r *indexReader) {
+	n := r.count(3, "zero pages")
+	x.zeros = make([]zeroRange, 0, n)
+	proc, page := uint64(0), uint64(0)
+	for range n {
+		proc = r.s(proc, uint64(len(x.pids))-1, "process of zero pages")
+		page = r.s(page, maxAddr/PageSize-1, "address of zero pages")
+		pages := r.u(maxAddr/PageSize-page, "number of zero pages")
+		if pages == 0 || len(x.pids) == 0 {
+			r.fail("number of zero pages")
+		}
+		x.zeros = append(x.zeros, zeroRange{uint32(proc), page, pages})
+		page += pages
+	}
+}
+
+// read reads the group's columns; procs is how many processes there are.
+func (g *group) read(r *indexReader, procs uint64) {
+	const least = 1 + 1 + 1 + 1 + 2 + 8 // bytes of each block in the columns
+	g.blocks = make([]indexBlock, r.count(least, "blocks"))
+	for i, k := range r.bytes(len(g.blocks), "kinds") {
+		g.blocks[i].kind, g.blocks[i].codec = blockKind(k>>4), codec.ID(k&15)
+	}
+	gaps := make([]uint64, len(g.blocks)) // lengths are read first: an offset depends on those before it
+	for i := range g.blocks {
+		gaps[i] = r.u(math.MaxInt64/unit/2, "gap")
+	}
+	for i := range g.blocks {
+		g.blocks[i].stored = uint32(r.u(MaxBlock, "stored length"))
+	}
+	for i := range g.blocks {
+		g.blocks[i].raw = uint32(r.u(MaxBlock, "length"))
+	}
+	pieces := uint64(0)
+	for i := range g.blocks {
+		k := &g.blocks[i]
+		if k.kind == fileBlock {
+			k.file = uint32(r.u(math.MaxUint32, "file"))
+			k.where = r.u(math.MaxInt64-MaxBlock, "place in file")
+		} else {
+			k.heads = r.bytes(1, "extents")[0]
+			k.pieces = uint32(r.u(uint64(len(r.b)), "pieces"))
+			pieces += uint64(k.pieces)
+		}
+	}
+	end := int64(0)
+	for i := range g.blocks {
+		k := &g.blocks[i]
+		k.sum = le.Uint64(r.bytes(8, "checksums"))
+		if gaps[i]*unit > uint64(math.MaxInt64/2-end) {
+			r.fail("offset")
+			return
+		}
+		k.off = end + int64(gaps[i]*unit)
+		end = k.off + k.len()
+		if !k.possible() {
+			r.fail("block")
+		}
+	}
+	if r.err != nil || pieces > uint64(len(r.b)/4) {
+		r.fail("pieces")
+		return
+	}
+	g.readPieces(r, int(pieces), procs)
+}
+
+func (k *indexBlock) possible() bool {
+	ok := k.raw > 0 && k.stored > 0 && k.stored <= k.raw && k.codec.Valid() && (k.codec != codec.None || k.stored == k.raw)
+	switch k.kind {
+	case pageBlock:
+		return ok && k.raw%PageSize == 0 && k.heads > 0 && k.heads <= MaxPages && k.pieces > 0
+	case fileBlock:
+		return ok
+	}
+	return false
+}
+
+func (g *group) readPieces(r *indexReader, pieces int, procs uint64) {
+	g.pieces = make([]indexPiece, pieces)
+	proc := uint64(0)
+	for i := range g.pieces {
+		proc = r.s(proc, procs-1, "process of a piece")
+		g.pieces[i].proc = uint32(proc)
+	}
+	if procs == 0 && pieces > 0 {
+		r.fail("process of a piece")
+	}
+	// An address depends on the number of pages before it, which stands behind all addresses.
+	steps := make([]int64, pieces)
+	for i := range steps {
+		var n int
+		if steps[i], n = binary.Varint(r.b); n <= 0 {
+			r.fail("address")
+			return
+		}
+		r.b = r.b[n:]
+	}
+	page := uint64(0)
+	for i := range g.pieces {
+		p := &g.pieces[i]
+		p.pages = uint32(r.u(MaxPages, "pages"))
+		p.page = page + uint64(steps[i])
+		page = p.page + uint64(p.pages)
+		if p.pages == 0 || p.page >= maxAddr/PageSize || page > maxAddr/PageSize {
+			r.fail("address")
+			return
+		}
+	}
+	next := 0
+	for _, k := range g.blocks {
+		first := uint64(0)
+		for i := next; i < next+int(k.pieces); i++ {
+			p := &g.pieces[i]
+			first = r.s(first, MaxPages-1, "page of a block")
+			p.first = uint32(first)
+			first += uint64(p.pages)
+			if first > uint64(k.raw/PageSize) {
+				r.fail("page of a block")
+				return
+			}
+		}
+		next += int(k.pieces)
+	}
+}
+
+// checkFileName refuses names that are not those of CRIU's images: WriteFile's callers make files of them.
+func checkFileName(name string) error {
+	bad := func(c rune) bool { return c == '/' || c < ' ' || c == 0x7f }
+	if name == "" || len(name) > maxFileName || name == "." || name == ".." || strings.ContainsFunc(name, bad) {
+		return fmt.Errorf("%q is no name for one of CRIU's images", name)
+	}
+	return nil
+}
+
+// position finds pid in x.pids.
+func (x *index) position(pid int) (uint32, bool) {
+	i, ok := slices.BinarySearch(x.pids, pid)
+	return uint32(i), ok
+}

@@ -1,0 +1,249 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/zeebo/xxh3"
+
+	"stasis/internal/codec"
+	"stasis/internal/store"
+)
+
+// noFd is what File.Fd returns where there is no descriptor.
+const noFd = ^uintptr(0)
+
+// Checkpoint is a checkpoint open for reading. All its methods but Close may be called from any number of goroutines.
+type Checkpoint struct {
+	src      store.Source
+	manifest *Manifest
+	id       [16]byte
+	tails    []int64 // length of index and footer of each shard
+
+	pids    []int
+	procs   []proc // of pids
+	extents []extent
+	blocks  []block  // of pages, by process and lowest address
+	byBlock []uint32 // positions in extents, block by block
+	firsts  []uint32 // of each block in byBlock, and one more
+
+	files      []FileInfo
+	filePieces [][]filePiece // of files, in order
+
+	resolve Resolver
+	mu      sync.Mutex
+	sources [][]store.File // guarded by mu: open shards by origin and number; those of this checkpoint are there from the start
+}
+
+// Resolver finds the ancestor of that id, for a checkpoint whose index refers to blocks of it.
+type Resolver func(id [16]byte) (store.Source, error)
+
+// proc is what a process has in the tables of a Checkpoint.
+type proc struct {
+	from, to int     // in extents
+	zeros    []Range // sorted, not touching
+}
+
+// extent is a run of pages that are in a block.
+type extent struct {
+	page  uint64
+	block uint32
+	pages uint8
+	first uint8 // page within the block's data
+}
+
+// block says where a block is and how to read it.
+type block struct {
+	off    int64
+	sum    uint64
+	stored uint32
+	raw    uint32
+	shard  uint16
+	origin uint16
+	codec  codec.ID
+	heads  uint8
+	kind   blockKind
+}
+
+func (b *block) len() int64 { return blockLen(int(b.heads), b.stored) }
+
+// filePiece is a block of one of CRIU's image files.
+type filePiece struct {
+	block
+	where int64
+}
+
+// Open reads a checkpoint's manifest and indexes and checks them; blocks are checked when they are read. Anything wrong is a
+// *DamageError, or a *VersionError. The caller closes the checkpoint.
+func Open(src store.Source) (*Checkpoint, error) { return OpenChain(src, nil) }
+
+// OpenChain is Open for a checkpoint that may refer to blocks of its ancestors, which resolve finds when they are needed.
+func OpenChain(src store.Source, resolve Resolver) (*Checkpoint, error) {
+	c := &Checkpoint{src: src, resolve: resolve}
+	if err := c.open(); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *Checkpoint) open() error {
+	text, err := c.src.Manifest()
+	if err != nil {
+		return err
+	}
+	if c.manifest, err = decodeManifest(text); err != nil {
+		var version *VersionError
+		if errors.As(err, &version) {
+			version.Checkpoint = c.src.Name()
+			return version
+		}
+		return &DamageError{Checkpoint: c.src.Name(), Shard: store.ManifestName, Why: err.Error()}
+	}
+	if c.id, err = decodeID(c.manifest.ID); err != nil {
+		return err
+	}
+	n := len(c.manifest.Shards)
+	c.sources = make([][]store.File, 1+len(c.manifest.Origins))
+	c.sources[0] = make([]store.File, n)
+	c.tails = make([]int64, n)
+	indexes, errs := make([]*index, n), make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { indexes[i], errs[i] = c.openShard(i) })
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return c.assemble(indexes)
+}
+
+// damage makes the error for a shard of this checkpoint.
+func (c *Checkpoint) damage(shard int, offset int64, why string, err error) error {
+	return &DamageError{Checkpoint: c.src.Name(), Shard: ShardName(shard), Offset: offset, Why: why, Err: err}
+}
+
+// openShard opens a shard, checks its two ends, and reads its index.
+func (c *Checkpoint) openShard(i int) (*index, error) {
+	want := c.manifest.Shards[i]
+	f, err := c.src.Open(want.Name)
+	if err != nil {
+		return nil, c.damage(i, 0, "it can't be opened", err)
+	}
+	c.sources[0][i] = f
+	if err := c.checkHeader(i, f); err != nil {
+		return nil, err
+	}
+	size := f.Size()
+	if size != want.Size {
+		return nil, c.damage(i, min(size, want.Size), fmt.Sprintf("it has %d bytes instead of %d", size, want.Size), nil)
+	}
+	end := make([]byte, footerSize)
+	if _, err := f.ReadAt(end, size-footerSize); err != nil {
+		return nil, c.damage(i, size-footerSize, "it can't be read", err)
+	}
+	foot, err := decodeFooter(end, size)
+	if err == nil && (foot.shard != uint32(i) || foot.id != shortID(c.id)) {
+		err = errors.New("its footer is from another shard")
+	}
+	if err != nil {
+		return nil, c.damage(i, size-footerSize, err.Error(), nil)
+	}
+	x, err := c.readIndex(f, foot, want.Digest)
+	if err != nil {
+		return nil, c.damage(i, int64(foot.indexOffset), err.Error(), nil)
+	}
+	c.tails[i] = size - int64(foot.indexOffset)
+	return x, nil
+}
+
+// checkHeader sees that f is the shard that it should be.
+func (c *Checkpoint) checkHeader(i int, f store.File) error {
+	b := make([]byte, headerSize)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return c.damage(i, 0, fmt.Sprintf("it has only %d bytes or can't be read", f.Size()), err)
+	}
+	h, err := decodeHeader(b)
+	switch {
+	case err != nil:
+		return c.damage(i, 0, err.Error(), nil)
+	case h.id != c.id:
+		return c.damage(i, 0, fmt.Sprintf("it is from another checkpoint, %x", h.id), nil)
+	case h.shard != uint32(i):
+		return c.damage(i, 0, fmt.Sprintf("it is %s of this checkpoint under a wrong name", ShardName(int(h.shard))), nil)
+	case h.shards != uint32(len(c.manifest.Shards)):
+		return c.damage(i, 0, fmt.Sprintf("it is one of %d shards, and the manifest lists %d", h.shards, len(c.manifest.Shards)), nil)
+	}
+	return nil
+}
+
+func (c *Checkpoint) readIndex(f store.File, foot footer, digest string) (*index, error) {
+	b := make([]byte, foot.indexStored+footerSize)
+	if _, err := f.ReadAt(b, int64(foot.indexOffset)); err != nil {
+		return nil, fmt.Errorf("its index can't be read: %w", err)
+	}
+	if hexSum(xxh3.Hash(b)) != digest {
+		return nil, errors.New("its index does not match the manifest's digest")
+	}
+	b = b[:foot.indexStored]
+	if xxh3.Hash(b) != foot.indexSum {
+		return nil, errors.New("its index does not match its checksum")
+	}
+	if foot.indexStored != foot.indexRaw {
+		raw := make([]byte, foot.indexRaw)
+		if err := codec.Decompress(codec.Zstd, raw, b); err != nil {
+			return nil, fmt.Errorf("%w: %w", errIndex, err)
+		}
+		b = raw
+	}
+	x, err := decodeIndex(b)
+	if err != nil {
+		return nil, err
+	}
+	return x, c.checkGroups(x, foot)
+}
+
+// checkGroups sees that the blocks of an index lie where they can.
+func (c *Checkpoint) checkGroups(x *index, foot footer) error {
+	for i := range x.groups {
+		g := &x.groups[i]
+		if int(g.origin) > len(c.manifest.Origins) {
+			return fmt.Errorf("%w: it refers to an ancestor that the manifest does not list", errIndex)
+		}
+		if g.origin > 0 {
+			continue
+		}
+		end := int64(headerSize)
+		if n := len(g.blocks); n > 0 {
+			end = g.blocks[n-1].off + g.blocks[n-1].len()
+		}
+		if g.shard != foot.shard || uint64(end) > foot.indexOffset || len(g.blocks) > 0 && g.blocks[0].off < headerSize {
+			return fmt.Errorf("%w: it refers to blocks outside its shard", errIndex)
+		}
+	}
+	return nil
+}
+
+// Close closes the shards. What ReadBlock returned must not be used any more.
+func (c *Checkpoint) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for _, files := range c.sources {
+		for i, f := range files {
+			if f != nil {
+				errs = append(errs, f.Close())
+				files[i] = nil
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Manifest returns the checkpoint's manifest, which is shared and must not be changed.
+func (c *Checkpoint) Manifest() *Manifest { return c.manifest }
+
+// PIDs lists the processes whose memory is in the checkpoint (those that Finish was told of), ascending.
+func (c *Checkpoint) PIDs() []int { return slices.Clone(c.pids) }

@@ -1,0 +1,232 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sort"
+
+	"stasis/internal/codec"
+	"stasis/internal/store"
+)
+
+// Buffer is the space that ReadBlock works in. The zero Buffer is ready; it is for one goroutine at a time.
+type Buffer struct {
+	stored []byte // as in the shard
+	raw    []byte // decompressed
+}
+
+// Blocks is the number of blocks that have pages of the checkpoint. They are numbered from 0 by the process and address of the
+// first page that they have.
+func (c *Checkpoint) Blocks() int { return len(c.blocks) }
+
+// Block describes a block.
+func (c *Checkpoint) Block(i int) BlockInfo {
+	b := &c.blocks[i]
+	info := BlockInfo{Origin: int(b.origin), Shard: int(b.shard), Offset: b.off, Stored: int(b.stored), Raw: int(b.raw), Codec: b.codec}
+	places := c.byBlock[c.firsts[i]:c.firsts[i+1]]
+	info.Pieces = make([]Piece, len(places))
+	for n, at := range places {
+		e := c.extents[at]
+		info.Pieces[n] = Piece{c.pidOf(int(at)), e.page * PageSize, uint32(e.pages), uint32(e.first)}
+	}
+	return info
+}
+
+// pidOf finds the process that an extent is of.
+func (c *Checkpoint) pidOf(at int) int {
+	return c.pids[sort.Search(len(c.procs), func(i int) bool { return c.procs[i].to > at })]
+}
+
+// ReadBlock reads, checks and decompresses a block. What it returns is valid until b is used again. Anything wrong with the
+// block is a *DamageError.
+func (c *Checkpoint) ReadBlock(i int, b *Buffer) ([]byte, error) { return c.read(&c.blocks[i], b) }
+
+func (c *Checkpoint) read(k *block, b *Buffer) ([]byte, error) {
+	f, err := c.file(k)
+	if err != nil {
+		return nil, err
+	}
+	n := int(k.len())
+	if cap(b.stored) < n {
+		b.stored = make([]byte, max(n, int(blockLen(1, MaxBlock))))
+	}
+	b.stored = b.stored[:n]
+	if _, err := f.ReadAt(b.stored, k.off); err != nil {
+		why := "it can't be read"
+		if errors.Is(err, io.EOF) {
+			why = "it ends within a block"
+		}
+		return nil, c.blockDamage(k, why, err)
+	}
+	payload, err := k.check(b.stored)
+	if err != nil {
+		return nil, c.blockDamage(k, err.Error(), nil)
+	}
+	if k.codec == codec.None {
+		return payload, nil
+	}
+	if cap(b.raw) < int(k.raw) {
+		b.raw = make([]byte, MaxBlock)
+	}
+	b.raw = b.raw[:k.raw]
+	if err := codec.Decompress(k.codec, b.raw, payload); err != nil {
+		return nil, c.blockDamage(k, "a block can't be decompressed although its checksum matches", err)
+	}
+	return b.raw, nil
+}
+
+// check sees that stored is the block that the index means, and returns its payload. The index's checksum covers the header,
+// which has the block's place and lengths; so a good block of another place does not pass.
+func (k *block) check(stored []byte) ([]byte, error) {
+	sum, payload, err := checkBlock(stored)
+	if err != nil {
+		return nil, err
+	}
+	if sum != k.sum || len(payload) != int(k.stored) {
+		return nil, errors.New("it has another block than the index says")
+	}
+	return payload, nil
+}
+
+// blockDamage makes the error for a block, of this checkpoint or an ancestor.
+func (c *Checkpoint) blockDamage(k *block, why string, err error) error {
+	d := &DamageError{Checkpoint: c.src.Name(), Shard: ShardName(int(k.shard)), Offset: k.off, Why: why, Err: err}
+	if k.origin > 0 {
+		o := c.manifest.Origins[k.origin-1]
+		d.Checkpoint = fmt.Sprintf("%s (ancestor %s of %s)", o.Path, o.ID, c.src.Name())
+	}
+	return d
+}
+
+// file returns the shard that a block is in.
+func (c *Checkpoint) file(k *block) (store.File, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if files := c.sources[k.origin]; int(k.shard) < len(files) && files[k.shard] != nil {
+		return files[k.shard], nil
+	}
+	if k.origin == 0 {
+		return nil, fmt.Errorf("cannot read from checkpoint %s: it was closed", c.src.Name())
+	}
+	return c.openAncestor(k)
+}
+
+// openAncestor opens the shard of an ancestor that a block is in, with c.mu held. The block's own checksum, which this
+// checkpoint's index knows, is what makes sure that it is the right one; the header is looked at for the sake of the message.
+func (c *Checkpoint) openAncestor(k *block) (store.File, error) {
+	origin := c.manifest.Origins[k.origin-1]
+	id, err := decodeID(origin.ID)
+	if err != nil {
+		return nil, err
+	}
+	if c.resolve == nil {
+		return nil, fmt.Errorf("checkpoint %s needs its ancestor %s (%s): open it together with that one", c.src.Name(), origin.ID, origin.Path)
+	}
+	src, err := c.resolve(id)
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint %s needs its ancestor %s (%s): %w", c.src.Name(), origin.ID, origin.Path, err)
+	}
+	f, err := src.Open(ShardName(int(k.shard)))
+	if err != nil {
+		return nil, c.blockDamage(k, "it can't be opened", err)
+	}
+	b := make([]byte, headerSize)
+	_, err = f.ReadAt(b, 0)
+	if err == nil {
+		var h header
+		if h, err = decodeHeader(b); err == nil && (h.id != id || h.shard != uint32(k.shard)) {
+			err = fmt.Errorf("it is shard %d of checkpoint %x", h.shard, h.id)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(c.blockDamage(k, "it is not the shard that is wanted", err), f.Close())
+	}
+	for len(c.sources[k.origin]) <= int(k.shard) {
+		c.sources[k.origin] = append(c.sources[k.origin], nil)
+	}
+	c.sources[k.origin][k.shard] = f
+	return f, nil
+}
+
+// Find says where a page is: in which block, and which page of it. Block and page mean something for Data only.
+func (c *Checkpoint) Find(pid int, addr uint64) (block int, page uint32, kind Kind) {
+	i, ok := slices.BinarySearch(c.pids, pid)
+	if !ok {
+		return 0, 0, Absent
+	}
+	p := &c.procs[i]
+	at := addr / PageSize
+	extents := c.extents[p.from:p.to]
+	if n := sort.Search(len(extents), func(i int) bool { return extents[i].page > at }); n > 0 {
+		if e := extents[n-1]; at-e.page < uint64(e.pages) {
+			return int(e.block), uint32(e.first) + uint32(at-e.page), Data
+		}
+	}
+	if n := sort.Search(len(p.zeros), func(i int) bool { return p.zeros[i].Start > addr }); n > 0 && addr < p.zeros[n-1].End {
+		return 0, 0, Zero
+	}
+	return 0, 0, Absent
+}
+
+// Ranges lists all pages of a process that are in the checkpoint, zero pages among them, sorted and joined.
+func (c *Checkpoint) Ranges(pid int) []Range {
+	i, ok := slices.BinarySearch(c.pids, pid)
+	if !ok {
+		return nil
+	}
+	p := &c.procs[i]
+	out := make([]Range, 0, len(p.zeros)+1)
+	add := func(r Range) {
+		if n := len(out); n > 0 && out[n-1].End == r.Start {
+			out[n-1].End = r.End
+			return
+		}
+		out = append(out, r)
+	}
+	zeros := p.zeros
+	for _, e := range c.extents[p.from:p.to] {
+		start := e.page * PageSize
+		for len(zeros) > 0 && zeros[0].Start < start {
+			add(zeros[0])
+			zeros = zeros[1:]
+		}
+		add(Range{start, start + uint64(e.pages)*PageSize})
+	}
+	for _, z := range zeros {
+		add(z)
+	}
+	return out
+}
+
+// ZeroRanges lists the zero pages of a process, sorted and joined.
+func (c *Checkpoint) ZeroRanges(pid int) []Range {
+	i, ok := slices.BinarySearch(c.pids, pid)
+	if !ok {
+		return nil
+	}
+	return slices.Clone(c.procs[i].zeros)
+}
+
+// Files lists CRIU's image files in the order in which they were put.
+func (c *Checkpoint) Files() []FileInfo { return slices.Clone(c.files) }
+
+// WriteFile writes one of CRIU's image files to w. A name that is not there is fs.ErrNotExist.
+func (c *Checkpoint) WriteFile(name string, w io.Writer) error {
+	i := slices.IndexFunc(c.files, func(f FileInfo) bool { return f.Name == name })
+	if i < 0 {
+		return fmt.Errorf("checkpoint %s has no CRIU image %s: %w", c.src.Name(), name, errNotExist)
+	}
+	var b Buffer
+	for n := range c.filePieces[i] {
+		data, err := c.read(&c.filePieces[i][n].block, &b)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(data); err != nil {
+			return fmt.Errorf("cannot write CRIU's image %s: %w", name, err)
+		}
+	}
+	return nil
+}

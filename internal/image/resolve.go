@@ -1,0 +1,156 @@
+package image
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"slices"
+)
+
+// zeroBlock stands for "no block, the pages are zero" where a block's number is expected.
+const zeroBlock = ^uint32(0)
+
+// claim says that a block (or zeroBlock) has pages of a process, as of its order. Pages are numbered by address / PageSize.
+type claim struct {
+	page  uint64
+	pages uint64
+	order uint64 // the highest counts
+	block uint32 // counted through all shards
+	first uint32 // number of the first page within the block's data
+}
+
+func (c *claim) end() uint64 { return c.page + c.pages }
+
+// resolve cuts claims, of one process, into those that count: of every page in present that with the highest order. The
+// result is sorted by address and without overlaps. present is sorted, and its ranges don't touch.
+func resolve(pid int, claims []claim, present []Range) ([]claim, error) {
+	slices.SortFunc(claims, func(a, b claim) int { return cmp.Compare(a.page, b.page) })
+	out := clipper{pid: pid, present: present}
+	var active claimHeap // those that reach beyond at, the newest first
+	for next, at := 0, uint64(0); ; {
+		for len(active) > 0 && active[0].end() <= at {
+			heap.Pop(&active)
+		}
+		if len(active) == 0 {
+			if next == len(claims) {
+				break
+			}
+			at = claims[next].page
+		}
+		for next < len(claims) && claims[next].page <= at {
+			heap.Push(&active, &claims[next])
+			next++
+		}
+		for active[0].end() <= at {
+			heap.Pop(&active)
+		}
+		top := active[0]
+		until := top.end()
+		if next < len(claims) {
+			until = min(until, claims[next].page)
+		}
+		out.take(claim{at, until - at, top.order, top.block, top.first + uint32(at-top.page)})
+		at = until
+	}
+	return out.finish()
+}
+
+// claimHeap is a heap of claims whose first element has the highest order.
+type claimHeap []*claim
+
+func (h claimHeap) Len() int           { return len(h) }
+func (h claimHeap) Less(i, j int) bool { return h[i].order > h[j].order }
+func (h claimHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *claimHeap) Push(x any)        { *h = append(*h, x.(*claim)) }
+func (h *claimHeap) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+// clipper keeps of claims that come in the order of their addresses what is present, joins what belongs together, and finds
+// what is present and in no claim.
+type clipper struct {
+	pid     int
+	present []Range // what is left of it
+	kept    []claim
+	missing MissingError
+}
+
+func (c *clipper) take(in claim) {
+	for len(c.present) > 0 {
+		r := c.present[0]
+		start, end := r.Start/PageSize, r.End/PageSize
+		if start >= in.end() {
+			return
+		}
+		c.miss(start, min(end, in.page))
+		from, to := max(start, in.page), min(end, in.end())
+		if from < to {
+			first := in.first
+			if in.block != zeroBlock {
+				first += uint32(from - in.page)
+			}
+			c.add(claim{from, to - from, in.order, in.block, first})
+		}
+		if end > in.end() {
+			c.present[0].Start = max(start, in.end()) * PageSize
+			return
+		}
+		c.present = c.present[1:]
+	}
+}
+
+// add appends a claim, or lengthens the last one where it goes on.
+func (c *clipper) add(in claim) {
+	if n := len(c.kept); n > 0 {
+		last := &c.kept[n-1]
+		goesOn := in.block == zeroBlock || last.first+uint32(last.pages) == in.first
+		if last.end() == in.page && last.block == in.block && goesOn {
+			last.pages += in.pages
+			return
+		}
+	}
+	if in.block == zeroBlock {
+		in.first = 0
+	}
+	c.kept = append(c.kept, in)
+}
+
+func (c *clipper) miss(start, end uint64) {
+	if start >= end {
+		return
+	}
+	if c.missing.Pages == 0 {
+		c.missing.PID, c.missing.First = c.pid, Range{start * PageSize, end * PageSize}
+	}
+	c.missing.Pages += end - start
+}
+
+func (c *clipper) finish() ([]claim, error) {
+	for _, r := range c.present {
+		c.miss(r.Start/PageSize, r.End/PageSize)
+	}
+	if c.missing.Pages > 0 {
+		return nil, &c.missing
+	}
+	return c.kept, nil
+}
+
+// coalesce returns ranges sorted, with those that overlap or touch joined. Empty ranges vanish.
+func coalesce(ranges []Range) ([]Range, error) {
+	sorted := slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool { return r.Start == r.End })
+	slices.SortFunc(sorted, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
+	out := sorted[:0]
+	for _, r := range sorted {
+		if err := r.check(); err != nil {
+			return nil, fmt.Errorf("cannot finish the checkpoint: %w", err)
+		}
+		if n := len(out); n > 0 && out[n-1].End >= r.Start {
+			out[n-1].End = max(out[n-1].End, r.End)
+		} else {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,36 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// advice says what to do about the errors that writing to a folder meets. The error's own text is always kept.
+var advice = []struct {
+	errno unix.Errno
+	todo  string
+}{
+	{unix.ENOSPC, "the disk is full: free some space or choose a folder on another disk"},
+	{unix.EDQUOT, "the disk quota is used up: free some space or choose a folder on another disk"},
+	{unix.EFBIG, "a limit on file sizes is reached: use more shards, or raise the limit (ulimit -f)"},
+	{unix.EROFS, "the file system is read-only: choose a folder on another one"},
+	{unix.EACCES, "no permission: choose another folder, or run as a user who may write there"},
+	{unix.EPERM, "not permitted: choose another folder, or run as a user who may write there"},
+	{unix.ENOTDIR, "it is not a folder: choose another path"},
+	{unix.ENOENT, "the folder is not there (its parent must exist; was it removed meanwhile?): make it, or choose another"},
+	{unix.EMFILE, "too many open files: raise the limit (ulimit -n) or use fewer shards"},
+	{unix.EIO, "the disk failed: look at the kernel's log and choose another disk"},
+	{unix.ESTALE, "the network file system lost it: dump again"},
+}
+
+// explain makes the error of an operation on a path: what failed, on what, why, and what to do where that is known.
+func explain(what, path string, err error) error {
+	for _, a := range advice {
+		if errors.Is(err, a.errno) {
+			return fmt.Errorf("%s %s: %w: %s", what, path, err, a.todo)
+		}
+	}
+	return fmt.Errorf("%s %s: %w", what, path, err)
+}
