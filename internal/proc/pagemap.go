@@ -3,6 +3,7 @@ package proc
 import (
 	"fmt"
 	"os"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ const (
 	Swapped   Category = 1 << 4
 	ZeroPage  Category = 1 << 5 // the kernel's shared page of zeros
 	Huge      Category = 1 << 6 // part of a transparent or hugetlb huge page
+	Guard     Category = 1 << 8 // MADV_GUARD_INSTALL: a touch is a fault (Linux 6.15)
 )
 
 // Run is a stretch of pages of the same categories.
@@ -78,14 +80,7 @@ func (p *Pagemap) Close() error { return p.file.Close() }
 // Scan visits the runs of pages that are there (present or swapped) in a range,
 // in address order.
 func (p *Pagemap) Scan(r Range, visit func(Run)) error {
-	return p.scan(r, scanArg{anyOf: uint64(Present | Swapped)}, visit)
-}
-
-// ScanWritten visits the runs of pages in a range that are there and were
-// written since they were last protected.
-func (p *Pagemap) ScanWritten(r Range, visit func(Run)) error {
-	arg := scanArg{anyOf: uint64(Present | Swapped), mask: uint64(Written)}
-	return p.scan(r, arg, visit)
+	return p.scan(r, p.there(scanArg{}), visit)
 }
 
 // Protect visits the runs of pages in a range that are there and were written,
@@ -96,12 +91,25 @@ func (p *Pagemap) ScanWritten(r Range, visit func(Run)) error {
 // Pages that are not there are left alone: a protection would put a marker of
 // 8 bytes into the page table of each, also in terabytes of reserved space.
 func (p *Pagemap) Protect(r Range, visit func(Run)) error {
-	arg := scanArg{
-		flags: scanProtect | scanCheckAsync,
-		anyOf: uint64(Present | Swapped), mask: uint64(Written),
-	}
-	return p.scan(r, arg, visit)
+	arg := scanArg{flags: scanProtect | scanCheckAsync, mask: uint64(Written)}
+	return p.scan(r, p.there(arg), visit)
 }
+
+// there narrows a scan to pages that are there. A guard marker counts as
+// swapped for the kernel, but there is nothing behind it.
+func (p *Pagemap) there(arg scanArg) scanArg {
+	arg.anyOf = uint64(Present | Swapped)
+	if knowsGuards() {
+		arg.mask |= uint64(Guard)
+		arg.inverted |= uint64(Guard)
+	}
+	return arg
+}
+
+// knowsGuards says whether this kernel tells guard markers from swapped pages.
+var knowsGuards = sync.OnceValue(func() bool {
+	return tryScan(scanArg{mask: uint64(Guard), inverted: uint64(Guard)}) == nil
+})
 
 func (p *Pagemap) scan(r Range, arg scanArg, visit func(Run)) error {
 	arg.size = uint64(unsafe.Sizeof(arg))
@@ -125,13 +133,16 @@ func (p *Pagemap) scan(r Range, arg scanArg, visit func(Run)) error {
 }
 
 // CanScan says whether this kernel has PAGEMAP_SCAN (Linux 6.7).
-func CanScan() bool {
+func CanScan() bool { return tryScan(scanArg{anyOf: uint64(Present)}) == nil }
+
+// tryScan runs a scan over a page of this process.
+func tryScan(arg scanArg) error {
 	p, err := OpenPagemap(os.Getpid())
 	if err != nil {
-		return false
+		return err
 	}
 	defer p.Close()
 	var probe [1]byte
 	at := uint64(uintptr(unsafe.Pointer(&probe))) &^ (PageSize - 1)
-	return p.Scan(Range{at, at + PageSize}, func(Run) {}) == nil
+	return p.scan(Range{at, at + PageSize}, arg, func(Run) {})
 }

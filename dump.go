@@ -1,0 +1,201 @@
+package stasis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"stasis/internal/criu"
+	"stasis/internal/store"
+)
+
+// After says what becomes of the tree once its checkpoint exists.
+type After string
+
+// What a dump can do with the tree when it has succeeded. When it fails, the
+// tree always runs on.
+const (
+	AfterKill  After = "kill"
+	AfterRun   After = "leave-running"
+	AfterStop  After = "leave-stopped"
+	defaultEnd       = AfterKill
+)
+
+// DumpOptions says what to dump and how. PID and one of Dir and Target are
+// needed; everything else has a default.
+type DumpOptions struct {
+	PID    int    // root of the tree
+	Dir    string // folder of the checkpoint; made if its parent exists
+	Target Target // instead of Dir: where else the checkpoint goes
+	Name   string // for people; default: the command and the time
+
+	Streams     int    // number of shards; 0: one for each CPU
+	Compression string // none, lz4, zstd, gzip or zlib; "": DefaultCompression
+	Level       int    // of the codec; 0: its default
+	After       After  // "": AfterKill
+	Engine      Engine // "": EngineAuto
+	CRIU        CRIUOptions
+	CRIUPath    string // "": the first that is new enough
+
+	// MaxRounds bounds how often memory is copied while the tree runs;
+	// 0: DefaultRounds.
+	MaxRounds int
+	// MaxPause is how long the last copy may take, as far as it can be chosen:
+	// rounds go on while what is left is more; 0: DefaultMaxPause.
+	MaxPause time.Duration
+	// FinalBuffer bounds the RAM in bytes for the last pages; what does not
+	// fit is written while the tree is frozen. 0: DefaultFinalBuffer.
+	FinalBuffer int
+
+	// Progress, if set, is called now and then, from one goroutine at a time.
+	Progress func(Progress)
+	// AtStep, if set, is called as each step begins; an error fails the dump
+	// there. It is how tests break things on purpose.
+	AtStep func(Step) error
+}
+
+// Defaults of DumpOptions.
+const (
+	DefaultCompression = "lz4"
+	DefaultRounds      = 8
+	DefaultMaxPause    = 2 * time.Millisecond
+	DefaultFinalBuffer = 256 << 20
+)
+
+// Target is a place that a checkpoint can be written to; see [CreateFolder] and
+// [NewStream].
+type Target = store.Target
+
+// DumpResult tells what a dump made.
+type DumpResult struct {
+	Dir      string    `json:"dir,omitempty"`
+	After    After     `json:"after"`
+	Manifest *Manifest `json:"manifest"`
+}
+
+// Dump makes a checkpoint of a process tree.
+//
+// It returns when the checkpoint is durable and the tree has been dealt with as
+// Options.After says. When it returns an error, there is no checkpoint and the
+// tree runs on as before. Cancelling the context has the same effect, up to the
+// moment of the publication.
+func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
+	d := &dump{opts: opts, begun: time.Now()}
+	defer d.cleanUp()
+	if err := d.do(StepPrepare, func() error { return d.prepare(ctx) }); err != nil {
+		return nil, err
+	}
+	if err := d.dumpState(ctx); err != nil {
+		return nil, err
+	}
+	if d.opts.After == AfterRun {
+		d.thawed = d.frozen.Add(criu.FrozenTime(d.work.Path()))
+		if err := d.keep(); err != nil {
+			return nil, err
+		}
+	}
+	return &DumpResult{Dir: d.opts.Dir, After: d.opts.After, Manifest: d.manifest}, nil
+}
+
+// dumpState lets CRIU freeze and dump the tree. Stasis does its part at CRIU's
+// notifications:
+//
+//	still running   arm the trackers, copy memory until little is left
+//	frozen          hide the memory from CRIU, copy the last pages meanwhile
+//	state written   wait for the last pages; if the tree is not to run on,
+//	                finish the checkpoint and end the tree while it is frozen
+//
+// CRIU is always told to leave the tree running: if Stasis dies, at whatever
+// moment, CRIU lets the tree go on. A tree that has to end is ended here, by
+// signals that it gets before CRIU can let it go.
+func (d *dump) dumpState(ctx context.Context) error {
+	session, err := d.startCRIU()
+	if err != nil {
+		return d.fail(StepPrepare, nil, err)
+	}
+	err = session.Dump(ctx, func(ctx context.Context, at criu.Notification, _ int) error {
+		switch at {
+		case criu.PreDump:
+			return d.whileRunning(ctx)
+		case criu.Frozen:
+			return d.whileFrozen(ctx)
+		case criu.PostDump:
+			return d.whenStateIsWritten(session)
+		}
+		return nil
+	})
+	err = errors.Join(err, ignoreKilled(session.Close()))
+	if d.manifest != nil && errors.Is(err, criu.ErrAbandoned) {
+		return nil // published, and ended on purpose
+	}
+	return d.fail(StepState, ErrProcess, err)
+}
+
+func (d *dump) whileRunning(ctx context.Context) error {
+	if err := d.do(StepArm, func() error { return d.arm() }); err != nil {
+		return err
+	}
+	err := d.do(StepCopy, func() error { return d.copyRounds(ctx) })
+	d.frozen = time.Now() // as good as: CRIU freezes the tree next
+	return err
+}
+
+func (d *dump) whileFrozen(ctx context.Context) error {
+	return d.do(StepFreeze, func() error {
+		if err := d.hideMemory(); err != nil {
+			return err
+		}
+		return d.copyLast(ctx)
+	})
+}
+
+func (d *dump) whenStateIsWritten(session *criu.Session) error {
+	if err := d.do(StepState, d.finishLast); err != nil {
+		return err
+	}
+	if d.opts.After == AfterRun {
+		return nil
+	}
+	d.thawed = time.Now()
+	if err := d.keep(); err != nil {
+		return err
+	}
+	return d.do(StepEnd, func() error { return d.endTree(session) })
+}
+
+// keep writes what was held back during the freeze and lets the checkpoint
+// exist.
+func (d *dump) keep() error {
+	if err := d.do(StepWrite, d.writeKept); err != nil {
+		return err
+	}
+	return d.do(StepPublish, d.publish)
+}
+
+// do runs a step; its error says which step it was.
+func (d *dump) do(step Step, work func() error) error {
+	d.report(Progress{Step: step})
+	if d.opts.AtStep != nil {
+		if err := d.opts.AtStep(step); err != nil {
+			return d.fail(step, nil, err)
+		}
+	}
+	return d.fail(step, nil, work())
+}
+
+func (d *dump) fail(step Step, kind, err error) error {
+	if err == nil {
+		return nil
+	}
+	if inner := (*stepError)(nil); errors.As(err, &inner) {
+		return err // it happened in a step that CRIU waited for
+	}
+	return &stepError{step: step, kind: kind, err: fmt.Errorf("dump of process %d: %w", d.opts.PID, err)}
+}
+
+func (d *dump) report(p Progress) {
+	if d.opts.Progress != nil {
+		d.opts.Progress(p)
+	}
+}

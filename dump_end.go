@@ -1,0 +1,122 @@
+package stasis
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stasis/internal/criu"
+	"stasis/internal/image"
+	"stasis/internal/proc"
+)
+
+// goneLimit bounds the wait for killed processes to be gone. A process 1 that
+// looks for orphans only now and then takes some seconds.
+const goneLimit = 15 * time.Second
+
+// writeKept writes what was kept in RAM during the freeze, and CRIU's images.
+func (d *dump) writeKept() error {
+	if err := d.buffer.Drain(); err != nil {
+		return err
+	}
+	names, err := criu.StateFiles(d.work.Path())
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := d.putFile(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *dump) putFile(name string) error {
+	file, err := os.Open(filepath.Join(d.work.Path(), name))
+	if err != nil {
+		return fmt.Errorf("read CRIU's image: %w", err)
+	}
+	defer file.Close()
+	return d.writer.PutFile(name, file)
+}
+
+// publish makes the checkpoint durable and lets it exist, by one atomic step at
+// the very end. The writer reads back what it wrote as far as the index first.
+func (d *dump) publish() error {
+	m, err := d.describe()
+	if err != nil {
+		return err
+	}
+	if err := d.writer.Finish(d.present, m); err != nil {
+		return err
+	}
+	d.manifest = m
+	return nil
+}
+
+// describe fills the manifest, except for what the writer knows.
+func (d *dump) describe() (*Manifest, error) {
+	host, err := thisHost(d.criu)
+	if err != nil {
+		return nil, err
+	}
+	created := d.frozen.UTC().Truncate(time.Millisecond)
+	name := d.opts.Name
+	if name == "" {
+		name = d.tree[0].Comm + "-" + created.Format("20060102T150405")
+	}
+	return &Manifest{
+		Stasis: Version, Name: name, Kind: image.KindFull, Created: created,
+		Engine: string(d.engine), Host: host, RootPID: d.tree[0].NSPID,
+		Processes: d.summary, Options: restoreOptions(&d.opts),
+		Figures: image.Figures{
+			PauseUS: d.thawed.Sub(d.frozen).Microseconds(),
+			DumpUS:  time.Since(d.begun).Microseconds(),
+			Rounds:  append(d.rounds, d.dirty),
+		},
+	}, nil
+}
+
+// endTree ends or stops the frozen tree. Its processes are held by CRIU and get
+// the signal before anything else, so none of them runs another instruction;
+// CRIU is killed before it could undo what a later restore needs.
+func (d *dump) endTree(session *criu.Session) error {
+	signal := unix.SIGKILL
+	if d.opts.After == AfterStop {
+		signal = unix.SIGSTOP
+	}
+	for _, task := range d.tree {
+		if err := unix.Kill(task.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("the checkpoint is complete, but process %d could not be ended: %w", task.PID, err)
+		}
+	}
+	session.Abandon()
+	if d.opts.After == AfterKill {
+		d.waitGone()
+	}
+	return nil
+}
+
+// waitGone waits until the killed processes have left, or are zombies that wait
+// for a parent outside of the tree.
+func (d *dump) waitGone() {
+	for deadline := time.Now().Add(goneLimit); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if !d.anyLeft() {
+			return
+		}
+	}
+}
+
+func (d *dump) anyLeft() bool {
+	for _, task := range d.tree {
+		now, err := proc.ReadTask(task.PID)
+		if err == nil && now.StartTime == task.StartTime && !now.Zombie() {
+			return true
+		}
+	}
+	return false
+}

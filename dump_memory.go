@@ -1,0 +1,383 @@
+package stasis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"stasis/internal/capture"
+	"stasis/internal/criu"
+	"stasis/internal/image"
+	"stasis/internal/proc"
+	"stasis/internal/track"
+)
+
+const (
+	// copyRate is a low estimate of how many bytes a second the last copy of a
+	// frozen tree manages. It turns MaxPause into bytes.
+	copyRate = 4 << 30
+
+	// shrinkLimit ends the rounds when a round copies more than this part of
+	// the one before: the program writes as fast as it is copied.
+	shrinkLimit = 0.7
+)
+
+// arm begins to track the writes of every process of the tree.
+func (d *dump) arm() error {
+	d.processes = make(map[int]*process)
+	return d.follow()
+}
+
+// follow reads the tree anew and arms the processes that are new. One that
+// cannot be tracked is copied during the freeze instead.
+func (d *dump) follow() error {
+	tree, err := proc.Tree(d.opts.PID)
+	if err != nil {
+		return err
+	}
+	d.tree = tree
+	for _, task := range tree {
+		known := d.processes[task.PID]
+		if task.Zombie() || known != nil && known.task.StartTime == task.StartTime {
+			continue
+		}
+		p := &process{task: task}
+		if d.engine != EngineCRIU {
+			if tracker, err := track.NewWriteProtect(task.PID); err == nil {
+				p.tracker = tracker
+			} else if !errors.Is(err, track.ErrUnavailable) && !errors.Is(err, proc.ErrGone) {
+				return err
+			}
+		}
+		d.processes[task.PID] = p
+	}
+	return d.selectMemory()
+}
+
+// selectMemory reads the mappings of the tree and chooses those that Stasis
+// copies.
+func (d *dump) selectMemory() error {
+	var tree []capture.Process
+	for pid, p := range d.processes {
+		maps, err := proc.Smaps(pid)
+		if err != nil && !errors.Is(err, proc.ErrGone) {
+			return err
+		}
+		p.maps = maps
+		tree = append(tree, capture.Process{PID: pid, Mappings: maps})
+	}
+	if d.engine == EngineCRIU {
+		return nil
+	}
+	ours := capture.Select(tree)
+	for pid, p := range d.processes {
+		p.ours = ours[pid]
+	}
+	return nil
+}
+
+// copyRounds copies all memory, then what was written meanwhile, until the rest
+// is small enough for the freeze or no longer shrinks.
+func (d *dump) copyRounds(ctx context.Context) error {
+	enough := int64(d.opts.MaxPause.Seconds() * copyRate)
+	for before := int64(0); d.round < d.opts.MaxRounds; {
+		if d.round > 0 {
+			if err := d.follow(); err != nil {
+				return err
+			}
+		}
+		copied, err := d.copyRound(ctx)
+		if err != nil {
+			return err
+		}
+		if copied <= enough || before > 0 && float64(copied) > shrinkLimit*float64(before) {
+			return nil
+		}
+		before = copied
+	}
+	return nil
+}
+
+// copyRound copies what was written since the last round, at first everything.
+func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
+	begun, round := time.Now(), d.round
+	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label})
+	for pid, p := range d.processes {
+		if p.tracker == nil {
+			continue
+		}
+		roundErr := p.tracker.Round(p.ours, func(r proc.Run) { copier.Add(pid, r.Range) })
+		if roundErr != nil && !errors.Is(roundErr, proc.ErrGone) {
+			err = errors.Join(err, roundErr)
+		}
+	}
+	copied, copyErr := copier.Wait()
+	if err = errors.Join(err, copyErr); err != nil {
+		return 0, err
+	}
+	d.round++
+	d.rounds = append(d.rounds, roundFigures(int64(copied), time.Since(begun)))
+	return int64(copied), nil
+}
+
+func roundFigures(bytes int64, took time.Duration) image.Round {
+	return image.Round{Pages: bytes / image.PageSize, Bytes: bytes, US: took.Microseconds()}
+}
+
+// sinkFor writes blocks of a round into the checkpoint.
+func (d *dump) sinkFor(round int) capture.Sink {
+	total := d.memoryBytes()
+	return func(b image.PageBlock) error {
+		if err := d.writer.PutPages(round, b); err != nil {
+			return err
+		}
+		if d.opts.Progress != nil {
+			raw, _ := d.writer.Written()
+			d.report(Progress{Step: StepCopy, Round: round, Done: raw, Total: max(total, raw)})
+		}
+		return nil
+	}
+}
+
+func (d *dump) memoryBytes() int64 {
+	var total uint64
+	for _, p := range d.processes {
+		for _, m := range p.ours {
+			total += m.AnonBytes + m.Swapped
+		}
+	}
+	return int64(total)
+}
+
+// label is the pid that a process has inside, by which CRIU's images and the
+// index of the checkpoint name it.
+func (d *dump) label(pid int) int {
+	if p := d.processes[pid]; p != nil {
+		return p.task.NSPID
+	}
+	return pid
+}
+
+// hideMemory decides, with the tree frozen, which memory CRIU must not see:
+// what Stasis has chosen while the tree ran and is still there unchanged in
+// kind. Anything else stays with CRIU, which is always right.
+func (d *dump) hideMemory() error {
+	tree, err := proc.Tree(d.opts.PID)
+	if err != nil {
+		return err
+	}
+	d.tree = tree
+	d.hidden = make(map[int][]proc.Range)
+	if d.engine == EngineCRIU {
+		return nil
+	}
+	if d.forked() {
+		// Pages are shared that were not before: choose anew.
+		if err := d.follow(); err != nil {
+			return err
+		}
+	}
+	for _, task := range d.tree {
+		p := d.processes[task.PID]
+		if p == nil || p.task.StartTime != task.StartTime {
+			continue
+		}
+		ranges, err := stillOurs(p)
+		if err != nil {
+			return err
+		}
+		if len(ranges) > 0 {
+			d.hidden[task.PID] = ranges
+		}
+	}
+	if d.engine == EngineBlind {
+		d.hidden = d.blind.Hide(d.hidden)
+	}
+	return nil
+}
+
+// forked says whether the frozen tree has processes that no round has seen.
+func (d *dump) forked() bool {
+	for _, task := range d.tree {
+		if p := d.processes[task.PID]; !task.Zombie() && (p == nil || p.task.StartTime != task.StartTime) {
+			return true
+		}
+	}
+	return false
+}
+
+// stillOurs lists the addresses of a frozen process that were chosen while it
+// ran and that are still private and anonymous. Locking is the one property
+// that counts and that the quick list of mappings does not show: when the
+// amount of locked memory has changed, the slow list is read.
+func stillOurs(p *process) ([]proc.Range, error) {
+	task, err := proc.ReadTask(p.task.PID)
+	if err != nil {
+		return nil, err
+	}
+	list := proc.Maps
+	if task.LockedKB != lockedKB(p.maps) {
+		list = proc.Smaps
+	}
+	now, err := list(task.PID)
+	if err != nil {
+		return nil, err
+	}
+	var ranges []proc.Range
+	i := 0
+	for _, m := range now {
+		if !capture.Eligible(m) {
+			continue
+		}
+		for i < len(p.ours) && p.ours[i].End <= m.Start {
+			i++
+		}
+		for j := i; j < len(p.ours) && p.ours[j].Start < m.End; j++ {
+			r := proc.Range{Start: max(m.Start, p.ours[j].Start), End: min(m.End, p.ours[j].End)}
+			ranges = append(ranges, r)
+		}
+	}
+	return ranges, nil
+}
+
+func lockedKB(maps []proc.Mapping) uint64 {
+	var total uint64
+	for _, m := range maps {
+		if m.Has("lo") {
+			total += m.Len() >> 10
+		}
+	}
+	return total
+}
+
+// copyLast finds the pages that changed since the last round and begins to copy
+// them into RAM. CRIU dumps the state at the same time.
+//
+// Executable memory is copied before CRIU is let on: CRIU runs code in the
+// processes through an instruction that it puts into their executable memory
+// for a moment.
+func (d *dump) copyLast(ctx context.Context) error {
+	d.present = make(map[int][]image.Range)
+	d.buffer = capture.NewBuffer(d.opts.FinalBuffer, func(b image.PageBlock) error { return d.writer.PutPages(d.round, b) })
+
+	var code, others []changed
+	for pid, ranges := range d.hidden {
+		c, o, err := d.scanFrozen(pid, ranges)
+		if err != nil {
+			return err
+		}
+		code, others = append(code, c...), append(others, o...)
+	}
+	if err := d.copyFrozen(ctx, code); err != nil {
+		return err
+	}
+	d.last = make(chan error, 1)
+	go func() { d.last <- d.copyFrozen(ctx, others) }()
+	return nil
+}
+
+// changed is a run of pages that has to be copied during the freeze.
+type changed struct {
+	pid int
+	proc.Range
+}
+
+// copyFrozen copies pages of the frozen tree into RAM.
+func (d *dump) copyFrozen(ctx context.Context, pages []changed) error {
+	copier := capture.New(ctx, d.buffer.Put, capture.Options{Frozen: true, Label: d.label})
+	for _, p := range pages {
+		copier.Add(p.pid, p.Range)
+	}
+	bytes, err := copier.Wait()
+	d.dirty.Bytes += int64(bytes)
+	return err
+}
+
+// scanFrozen notes which pages a frozen process has and returns those that
+// changed since the last round: in executable memory, and in all other.
+func (d *dump) scanFrozen(pid int, ranges []proc.Range) (code, others []changed, err error) {
+	pagemap, err := proc.OpenPagemap(pid)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer pagemap.Close()
+	p, label := d.processes[pid], d.label(pid)
+	executable := executableOf(p.maps)
+	for _, r := range ranges {
+		into := &others
+		if executable(r) {
+			into = &code
+		}
+		err := pagemap.Scan(r, func(run proc.Run) {
+			d.notePresent(label, run.Range)
+			if run.Changed() || p.tracker == nil {
+				*into = append(*into, changed{pid, run.Range})
+			}
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	return code, others, nil
+}
+
+func (d *dump) notePresent(label int, r proc.Range) {
+	list := d.present[label]
+	if n := len(list); n > 0 && list[n-1].End == r.Start {
+		list[n-1].End = r.End
+		return
+	}
+	d.present[label] = append(list, image.Range(r))
+}
+
+// executableOf answers whether a range overlaps executable memory.
+func executableOf(maps []proc.Mapping) func(proc.Range) bool {
+	var code []proc.Range
+	for _, m := range maps {
+		if len(m.Perms) > 2 && m.Perms[2] == 'x' {
+			code = append(code, m.Range)
+		}
+	}
+	return func(r proc.Range) bool {
+		for _, c := range code {
+			if c.Start < r.End && r.Start < c.End {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// finishLast waits until the last pages are in RAM, and checks that CRIU would
+// restore what was hidden from it as Stasis does.
+func (d *dump) finishLast() error {
+	err := <-d.last
+	d.last = nil
+	if err != nil {
+		return err
+	}
+	d.dirty = roundFigures(d.dirty.Bytes, time.Since(d.frozen))
+	return d.checkHidden()
+}
+
+// checkHidden compares what was hidden with CRIU's own idea of lazy memory. A
+// difference would be an error in Stasis; better no checkpoint than a wrong one.
+func (d *dump) checkHidden() error {
+	for pid, ranges := range d.hidden {
+		lazy, err := criu.LazyRanges(d.work.Path(), d.label(pid))
+		if err != nil {
+			return err
+		}
+		i := 0
+		for _, r := range ranges {
+			for i < len(lazy) && lazy[i].End <= r.Start {
+				i++
+			}
+			if i == len(lazy) || lazy[i].Start > r.Start || lazy[i].End < r.End {
+				return fmt.Errorf("memory %#x-%#x of process %d changed its kind while it was dumped; try again, or use engine %s", r.Start, r.End, pid, EngineCRIU)
+			}
+		}
+	}
+	return nil
+}

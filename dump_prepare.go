@@ -1,0 +1,261 @@
+package stasis
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"time"
+
+	"stasis/internal/capture"
+	"stasis/internal/codec"
+	"stasis/internal/criu"
+	"stasis/internal/image"
+	"stasis/internal/proc"
+	"stasis/internal/store"
+	"stasis/internal/track"
+	"stasis/internal/workdir"
+)
+
+// dump is one dump under way. Its fields are filled step by step, in this
+// order; no two goroutines work on it at once, except for the copiers, which
+// have their own.
+type dump struct {
+	opts  DumpOptions
+	begun time.Time
+
+	// prepare
+	criu    *criu.Binary
+	engine  Engine
+	lock    *treeLock
+	target  store.Target
+	writer  *image.Writer
+	work    *workdir.Dir
+	blind   *criu.Blind
+	summary []image.Process // of the tree, for the manifest
+
+	// while running
+	processes map[int]*process // by pid
+	round     int              // number of the copy that is next
+	rounds    []image.Round
+
+	// while frozen
+	frozen  time.Time
+	tree    []*proc.Task
+	hidden  map[int][]proc.Range
+	last    chan error // the end of the last copy, which runs beside CRIU
+	buffer  *capture.Buffer
+	present map[int][]image.Range // by the pid inside
+	dirty   image.Round
+
+	// at the end
+	thawed   time.Time
+	manifest *Manifest
+}
+
+// process is one process of the tree while it is followed.
+type process struct {
+	task    *proc.Task
+	tracker track.Tracker  // nil: its memory is copied during the freeze
+	maps    []proc.Mapping // as smaps showed them in the last round
+	ours    []proc.Mapping // those of maps that Stasis copies
+}
+
+// prepare checks the request and the tree, and opens everything that the dump
+// needs. Nothing of it touches the tree.
+func (d *dump) prepare(ctx context.Context) error {
+	if err := d.opts.complete(); err != nil {
+		return d.fail(StepPrepare, ErrInput, err)
+	}
+	var err error
+	if d.tree, err = proc.Tree(d.opts.PID); errors.Is(err, proc.ErrGone) {
+		return d.fail(StepPrepare, ErrInput, fmt.Errorf("there is no process %d", d.opts.PID))
+	} else if err != nil {
+		return err
+	}
+	if err := dumpable(d.tree); err != nil {
+		return d.fail(StepPrepare, ErrProcess, err)
+	}
+	if d.lock, err = lockTree(d.tree[0]); err != nil {
+		return d.fail(StepPrepare, ErrBusy, err)
+	}
+	if d.criu, err = criu.Find(ctx, d.opts.CRIUPath); err != nil {
+		return d.fail(StepPrepare, ErrInput, err)
+	}
+	if d.engine, err = chooseEngine(d.opts.Engine, d.criu); err != nil {
+		return d.fail(StepPrepare, ErrInput, err)
+	}
+	if d.summary, err = summarize(d.tree); err != nil {
+		return err
+	}
+	if d.work, err = workdir.New(d.opts.Dir, visibleToCRIU(d.tree, d.engine)); err != nil {
+		return err
+	}
+	return d.openCheckpoint()
+}
+
+// openCheckpoint opens the place where the checkpoint goes.
+func (d *dump) openCheckpoint() error {
+	compressor, err := codec.New(d.opts.Compression, d.opts.Level)
+	if err != nil {
+		return d.fail(StepPrepare, ErrInput, err)
+	}
+	if d.target = d.opts.Target; d.target == nil {
+		if d.target, err = store.CreateFolder(d.opts.Dir); err != nil {
+			return d.fail(StepPrepare, ErrInput, err)
+		}
+	}
+	var id [16]byte
+	rand.Read(id[:])
+	d.writer, err = image.NewWriter(d.target, image.WriterOptions{Shards: d.opts.Streams, Codec: compressor, ID: id})
+	if err != nil {
+		return errors.Join(err, d.target.Abort())
+	}
+	return nil
+}
+
+// complete fills in the defaults and refuses what makes no sense.
+func (o *DumpOptions) complete() error {
+	switch {
+	case o.PID <= 0:
+		return fmt.Errorf("process id %d: it must be greater than 0", o.PID)
+	case o.Dir == "" && o.Target == nil:
+		return errors.New("no place for the checkpoint: give a folder")
+	case o.Streams < 0 || o.Streams > image.MaxShards:
+		return fmt.Errorf("%d streams: it must be 1 to %d, or 0 for one for each CPU", o.Streams, image.MaxShards)
+	case o.MaxRounds < 0:
+		return fmt.Errorf("%d rounds: it must not be negative", o.MaxRounds)
+	case o.FinalBuffer < 0:
+		return fmt.Errorf("a final buffer of %d bytes: it must not be negative", o.FinalBuffer)
+	}
+	setDefault(&o.Streams, min(runtime.NumCPU(), image.MaxShards))
+	setDefault(&o.Compression, DefaultCompression)
+	setDefault(&o.After, AfterKill)
+	setDefault(&o.Engine, EngineAuto)
+	setDefault(&o.MaxRounds, DefaultRounds)
+	setDefault(&o.MaxPause, DefaultMaxPause)
+	setDefault(&o.FinalBuffer, DefaultFinalBuffer)
+	if !slices.Contains([]After{AfterKill, AfterRun, AfterStop}, o.After) {
+		return fmt.Errorf("after the dump %q: it is %s, %s or %s", o.After, AfterKill, AfterRun, AfterStop)
+	}
+	return o.CRIU.Validate()
+}
+
+func setDefault[T comparable](into *T, value T) {
+	var zero T
+	if *into == zero {
+		*into = value
+	}
+}
+
+// chooseEngine takes the best engine that works here, or checks that the one
+// asked for does.
+func chooseEngine(asked Engine, c *criu.Binary) (Engine, error) {
+	switch asked {
+	case EngineCRIU, EngineLazyPages:
+		return asked, nil
+	case EngineBlind:
+		if !c.Dynamic {
+			return "", fmt.Errorf("engine %s: no library can be preloaded into %s, which is static or setuid; use engine %s", asked, c.Path, EngineLazyPages)
+		}
+		if !proc.CanScan() {
+			return "", fmt.Errorf("engine %s: this kernel lacks PAGEMAP_SCAN (Linux 6.7); use engine %s", asked, EngineLazyPages)
+		}
+		return asked, nil
+	case EngineAuto:
+		switch {
+		case !proc.CanScan():
+			return EngineCRIU, nil // without it nobody can tell which pages are there
+		case !c.Dynamic:
+			return EngineLazyPages, nil
+		}
+		return EngineBlind, nil
+	}
+	return "", fmt.Errorf("engine %q: it is one of %s, %s, %s, %s", asked, EngineAuto, EngineBlind, EngineLazyPages, EngineCRIU)
+}
+
+// dumpable finds early what CRIU would only find with the tree frozen.
+func dumpable(tree []*proc.Task) error {
+	for _, t := range tree {
+		if t.TracerPID != 0 {
+			return fmt.Errorf("process %d (%s) is traced by process %d (%s): end that debugger first", t.PID, t.Comm, t.TracerPID, nameOf(t.TracerPID))
+		}
+	}
+	if root := tree[0]; root.Zombie() {
+		return fmt.Errorf("process %d (%s) has ended and waits for its parent %d", root.PID, root.Comm, root.PPID)
+	} else if root.Exe == "" {
+		return fmt.Errorf("process %d (%s) is a thread of the kernel", root.PID, root.Comm)
+	}
+	return nil
+}
+
+func nameOf(pid int) string {
+	if t, err := proc.ReadTask(pid); err == nil {
+		return t.Comm
+	}
+	return "gone"
+}
+
+// visibleToCRIU estimates the bytes that CRIU will write: memory that is
+// neither hidden nor a file's.
+func visibleToCRIU(tree []*proc.Task, engine Engine) uint64 {
+	var total uint64
+	for _, t := range tree {
+		maps, err := proc.Smaps(t.PID)
+		if err != nil {
+			continue
+		}
+		for _, m := range maps {
+			if engine == EngineCRIU || !capture.Eligible(m) || m.SharedAnon > 0 {
+				total += m.AnonBytes + m.Swapped
+				if !m.Private() {
+					total += m.Resident
+				}
+			}
+		}
+	}
+	return total
+}
+
+// startCRIU starts CRIU, which waits for its request.
+func (d *dump) startCRIU() (*criu.Session, error) {
+	opts, files, err := d.opts.CRIU.Build(d.work.Path())
+	if err != nil {
+		return nil, err
+	}
+	pid, run := int32(d.opts.PID), true
+	opts.Pid, opts.LeaveRunning = &pid, &run
+	if d.engine == EngineBlind {
+		if d.blind, err = criu.NewBlind(); err != nil {
+			return nil, err
+		}
+	}
+	return d.criu.Start(criu.Request{Opts: opts, WorkDir: d.work.Path(), LogName: "dump.log", Blind: d.blind, Files: files})
+}
+
+// cleanUp leaves nothing behind. After a success it only frees what the dump
+// held.
+func (d *dump) cleanUp() {
+	for _, p := range d.processes {
+		if p.tracker != nil {
+			p.tracker.Close()
+		}
+	}
+	if d.last != nil {
+		<-d.last // a failed dump may still be copying
+	}
+	if d.writer != nil && d.manifest == nil {
+		d.writer.Abort()
+	}
+	if d.blind != nil {
+		d.blind.Close()
+	}
+	if d.work != nil {
+		d.work.Remove()
+	}
+	if d.lock != nil {
+		d.lock.release()
+	}
+}

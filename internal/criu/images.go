@@ -1,0 +1,250 @@
+package criu
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/stats"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+	"google.golang.org/protobuf/proto"
+
+	"stasis/internal/proc"
+)
+
+// Numbers of CRIU's image format (criu/include/magic.h, image.h).
+const (
+	magicCommon  = 0x54564319
+	magicService = 0x55105940
+	magicPagemap = 0x56084025
+
+	maxEntry = 64 << 20 // no entry of an image is larger than that
+
+	vmaVsyscall = 1 << 2 // VMA_AREA_…
+	vmaVDSO     = 1 << 3
+	vmaVVAR     = 1 << 12
+
+	mapPrivate = 0x02
+	mapAnon    = 0x20
+	mapLocked  = 0x2000
+	mapHugeTLB = 0x40000
+
+	pagePresent = 1 << 2 // PE_PRESENT
+	pageLazy    = 1 << 1 // PE_LAZY
+)
+
+// Process is one process of a dumped tree, by its pid inside.
+type Process struct {
+	PID, PPID, PGID, SID int
+	Threads              []int
+}
+
+// Processes lists the processes of a dump, as pstree.img has them.
+func Processes(dir string) ([]Process, error) {
+	var list []Process
+	err := readEntries(filepath.Join(dir, "pstree.img"), func(raw []byte) error {
+		var e pstree.PstreeEntry
+		if err := proto.Unmarshal(raw, &e); err != nil {
+			return err
+		}
+		p := Process{PID: int(e.GetPid()), PPID: int(e.GetPpid()), PGID: int(e.GetPgid()), SID: int(e.GetSid())}
+		for _, tid := range e.GetThreads() {
+			p.Threads = append(p.Threads, int(tid))
+		}
+		list = append(list, p)
+		return nil
+	})
+	return list, err
+}
+
+// FrozenTime is how long CRIU kept the tree frozen in a dump that has ended, by
+// its own clock; 0 if CRIU left no statistics.
+func FrozenTime(dir string) time.Duration {
+	var took time.Duration
+	readEntries(filepath.Join(dir, "stats-dump"), func(raw []byte) error {
+		var e stats.StatsEntry
+		if err := proto.Unmarshal(raw, &e); err != nil {
+			return err
+		}
+		took = time.Duration(e.GetDump().GetFrozenTime()) * time.Microsecond
+		return nil
+	})
+	return took
+}
+
+// LazyRanges lists the memory of a dumped process that CRIU would restore
+// lazily, joined and in address order. Only that may be hidden.
+func LazyRanges(dir string, pid int) ([]proc.Range, error) {
+	var ranges []proc.Range
+	err := readEntries(filepath.Join(dir, "mm-"+strconv.Itoa(pid)+".img"), func(raw []byte) error {
+		var e mm.MmEntry
+		if err := proto.Unmarshal(raw, &e); err != nil {
+			return err
+		}
+		for _, area := range e.GetVmas() {
+			if !lazy(area) {
+				continue
+			}
+			r := proc.Range{Start: area.GetStart(), End: area.GetEnd()}
+			if n := len(ranges); n > 0 && ranges[n-1].End == r.Start {
+				ranges[n-1].End = r.End
+				continue
+			}
+			ranges = append(ranges, r)
+		}
+		return nil
+	})
+	return ranges, err
+}
+
+func lazy(e *vma.VmaEntry) bool {
+	flags, status := e.GetFlags(), e.GetStatus()
+	return flags&mapAnon != 0 && flags&mapPrivate != 0 && flags&mapLocked == 0 &&
+		flags&mapHugeTLB == 0 && status&(vmaVDSO|vmaVsyscall|vmaVVAR) == 0
+}
+
+// AddLazy rewrites the page map of a process for a restore in which the given
+// ranges come from Stasis: they become lazy entries, and what CRIU dumped
+// itself becomes plain, because CRIU would skip what it marked lazy.
+func AddLazy(dir string, pid int, ranges []proc.Range) error {
+	path := filepath.Join(dir, "pagemap-"+strconv.Itoa(pid)+".img")
+	var head []byte
+	var entries []*pagemap.PagemapEntry
+	err := readEntries(path, func(raw []byte) error {
+		if head == nil {
+			head = slices.Clone(raw)
+			return nil
+		}
+		e := &pagemap.PagemapEntry{}
+		if err := proto.Unmarshal(raw, e); err != nil {
+			return err
+		}
+		if e.GetFlags()&pagePresent != 0 {
+			e.Flags = proto.Uint32(e.GetFlags() &^ pageLazy)
+		}
+		entries = append(entries, e)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range ranges {
+		entries = append(entries, lazyEntries(r)...)
+	}
+	slices.SortFunc(entries, func(a, b *pagemap.PagemapEntry) int {
+		switch {
+		case a.GetVaddr() < b.GetVaddr():
+			return -1
+		case a.GetVaddr() > b.GetVaddr():
+			return 1
+		}
+		return 0
+	})
+	return writePagemap(path, head, entries)
+}
+
+// lazyEntries describes a range; one entry counts its pages in 32 bits.
+func lazyEntries(r proc.Range) []*pagemap.PagemapEntry {
+	var entries []*pagemap.PagemapEntry
+	for at := r.Start; at < r.End; {
+		n := min((r.End-at)/proc.PageSize, 1<<30)
+		entries = append(entries, &pagemap.PagemapEntry{
+			Vaddr: proto.Uint64(at), CompatNrPages: proto.Uint32(uint32(n)),
+			NrPages: proto.Uint64(n), Flags: proto.Uint32(pageLazy),
+		})
+		at += n * proc.PageSize
+	}
+	return entries
+}
+
+func writePagemap(path string, head []byte, entries []*pagemap.PagemapEntry) error {
+	var out bytes.Buffer
+	word := func(v uint32) { out.Write(binary.LittleEndian.AppendUint32(nil, v)) }
+	word(magicCommon)
+	word(magicPagemap)
+	word(uint32(len(head)))
+	out.Write(head)
+	for _, e := range entries {
+		raw, err := proto.Marshal(e)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", path, err)
+		}
+		word(uint32(len(raw)))
+		out.Write(raw)
+	}
+	if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// readEntries visits the raw entries of an image. The images can come from
+// anywhere, so every length is checked before it is used.
+func readEntries(path string, visit func(raw []byte) error) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read CRIU's image: %w", err)
+	}
+	if err := decodeEntries(data, visit); err != nil {
+		return fmt.Errorf("CRIU's image %s is damaged: %w", path, err)
+	}
+	return nil
+}
+
+func decodeEntries(data []byte, visit func(raw []byte) error) error {
+	r := bytes.NewReader(data)
+	word := func() (v uint32, err error) {
+		err = binary.Read(r, binary.LittleEndian, &v)
+		return v, err
+	}
+	magic, err := word()
+	if err != nil {
+		return errors.New("it is shorter than its head")
+	}
+	if magic == magicCommon || magic == magicService {
+		if _, err := word(); err != nil {
+			return errors.New("it is shorter than its head")
+		}
+	}
+	for {
+		size, err := word()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil || int64(size) > int64(r.Len()) || size > maxEntry {
+			return fmt.Errorf("an entry at byte %d does not fit", int64(len(data))-int64(r.Len()))
+		}
+		raw := make([]byte, size)
+		io.ReadFull(r, raw)
+		if err := visit(raw); err != nil {
+			return err
+		}
+	}
+}
+
+// StateFiles lists the images that a dump left in a folder, without logs and
+// statistics.
+func StateFiles(dir string) ([]string, error) {
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list CRIU's images: %w", err)
+	}
+	var names []string
+	for _, file := range all {
+		if name := file.Name(); file.Type().IsRegular() && strings.HasSuffix(name, ".img") {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}

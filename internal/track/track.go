@@ -1,0 +1,170 @@
+// Package track finds out which pages a running process writes.
+//
+// Words: to arm is to begin watching a mapping; a round asks for the pages that
+// were written since the round before and watches them anew in the same step,
+// so that no write between the two is missed.
+//
+// A [Tracker] belongs to one goroutine. Closing it ends the tracking and leaves
+// nothing in the process.
+package track
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"stasis/internal/inject"
+	"stasis/internal/proc"
+	"stasis/internal/uffd"
+)
+
+// Tracker follows the writes of one process.
+type Tracker interface {
+	// Round visits the runs of pages in the mappings that were written since
+	// the last round, in address order; in the first round these are all that
+	// are there. Mappings that cannot be tracked are left out: their pages
+	// count as changed at the freeze. The mappings are of now; what has
+	// changed since the last round is armed on the way.
+	Round(mappings []proc.Mapping, visit func(proc.Run)) error
+	// Close ends the tracking.
+	Close() error
+}
+
+// ErrUnavailable says that writes cannot be tracked here, by the kernel or in
+// this process. The memory can still be copied while the process is frozen.
+var ErrUnavailable = errors.New("writes cannot be tracked")
+
+// WriteProtect is a tracker that lets the kernel write-protect pages and
+// resolve the faults itself (userfaultfd with WP_ASYNC, Linux 6.7).
+type WriteProtect struct {
+	pid     int
+	fd      *uffd.FD
+	pagemap *proc.Pagemap
+}
+
+var _ Tracker = (*WriteProtect)(nil)
+
+// NewWriteProtect puts a tracker into a process; one of its threads is stopped
+// for less than a millisecond. The error wraps [ErrUnavailable] when this
+// kernel or this process does not allow it, or [proc.ErrGone].
+func NewWriteProtect(pid int) (*WriteProtect, error) {
+	pagemap, err := proc.OpenPagemap(pid)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := create(pid)
+	if err != nil {
+		pagemap.Close()
+		return nil, err
+	}
+	w := &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap}
+	if _, err := w.fd.API(uffd.FeatureWPAsync | uffd.FeatureWPUnpopulated); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("%w in process %d: the kernel lacks asynchronous write protection (Linux 6.7): %w", ErrUnavailable, pid, err)
+	}
+	return w, nil
+}
+
+// create makes the userfaultfd. A target that is not privileged may only have
+// one for its own faults; tracking loses nothing by it.
+func create(pid int) (int, error) {
+	flags := unix.O_CLOEXEC | unix.O_NONBLOCK
+	fd, err := inject.Userfaultfd(pid, flags)
+	if errors.Is(err, unix.EPERM) {
+		fd, err = inject.Userfaultfd(pid, flags|uffd.UserModeOnly)
+	}
+	if err == nil || errors.Is(err, proc.ErrGone) {
+		return fd, err
+	}
+	return -1, fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// Close closes this process' descriptor, the last one: the kernel then removes
+// the protection.
+func (w *WriteProtect) Close() error {
+	return errors.Join(w.fd.Close(), w.pagemap.Close())
+}
+
+// Round implements [Tracker].
+func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
+	for _, m := range mappings {
+		if err := w.roundOf(m.Range, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// roundOf arms a mapping, which does nothing where it is armed already, and
+// asks for its written pages. A mapping may have gone, or been replaced, since
+// it was listed.
+func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
+	if err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP); err != nil {
+		return w.unlessGone(err)
+	}
+	err := w.pagemap.Protect(r, visit)
+	if errors.Is(err, unix.EPERM) {
+		return nil // replaced meanwhile: the next round, or the freeze, sees to it
+	}
+	return err
+}
+
+// unlessGone passes over a mapping that cannot be armed; only the end of the
+// process is an error.
+func (w *WriteProtect) unlessGone(err error) error {
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("track process %d: %w", w.pid, proc.ErrGone)
+	}
+	return nil
+}
+
+// Available says whether this kernel can track writes, by a trial on this
+// process; nil if it can.
+func Available() error {
+	fd, err := uffd.New(unix.O_CLOEXEC | unix.O_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("%w: userfaultfd: %w", ErrUnavailable, err)
+	}
+	defer fd.Close()
+	if _, err := fd.API(uffd.FeatureWPAsync | uffd.FeatureWPUnpopulated); err != nil {
+		return fmt.Errorf("%w: the kernel lacks asynchronous write protection (Linux 6.7): %w", ErrUnavailable, err)
+	}
+	pagemap, err := proc.OpenPagemap(os.Getpid())
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	defer pagemap.Close()
+	memory, err := unix.Mmap(-1, 0, proc.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	defer unix.Munmap(memory)
+	return tryTracking(fd, pagemap, memory)
+}
+
+// tryTracking writes to a page before and after it is protected, and checks
+// that the page map tells the difference: a kernel that only claims to track
+// would lose data.
+func tryTracking(fd *uffd.FD, pagemap *proc.Pagemap, memory []byte) error {
+	at := addressOf(memory)
+	page := proc.Range{Start: at, End: at + uint64(len(memory))}
+	memory[0] = 1
+	if err := fd.Register(page.Start, page.Len(), uffd.RegisterWP); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	for _, write := range []bool{true, false, true} {
+		seen := false
+		if write {
+			memory[0]++
+		}
+		if err := pagemap.Protect(page, func(r proc.Run) { seen = true }); err != nil {
+			return fmt.Errorf("%w: PAGEMAP_SCAN: %w", ErrUnavailable, err)
+		}
+		if seen != write {
+			return fmt.Errorf("%w: a trial write was reported as %t where it was %t", ErrUnavailable, seen, write)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,283 @@
+package stasis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"stasis/internal/criu"
+	"stasis/internal/guard"
+	"stasis/internal/image"
+	"stasis/internal/pager"
+	"stasis/internal/store"
+	"stasis/internal/workdir"
+)
+
+// RestoreOptions says what to restore and how. Dir or Source is needed.
+type RestoreOptions struct {
+	Dir    string // folder of the checkpoint
+	Source Source // instead of Dir
+
+	// Streams, if not 0, has to be the number of shards that the checkpoint
+	// has. Nobody needs to give it.
+	Streams int
+	// Lazy lets the tree run at once and brings its memory afterwards, what it
+	// touches first.
+	Lazy bool
+	// Force restores although the checks found a conflict that CRIU might
+	// still cope with, such as another kernel or a changed file.
+	Force bool
+
+	CRIU     *CRIUOptions // nil: as the dump had them
+	CRIUPath string       // "": the first that is new enough
+
+	// Stdout and Stderr of CRIU's helpers; the restored tree has its own.
+	Progress func(Progress)         // as for a dump
+	AtStep   func(Step) error       // as for a dump
+	Resumed  func(r *RestoreResult) // called when the tree runs; with Lazy long before Restore returns
+}
+
+// Source is a checkpoint that can be read; see [OpenFolder].
+type Source = store.Source
+
+// RestoreResult tells what a restore brought back.
+type RestoreResult struct {
+	PID         int           `json:"pid"`  // of the root, as this machine sees it
+	PIDs        []int         `json:"pids"` // of all processes, as they see themselves
+	Manifest    *Manifest     `json:"-"`
+	BytesMemory int64         `json:"bytes_memory"` // put in place
+	Took        time.Duration `json:"took_ns"`      // until all memory was in place
+	ToResume    time.Duration `json:"to_resume_ns"` // until the tree ran
+}
+
+// Restore brings a process tree back from a checkpoint. The root of the tree
+// becomes a child of the calling process, which has to wait for it, or to end.
+//
+// It returns when all memory is in place. When it fails, nothing of the tree is
+// left running. No process runs on memory that was not verified: a page of a
+// damaged checkpoint is never given to a process, and the tree is killed
+// instead.
+func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
+	r := &restore{opts: opts, begun: time.Now()}
+	defer r.cleanUp()
+	for _, step := range []struct {
+		name Step
+		work func(context.Context) error
+	}{
+		{StepOpen, r.open},
+		{StepCheck, r.check},
+		{StepUnpack, r.unpack},
+		{StepRestore, r.restoreState},
+	} {
+		if err := r.do(step.name, func() error { return step.work(ctx) }); err != nil {
+			return nil, errors.Join(err, r.killTree())
+		}
+	}
+	if r.opts.Lazy {
+		if err := r.do(StepFill, func() error { return r.fill(ctx) }); err != nil {
+			return nil, errors.Join(err, r.killTree())
+		}
+	}
+	return r.finish()
+}
+
+// restore is one restore under way.
+type restore struct {
+	opts  RestoreOptions
+	begun time.Time
+
+	checkpoint *image.Checkpoint
+	criuOpts   CRIUOptions
+	criu       *criu.Binary
+	work       *workdir.Dir
+	pager      *pager.Pager // nil when CRIU has all memory
+	guard      *guard.Guard
+	result     RestoreResult
+	done       bool
+}
+
+// open reads the manifest and the index, and checks both.
+func (r *restore) open(ctx context.Context) error {
+	src := r.opts.Source
+	if src == nil {
+		folder, err := store.OpenFolder(r.opts.Dir)
+		if err != nil {
+			return r.fail(StepOpen, ErrInput, err)
+		}
+		src = folder
+	}
+	var err error
+	if r.checkpoint, err = image.Open(src); err != nil {
+		return r.fail(StepOpen, ErrDamaged, err)
+	}
+	m := r.checkpoint.Manifest()
+	if m.Kind == image.KindPreDump {
+		return r.fail(StepOpen, ErrInput, fmt.Errorf("%s is a pre-dump: it holds memory only; restore a dump that was made on top of it", src.Name()))
+	}
+	if n := len(m.Shards); r.opts.Streams != 0 && r.opts.Streams != n {
+		return r.fail(StepOpen, ErrInput, fmt.Errorf("%s has %d streams, not %d: say --stream %d, or leave it out", src.Name(), n, r.opts.Streams, n))
+	}
+	if r.criuOpts, err = criuOptionsOf(m); err != nil {
+		return r.fail(StepOpen, ErrDamaged, err)
+	}
+	if r.opts.CRIU != nil {
+		r.criuOpts = *r.opts.CRIU
+	}
+	if err := r.criuOpts.Validate(); err != nil {
+		return r.fail(StepOpen, ErrInput, err)
+	}
+	if r.criu, err = criu.Find(ctx, r.opts.CRIUPath); err != nil {
+		return r.fail(StepOpen, ErrInput, err)
+	}
+	return nil
+}
+
+// unpack lays CRIU's images out in a work folder, and makes their page maps
+// lazy where Stasis brings the memory.
+func (r *restore) unpack(context.Context) error {
+	var size int64
+	for _, file := range r.checkpoint.Files() {
+		size += file.Size
+	}
+	var err error
+	if r.work, err = workdir.New(r.opts.Dir, uint64(size)); err != nil {
+		return err
+	}
+	for _, file := range r.checkpoint.Files() {
+		if err := r.unpackFile(file.Name); err != nil {
+			return err
+		}
+	}
+	for _, pid := range r.checkpoint.PIDs() {
+		if err := criu.AddLazy(r.work.Path(), pid, procRanges(r.checkpoint.Ranges(pid))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *restore) unpackFile(name string) error {
+	file, err := os.OpenFile(r.work.Path()+"/"+name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("unpack CRIU's image: %w", err)
+	}
+	if err := r.checkpoint.WriteFile(name, file); err != nil {
+		return errors.Join(r.fail(StepUnpack, ErrDamaged, err), file.Close())
+	}
+	return file.Close()
+}
+
+// restoreState lets CRIU restore the tree and, unless it is a lazy restore,
+// fills its memory at the last moment before the tree runs.
+func (r *restore) restoreState(ctx context.Context) error {
+	if err := r.startPager(); err != nil {
+		return err
+	}
+	session, err := r.startCRIU()
+	if err != nil {
+		return err
+	}
+	if r.guard != nil {
+		if err := r.guard.Watch(session.PID()); err != nil {
+			session.Abandon()
+			return errors.Join(err, session.Close())
+		}
+	}
+	pid, err := session.Restore(ctx, func(ctx context.Context, at criu.Notification, pid int) error {
+		switch at {
+		case criu.PostRestore:
+			return r.rootIs(pid)
+		case criu.PreResume:
+			return r.beforeResume(ctx)
+		}
+		return nil
+	})
+	if pid > 0 {
+		r.result.PID = pid
+	}
+	err = errors.Join(err, ignoreKilled(session.Close()))
+	if err == nil {
+		r.resumed()
+	}
+	return r.fail(StepRestore, nil, err)
+}
+
+// rootIs notes the root of the tree and puts it under guard.
+func (r *restore) rootIs(pid int) error {
+	r.result.PID = pid
+	if r.guard == nil {
+		return nil
+	}
+	return r.guard.Watch(pid)
+}
+
+func (r *restore) beforeResume(ctx context.Context) error {
+	if r.pager == nil || r.opts.Lazy {
+		return nil
+	}
+	return r.do(StepFill, func() error { return r.fill(ctx) })
+}
+
+// fill puts all memory in place.
+func (r *restore) fill(ctx context.Context) error {
+	if r.pager == nil {
+		return nil
+	}
+	if err := r.pager.Fill(ctx); err != nil {
+		return r.fail(StepFill, ErrDamaged, err)
+	}
+	return nil
+}
+
+func (r *restore) resumed() {
+	r.result.ToResume = time.Since(r.begun)
+	r.result.Manifest = r.checkpoint.Manifest()
+	r.result.PIDs = r.pids()
+	r.result.BytesMemory = r.result.Manifest.Figures.BytesMemory
+	if r.opts.Resumed != nil {
+		r.opts.Resumed(&r.result)
+	}
+}
+
+// finish ends the guard: from here on the tree needs nobody.
+func (r *restore) finish() (*RestoreResult, error) {
+	if r.pager != nil {
+		if err := r.pager.Err(); err != nil {
+			return nil, errors.Join(r.fail(StepFill, ErrDamaged, err), r.killTree())
+		}
+	}
+	if r.guard != nil {
+		if err := r.guard.Disarm(); err != nil {
+			return nil, errors.Join(r.fail(StepResume, nil, err), r.killTree())
+		}
+		r.guard = nil
+	}
+	r.done = true
+	r.result.Took = time.Since(r.begun)
+	return &r.result, nil
+}
+
+// do runs a step; its error says which step it was.
+func (r *restore) do(step Step, work func() error) error {
+	if r.opts.Progress != nil {
+		r.opts.Progress(Progress{Step: step})
+	}
+	if r.opts.AtStep != nil {
+		if err := r.opts.AtStep(step); err != nil {
+			return r.fail(step, nil, err)
+		}
+	}
+	return r.fail(step, nil, work())
+}
+
+func (r *restore) fail(step Step, kind, err error) error {
+	if err == nil {
+		return nil
+	}
+	if inner := (*stepError)(nil); errors.As(err, &inner) {
+		return err
+	}
+	return &stepError{step: step, kind: kind, err: fmt.Errorf("restore: %w", err)}
+}

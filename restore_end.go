@@ -1,0 +1,137 @@
+package stasis
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"stasis/internal/criu"
+	"stasis/internal/guard"
+	"stasis/internal/image"
+	"stasis/internal/pager"
+	"stasis/internal/proc"
+)
+
+// startPager listens for the userfaultfds of the restored processes, with a
+// guard beside it that kills the tree should Stasis die: the kernel would hand
+// out zeros for the memory that is still to come.
+func (r *restore) startPager() error {
+	if !r.hasMemory() {
+		return nil
+	}
+	var err error
+	if r.guard, err = guard.Start(); err != nil {
+		return err
+	}
+	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint, pager.Options{
+		OnTask:     r.guardTask,
+		OnProgress: r.filled,
+	})
+	return err
+}
+
+// hasMemory says whether any memory comes from Stasis and not from CRIU.
+func (r *restore) hasMemory() bool { return len(r.checkpoint.PIDs()) > 0 }
+
+// guardTask puts a process under guard as soon as its userfaultfd is known.
+func (r *restore) guardTask(pid, fd int) error {
+	if err := r.guard.Hold(fd); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (r *restore) filled(done, total int64) {
+	if r.opts.Progress != nil {
+		r.opts.Progress(Progress{Step: StepFill, Done: done, Total: total})
+	}
+}
+
+// startCRIU starts CRIU for the restore.
+func (r *restore) startCRIU() (*criu.Session, error) {
+	opts, files, err := r.criuOpts.Build(r.work.Path())
+	if err != nil {
+		return nil, err
+	}
+	sibling, lazy := true, r.pager != nil
+	opts.RstSibling, opts.LazyPages = &sibling, &lazy
+	return r.criu.Start(criu.Request{Opts: opts, WorkDir: r.work.Path(), LogName: "restore.log", Files: files})
+}
+
+// killTree ends what a failed restore left. CRIU kills what it has not let go;
+// a lazily restored tree runs already.
+func (r *restore) killTree() error {
+	if r.result.PID == 0 {
+		return nil
+	}
+	var err error
+	tree, treeErr := proc.Tree(r.result.PID)
+	if errors.Is(treeErr, proc.ErrGone) {
+		return nil
+	}
+	for _, t := range tree {
+		if killErr := unix.Kill(t.PID, unix.SIGKILL); killErr != nil && !errors.Is(killErr, unix.ESRCH) {
+			err = errors.Join(err, fmt.Errorf("process %d of the failed restore could not be killed: %w", t.PID, killErr))
+		}
+	}
+	return err
+}
+
+// cleanUp leaves nothing behind but the tree of a restore that succeeded. The
+// guard goes first when the restore failed: the tree must not be let go with
+// memory missing.
+func (r *restore) cleanUp() {
+	if r.guard != nil && !r.done {
+		r.guard.Fire()
+	}
+	if r.pager != nil {
+		r.pager.Close()
+	}
+	if r.work != nil {
+		r.work.Remove()
+	}
+	if r.checkpoint != nil {
+		r.checkpoint.Close()
+	}
+}
+
+func (r *restore) pids() []int {
+	var list []int
+	for _, p := range r.checkpoint.Manifest().Processes {
+		list = append(list, p.PID)
+	}
+	return list
+}
+
+// criuOptionsOf are the options of the dump, which the restore needs as well.
+func criuOptionsOf(m *Manifest) (CRIUOptions, error) {
+	var o CRIUOptions
+	if raw := m.Options[optionsOfCRIU]; raw != "" {
+		if err := json.Unmarshal([]byte(raw), &o); err != nil {
+			return o, fmt.Errorf("the options in the manifest: %w", err)
+		}
+	}
+	return o, nil
+}
+
+func procRanges(ranges []image.Range) []proc.Range {
+	list := make([]proc.Range, len(ranges))
+	for i, r := range ranges {
+		list[i] = proc.Range(r)
+	}
+	return list
+}
+
+// ignoreKilled drops the exit status of CRIU, whose reply has said it all.
+func ignoreKilled(err error) error {
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+var _ = slices.Clone[[]int]
