@@ -90,7 +90,7 @@ func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 		return nil, err
 	}
 	if d.opts.After == AfterRun {
-		d.thawed = d.frozen.Add(criu.FrozenTime(d.work.Path()))
+		d.notePause()
 		if err := d.keep(); err != nil {
 			return nil, err
 		}
@@ -121,10 +121,11 @@ func (d *dump) dumpState(ctx context.Context) error {
 		case criu.Frozen:
 			return d.whileFrozen(ctx)
 		case criu.PostDump:
-			return d.whenStateIsWritten(session)
+			return d.whenStateIsWritten(ctx, session)
 		}
 		return nil
 	})
+	d.thawed = time.Now()
 	err = errors.Join(err, ignoreKilled(session.Close()))
 	if d.manifest != nil && errors.Is(err, criu.ErrAbandoned) {
 		return nil // published, and ended on purpose
@@ -150,8 +151,8 @@ func (d *dump) whileFrozen(ctx context.Context) error {
 	})
 }
 
-func (d *dump) whenStateIsWritten(session *criu.Session) error {
-	if err := d.do(StepState, d.finishLast); err != nil {
+func (d *dump) whenStateIsWritten(ctx context.Context, session *criu.Session) error {
+	if err := d.do(StepState, func() error { return d.finishLast(ctx) }); err != nil {
 		return err
 	}
 	if d.opts.After == AfterRun {

@@ -58,6 +58,17 @@ func (d *dump) publish() error {
 	return nil
 }
 
+// notePause takes CRIU's own measure of the freeze. A lazy dump has none: CRIU
+// starts its statistics anew when it serves pages.
+func (d *dump) notePause() {
+	if d.engine == EngineLazyPages {
+		return
+	}
+	if took := criu.FrozenTime(d.work.Path()); took > 0 {
+		d.thawed = d.frozen.Add(took)
+	}
+}
+
 // describe fills the manifest, except for what the writer knows.
 func (d *dump) describe() (*Manifest, error) {
 	host, err := thisHost(d.criu)
@@ -93,6 +104,9 @@ func (d *dump) endTree(session *criu.Session) error {
 		if err := unix.Kill(task.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("the checkpoint is complete, but process %d could not be ended: %w", task.PID, err)
 		}
+	}
+	if d.opts.After == AfterStop && d.engine == EngineLazyPages {
+		return nil // CRIU's code is still in the processes; it takes it out before they stop
 	}
 	session.Abandon()
 	if d.opts.After == AfterKill {

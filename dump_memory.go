@@ -1,9 +1,11 @@
 package stasis
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"stasis/internal/capture"
@@ -351,14 +353,65 @@ func executableOf(maps []proc.Mapping) func(proc.Range) bool {
 
 // finishLast waits until the last pages are in RAM, and checks that CRIU would
 // restore what was hidden from it as Stasis does.
-func (d *dump) finishLast() error {
+func (d *dump) finishLast(ctx context.Context) error {
 	err := <-d.last
 	d.last = nil
 	if err != nil {
 		return err
 	}
+	if d.lazy != nil {
+		err = d.copyMissing(ctx)
+	}
 	d.dirty = roundFigures(d.dirty.Bytes, time.Since(d.frozen))
-	return d.checkHidden()
+	return errors.Join(err, d.checkHidden())
+}
+
+// copyMissing copies what a lazy dump left out and Stasis has not chosen, such
+// as stacks and pages shared since fork: nobody else has them. Then it tells
+// CRIU that its pages are not wanted.
+func (d *dump) copyMissing(ctx context.Context) error {
+	var pages []changed
+	for _, task := range d.tree {
+		if task.Zombie() {
+			continue
+		}
+		label := d.label(task.PID)
+		missing, err := criu.Missing(d.work.Path(), label)
+		if err != nil {
+			return err
+		}
+		var extra []image.Range
+		for _, r := range subtract(missing, d.present[label]) {
+			pages = append(pages, changed{task.PID, r})
+			extra = append(extra, image.Range(r))
+		}
+		d.present[label] = append(d.present[label], extra...)
+		slices.SortFunc(d.present[label], func(a, b image.Range) int { return cmp.Compare(a.Start, b.Start) })
+	}
+	if err := d.copyFrozen(ctx, pages); err != nil {
+		return err
+	}
+	return d.lazy.End()
+}
+
+// subtract takes what the sorted ranges b have out of the sorted ranges a.
+func subtract(a []proc.Range, b []image.Range) []proc.Range {
+	var rest []proc.Range
+	for _, r := range a {
+		for len(b) > 0 && b[0].End <= r.Start {
+			b = b[1:]
+		}
+		for i := 0; i < len(b) && b[i].Start < r.End; i++ {
+			if b[i].Start > r.Start {
+				rest = append(rest, proc.Range{Start: r.Start, End: b[i].Start})
+			}
+			r.Start = min(b[i].End, r.End)
+		}
+		if r.Start < r.End {
+			rest = append(rest, r)
+		}
+	}
+	return rest
 }
 
 // checkHidden compares what was hidden with CRIU's own idea of lazy memory. A

@@ -33,7 +33,8 @@ type dump struct {
 	target  store.Target
 	writer  *image.Writer
 	work    *workdir.Dir
-	blind   *criu.Blind
+	blind   *criu.Blind     // with EngineBlind
+	lazy    *criu.LazyDump  // with EngineLazyPages
 	summary []image.Process // of the tree, for the manifest
 
 	// while running
@@ -232,6 +233,14 @@ func (d *dump) startCRIU() (*criu.Session, error) {
 			return nil, err
 		}
 	}
+	if d.engine == EngineLazyPages {
+		if d.lazy, err = criu.NewLazyDump(); err != nil {
+			return nil, err
+		}
+		if files, err = d.lazy.Arrange(opts, files, d.work.Path()); err != nil {
+			return nil, err
+		}
+	}
 	return d.criu.Start(criu.Request{Opts: opts, WorkDir: d.work.Path(), LogName: "dump.log", Blind: d.blind, Files: files})
 }
 
@@ -251,6 +260,9 @@ func (d *dump) cleanUp() {
 	}
 	if d.blind != nil {
 		d.blind.Close()
+	}
+	if d.lazy != nil {
+		d.lazy.Close()
 	}
 	if d.work != nil {
 		d.work.Remove()

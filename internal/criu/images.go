@@ -115,8 +115,9 @@ func lazy(e *vma.VmaEntry) bool {
 }
 
 // AddLazy rewrites the page map of a process for a restore in which the given
-// ranges come from Stasis: they become lazy entries, and what CRIU dumped
-// itself becomes plain, because CRIU would skip what it marked lazy.
+// ranges, in address order, come from Stasis: they become lazy entries, and what
+// CRIU dumped itself becomes plain, because CRIU would skip what it marked lazy.
+// Where both have a page, CRIU's own stays.
 func AddLazy(dir string, pid int, ranges []proc.Range) error {
 	path := filepath.Join(dir, "pagemap-"+strconv.Itoa(pid)+".img")
 	var head []byte
@@ -130,28 +131,56 @@ func AddLazy(dir string, pid int, ranges []proc.Range) error {
 		if err := proto.Unmarshal(raw, e); err != nil {
 			return err
 		}
-		if e.GetFlags()&pagePresent != 0 {
-			e.Flags = proto.Uint32(e.GetFlags() &^ pageLazy)
+		if e.GetFlags()&pagePresent == 0 {
+			return nil // left out of a lazy dump: one of the given ranges
 		}
+		e.Flags = proto.Uint32(e.GetFlags() &^ pageLazy)
 		entries = append(entries, e)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	for _, r := range ranges {
-		entries = append(entries, lazyEntries(r)...)
-	}
-	slices.SortFunc(entries, func(a, b *pagemap.PagemapEntry) int {
-		switch {
-		case a.GetVaddr() < b.GetVaddr():
-			return -1
-		case a.GetVaddr() > b.GetVaddr():
-			return 1
+	return writePagemap(path, head, mergeLazy(entries, ranges))
+}
+
+// mergeLazy puts lazy entries for what the ranges have beyond the entries
+// between them, in address order.
+func mergeLazy(entries []*pagemap.PagemapEntry, ranges []proc.Range) []*pagemap.PagemapEntry {
+	var merged []*pagemap.PagemapEntry
+	for _, e := range entries {
+		own := entryRange(e)
+		for len(ranges) > 0 && ranges[0].Start < own.Start {
+			before := proc.Range{Start: ranges[0].Start, End: min(ranges[0].End, own.Start)}
+			merged = append(merged, lazyEntries(before)...)
+			ranges = behind(ranges, before.End)
 		}
-		return 0
-	})
-	return writePagemap(path, head, entries)
+		merged = append(merged, e)
+		ranges = behind(ranges, own.End)
+	}
+	for _, r := range ranges {
+		merged = append(merged, lazyEntries(r)...)
+	}
+	return merged
+}
+
+// behind drops what lies before an address.
+func behind(ranges []proc.Range, at uint64) []proc.Range {
+	for len(ranges) > 0 && ranges[0].End <= at {
+		ranges = ranges[1:]
+	}
+	if len(ranges) > 0 && ranges[0].Start < at {
+		ranges = append([]proc.Range{{Start: at, End: ranges[0].End}}, ranges[1:]...)
+	}
+	return ranges
+}
+
+func entryRange(e *pagemap.PagemapEntry) proc.Range {
+	pages := e.GetNrPages()
+	if e.NrPages == nil {
+		pages = uint64(e.GetCompatNrPages())
+	}
+	return proc.Range{Start: e.GetVaddr(), End: e.GetVaddr() + pages*proc.PageSize}
 }
 
 // lazyEntries describes a range; one entry counts its pages in 32 bits.

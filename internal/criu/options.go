@@ -1,6 +1,7 @@
 package criu
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -180,11 +181,21 @@ func (o *Options) writeConfig(opts *rpc.CriuOpts, workDir string) error {
 		lines = append(lines, "file-validation "+o.FileValidation)
 	}
 	lines = append(lines, o.Raw...)
+	return addConfig(opts, workDir, lines...)
+}
+
+// addConfig adds lines to the configuration file of a request.
+func addConfig(opts *rpc.CriuOpts, workDir string, lines ...string) error {
 	if len(lines) == 0 {
 		return nil
 	}
 	path := filepath.Join(workDir, "options.conf")
-	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = file.WriteString(strings.Join(lines, "\n") + "\n")
+		err = errors.Join(err, file.Close())
+	}
+	if err != nil {
 		return fmt.Errorf("write CRIU's configuration: %w", err)
 	}
 	opts.ConfigFile = &path

@@ -116,7 +116,7 @@ func (p *Pagemap) scan(r Range, arg scanArg, visit func(Run)) error {
 	arg.result = uint64(wantedInResults)
 	arg.vec, arg.vecLen = uint64(uintptr(unsafe.Pointer(&p.regions[0]))), uint64(len(p.regions))
 	arg.end = r.End
-	for start := r.Start; start < r.End; start = arg.walkEnd {
+	for start := r.Start; start < r.End; {
 		arg.start = start
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, p.file.Fd(), scanIoctl, uintptr(unsafe.Pointer(&arg)))
 		if errno != 0 {
@@ -125,9 +125,13 @@ func (p *Pagemap) scan(r Range, arg scanArg, visit func(Run)) error {
 		for _, region := range p.regions[:n] {
 			visit(Run{Range{region.start, region.end}, Category(region.categories)})
 		}
-		if arg.walkEnd <= start {
-			return fmt.Errorf("scan pages %#x-%#x of process %d: the kernel made no progress", start, r.End, p.pid)
+		// walk_end is no help: after a walk to the end the kernel may leave an
+		// earlier value in it (seen on Linux 6.18 with more than 512 regions).
+		// Only a full vector stops a walk early.
+		if int(n) < len(p.regions) {
+			break
 		}
+		start = p.regions[n-1].end
 	}
 	return nil
 }

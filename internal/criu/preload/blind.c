@@ -175,9 +175,14 @@ static long scan_visible(int fd, u64 pid, struct scan *arg)
 		if (n < 0)
 			return n;
 		found += n;
-		at = part.walk_end;
-		if (at < until)
-			break;
+		/*
+		 * Only a full vector stops a walk early. walk_end does not
+		 * tell: after a walk to the end it may hold an older value.
+		 */
+		if ((u64)n < part.vec_len)
+			at = until;
+		else
+			at = ((struct region *)arg->vec)[found - 1].end;
 	}
 	arg->walk_end = at < arg->end ? at : arg->end;
 	return found;

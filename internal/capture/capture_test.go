@@ -1,0 +1,195 @@
+package capture
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"stasis/internal/image"
+	"stasis/internal/proc"
+	"stasis/internal/subject"
+)
+
+func TestMain(m *testing.M) {
+	subject.Main(m, map[string]subject.Role{"numbered": numbered})
+}
+
+const pages = 1000
+
+// numbered has pages that begin with their own address: the first half
+// readable, the second half without any permission, a hole of one page at 100.
+func numbered(say func(string, ...any), hear func() (string, bool)) {
+	memory, err := unix.Mmap(-1, 0, pages*proc.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		panic(err)
+	}
+	base := uint64(uintptr(unsafe.Pointer(&memory[0])))
+	for at := 0; at < len(memory); at += proc.PageSize {
+		binary.LittleEndian.PutUint64(memory[at:], base+uint64(at))
+	}
+	unix.Mprotect(memory[len(memory)/2:], unix.PROT_NONE)
+	unix.Syscall(unix.SYS_MUNMAP, uintptr(base+100*proc.PageSize), proc.PageSize, 0)
+	say("%d", base)
+	hear()
+}
+
+// collect is a sink that keeps pages by address and checks their content.
+type collect struct {
+	t     *testing.T
+	mu    sync.Mutex
+	pages map[uint64]bool
+}
+
+func (c *collect) put(b image.PageBlock) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(b.Data) > image.MaxBlock {
+		c.t.Errorf("a block of %d bytes", len(b.Data))
+	}
+	at := 0
+	for _, e := range b.Extents {
+		for i := range uint64(e.Pages) {
+			addr := e.Addr + i*proc.PageSize
+			if got := binary.LittleEndian.Uint64(b.Data[at:]); got != addr {
+				c.t.Errorf("page %#x has the content of %#x", addr, got)
+			}
+			c.pages[addr] = true
+			at += proc.PageSize
+		}
+	}
+	return nil
+}
+
+func TestCopyReadsAllThereIs(t *testing.T) {
+	s := subject.Start(t, "numbered")
+	var base uint64
+	s.Scan(s.Hear(), &base)
+	got := &collect{t: t, pages: map[uint64]bool{}}
+	c := New(context.Background(), got.put, Options{Workers: 3})
+	c.Add(s.PID, proc.Range{Start: base, End: base + pages*proc.PageSize})
+	bytes, err := c.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes != (pages-1)*proc.PageSize || len(got.pages) != pages-1 || got.pages[base+100*proc.PageSize] {
+		t.Errorf("%d bytes, %d pages", bytes, len(got.pages))
+	}
+}
+
+func TestAFrozenHoleIsAnError(t *testing.T) {
+	s := subject.Start(t, "numbered")
+	var base uint64
+	s.Scan(s.Hear(), &base)
+	c := New(context.Background(), (&collect{t: t, pages: map[uint64]bool{}}).put, Options{Frozen: true})
+	c.Add(s.PID, proc.Range{Start: base, End: base + 200*proc.PageSize})
+	if _, err := c.Wait(); err == nil || !strings.Contains(err.Error(), "frozen") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestAFailingSinkEndsTheCopy(t *testing.T) {
+	s := subject.Start(t, "numbered")
+	var base uint64
+	s.Scan(s.Hear(), &base)
+	full := errors.New("disk full")
+	c := New(context.Background(), func(image.PageBlock) error { return full }, Options{})
+	for range 1000 { // far more than the queue holds: Add must not wait for ever
+		c.Add(s.PID, proc.Range{Start: base, End: base + 64*proc.PageSize})
+	}
+	if _, err := c.Wait(); !errors.Is(err, full) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestIsolatedPagesArePackedTogether(t *testing.T) {
+	s := subject.Start(t, "numbered")
+	var base uint64
+	s.Scan(s.Hear(), &base)
+	blocks := 0
+	var mu sync.Mutex
+	c := New(context.Background(), func(b image.PageBlock) error {
+		mu.Lock()
+		defer mu.Unlock()
+		blocks++
+		return nil
+	}, Options{})
+	for page := uint64(0); page < 90; page += 2 {
+		c.Add(s.PID, proc.Range{Start: base + page*proc.PageSize, End: base + (page+1)*proc.PageSize})
+	}
+	if _, err := c.Wait(); err != nil || blocks != 1 {
+		t.Errorf("%d blocks, %v", blocks, err)
+	}
+}
+
+func TestBufferKeepsCopiesUpToItsLimit(t *testing.T) {
+	var through, drained [][]byte
+	sink := func(into *[][]byte) Sink {
+		return func(b image.PageBlock) error { *into = append(*into, bytes.Clone(b.Data)); return nil }
+	}
+	b := NewBuffer(2*proc.PageSize, sink(&through))
+	data := make([]byte, proc.PageSize)
+	for i := range 3 {
+		data[0] = byte(i + 1)
+		if err := b.Put(image.PageBlock{Extents: []image.Extent{{Pages: 1}}, Data: data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(through) != 1 || through[0][0] != 3 || b.Overflow() != proc.PageSize {
+		t.Errorf("%d blocks went through, overflow %d", len(through), b.Overflow())
+	}
+	b.sink = sink(&drained)
+	if err := b.Drain(); err != nil || len(drained) != 2 || drained[0][0] != 1 || drained[1][0] != 2 {
+		t.Errorf("drained %d blocks, %v", len(drained), err)
+	}
+}
+
+func anonymous(start, shared uint64, flags string) proc.Mapping {
+	return proc.Mapping{
+		Range: proc.Range{Start: start, End: start + 100<<20}, Perms: "rw-p", Dev: "00:00",
+		Flags: flags, AnonBytes: 100 << 20, SharedAnon: shared,
+	}
+}
+
+func TestSelectLeavesToCRIUWhatIsSharedSinceFork(t *testing.T) {
+	parent := Process{PID: 1, Mappings: []proc.Mapping{
+		anonymous(1<<32, 90<<20, ""), anonymous(2<<32, 4<<10, ""), anonymous(3<<32, 0, ""), anonymous(4<<32, 0, "lo"),
+	}}
+	child := Process{PID: 2, Mappings: parent.Mappings[:2]}
+	chosen := Select([]Process{parent, child})
+	for pid, want := range map[int][]uint64{1: {2 << 32, 3 << 32}, 2: {2 << 32}} {
+		var got []uint64
+		for _, m := range chosen[pid] {
+			got = append(got, m.Start)
+		}
+		if len(got) != len(want) || got[0] != want[0] || got[len(got)-1] != want[len(want)-1] {
+			t.Errorf("process %d: chosen %#x, want %#x", pid, got, want)
+		}
+	}
+	// The same mapping, shared with a process outside of the tree only.
+	if chosen := Select([]Process{parent}); len(chosen[1]) != 3 {
+		t.Errorf("alone: %d mappings chosen, want 3", len(chosen[1]))
+	}
+}
+
+func TestEligible(t *testing.T) {
+	file := proc.Mapping{Perms: "rw-p", Dev: "08:01", Inode: 5, Path: "/x"}
+	shared := proc.Mapping{Perms: "rw-s", Dev: "00:00"}
+	stack := proc.Mapping{Perms: "rw-p", Dev: "00:00", Path: "[stack]"}
+	for name, m := range map[string]proc.Mapping{"file": file, "shared": shared, "stack": stack, "locked": anonymous(0, 0, "rd wr lo")} {
+		if Eligible(m) {
+			t.Errorf("%s memory is eligible", name)
+		}
+	}
+	heap := anonymous(0, 0, "rd wr mr mw me ac sd")
+	heap.Path = "[heap]"
+	if !Eligible(heap) {
+		t.Error("the heap is not eligible")
+	}
+}

@@ -1,0 +1,92 @@
+// Package subject lets tests work on a process other than their own: the test
+// binary runs itself again as a subject, which does what it is told over a pipe.
+//
+// A test package calls [Main] from its TestMain with the functions that a
+// subject can run; a test starts one with [Start]. Only tests import it.
+package subject
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+const environment = "STASIS_TEST_SUBJECT"
+
+// Role is what a subject does. It reports with say and waits for the next order
+// with hear; it ends when hear returns false.
+type Role func(say func(format string, args ...any), hear func() (string, bool))
+
+// Main runs the tests, or the role that this process was started for.
+func Main(m *testing.M, roles map[string]Role) {
+	role, ok := roles[os.Getenv(environment)]
+	if !ok {
+		os.Exit(m.Run())
+	}
+	orders := bufio.NewScanner(os.Stdin)
+	role(
+		func(format string, args ...any) { fmt.Printf(format+"\n", args...) },
+		func() (string, bool) { ok := orders.Scan(); return orders.Text(), ok },
+	)
+}
+
+// Subject is a running subject.
+type Subject struct {
+	PID   int
+	t     testing.TB
+	in    io.WriteCloser
+	lines *bufio.Scanner
+}
+
+// Start starts this test binary in a role; the end of the test ends it.
+func Start(t testing.TB, role string) *Subject {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), environment+"="+role)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return &Subject{PID: cmd.Process.Pid, t: t, in: in, lines: bufio.NewScanner(out)}
+}
+
+// Ask sends an order and returns the answer.
+func (s *Subject) Ask(order string) string {
+	s.t.Helper()
+	if _, err := fmt.Fprintln(s.in, order); err != nil {
+		s.t.Fatalf("order %q: %v", order, err)
+	}
+	return s.Hear()
+}
+
+// Hear waits for a line of the subject.
+func (s *Subject) Hear() string {
+	s.t.Helper()
+	if !s.lines.Scan() {
+		s.t.Fatalf("the subject ended: %v", s.lines.Err())
+	}
+	return s.lines.Text()
+}
+
+// Scan reads an answer as the values that fmt.Sscan finds in it.
+func (s *Subject) Scan(answer string, into ...any) {
+	s.t.Helper()
+	if _, err := fmt.Sscan(answer, into...); err != nil {
+		s.t.Fatalf("answer %q: %v", answer, err)
+	}
+}
