@@ -34,7 +34,7 @@ int main(int argc, char **argv)
 	if (!fgets(line, sizeof(line), stdin))
 		return 1;
 	for (unsigned long at = (unsigned long)memory; at < (unsigned long)memory + len;) {
-		struct scan arg = { sizeof(arg), 0, at, (unsigned long)memory + len, 0, (unsigned long)regions, vec_len, 0, 0x22, 0x22, 0x18, 0x18 };
+		struct scan arg = { sizeof(arg), 0, at, (unsigned long)memory + len, 0, (unsigned long)regions, vec_len, 0, 0x24, 0x24, 0x18, 0x18 };
 		int found = ioctl(fd, 0xc0606610UL, &arg);
 
 		if (found < 0) {
