@@ -187,14 +187,14 @@ func checkBlock(b []byte) (sum uint64, payload []byte, err error) {
 	}
 	extents, stored := le.Uint32(b[20:]), le.Uint32(b[32:])
 	if extents > MaxPages || stored > MaxBlock || int64(len(b)) < blockLen(int(extents), stored) {
-		return 0, nil, errors.New("the block's lengths are impossible")
+		return 0, nil, errors.New("its lengths are impossible")
 	}
 	var copied [blockSize + MaxPages*extentSize]byte // b may be a read-only mapping
 	head := copied[:copy(copied[:], b[:headLen(int(extents))])]
 	payload = b[len(head):blockLen(int(extents), stored)]
 	sum = le.Uint64(head[56:])
 	if sum != blockSum(head, xxh3.Hash(payload)) {
-		return sum, nil, errors.New("the block's checksum does not match")
+		return sum, nil, errors.New("its checksum does not match")
 	}
 	return sum, payload[:stored], nil
 }
@@ -223,11 +223,11 @@ func (h *blockHead) check() error {
 	}
 	switch {
 	case h.raw == 0 || h.raw > MaxBlock || h.stored > h.raw || !h.codec.Valid() || h.codec == codec.None && h.stored != h.raw:
-		return errors.New("the block's lengths are impossible")
+		return errors.New("its lengths are impossible")
 	case h.kind == pageBlock && pages*PageSize == uint64(h.raw):
 	case h.kind == fileBlock && len(h.extents) == 0:
 	default:
-		return errors.New("the block is neither of pages nor of a file")
+		return errors.New("it is neither of pages nor of a file")
 	}
 	return nil
 }

@@ -92,12 +92,17 @@ type DamageError struct {
 	Err        error // what led to it, may be nil
 }
 
-func (e *DamageError) Error() string {
-	s := fmt.Sprintf("checkpoint %s is damaged: %s at offset %d: %s", e.Checkpoint, e.Shard, e.Offset, e.Why)
-	if e.Err != nil {
-		s += ": " + e.Err.Error()
+// newDamage makes a DamageError; err, which may be nil, becomes part of the reason.
+func newDamage(checkpoint, shard string, offset int64, why string, err error) *DamageError {
+	if err != nil {
+		why += ": " + err.Error()
 	}
-	return s + ": use a good copy of that file or another checkpoint (verify lists all damage)"
+	return &DamageError{checkpoint, shard, offset, why, err}
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("checkpoint %s is damaged: %s at offset %d: %s: use a good copy of that file or another checkpoint (verify lists all damage)",
+		e.Checkpoint, e.Shard, e.Offset, e.Why)
 }
 
 func (e *DamageError) Unwrap() error { return e.Err }

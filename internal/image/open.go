@@ -32,10 +32,14 @@ type Checkpoint struct {
 	files      []FileInfo
 	filePieces [][]filePiece // of files, in order
 
-	resolve Resolver
-	mu      sync.Mutex
-	sources [][]store.File // guarded by mu: open shards by origin and number; those of this checkpoint are there from the start
+	shards    []*shardFile
+	resolve   Resolver // may be nil
+	mu        sync.Mutex
+	ancestors map[ancestorShard]*shardFile // guarded by mu: those that were needed so far
 }
+
+// ancestorShard names a shard of an ancestor.
+type ancestorShard struct{ origin, shard uint16 }
 
 // Resolver finds the ancestor of that id, for a checkpoint whose index refers to blocks of it.
 type Resolver func(id [16]byte) (store.Source, error)
@@ -99,14 +103,13 @@ func (c *Checkpoint) open() error {
 			version.Checkpoint = c.src.Name()
 			return version
 		}
-		return &DamageError{Checkpoint: c.src.Name(), Shard: store.ManifestName, Why: err.Error()}
+		return newDamage(c.src.Name(), store.ManifestName, 0, "it can't be used", err)
 	}
 	if c.id, err = decodeID(c.manifest.ID); err != nil {
 		return err
 	}
 	n := len(c.manifest.Shards)
-	c.sources = make([][]store.File, 1+len(c.manifest.Origins))
-	c.sources[0] = make([]store.File, n)
+	c.shards = make([]*shardFile, n)
 	c.tails = make([]int64, n)
 	indexes, errs := make([]*index, n), make([]error, n)
 	var all sync.WaitGroup
@@ -122,7 +125,7 @@ func (c *Checkpoint) open() error {
 
 // damage makes the error for a shard of this checkpoint.
 func (c *Checkpoint) damage(shard int, offset int64, why string, err error) error {
-	return &DamageError{Checkpoint: c.src.Name(), Shard: ShardName(shard), Offset: offset, Why: why, Err: err}
+	return newDamage(c.src.Name(), ShardName(shard), offset, why, err)
 }
 
 // openShard opens a shard, checks its two ends, and reads its index.
@@ -132,7 +135,7 @@ func (c *Checkpoint) openShard(i int) (*index, error) {
 	if err != nil {
 		return nil, c.damage(i, 0, "it can't be opened", err)
 	}
-	c.sources[0][i] = f
+	c.shards[i] = newShardFile(f)
 	if err := c.checkHeader(i, f); err != nil {
 		return nil, err
 	}
@@ -226,19 +229,20 @@ func (c *Checkpoint) checkGroups(x *index, foot footer) error {
 	return nil
 }
 
-// Close closes the shards. What ReadBlock returned must not be used any more.
+// Close closes the shards. What ReadBlock returned must not be used any more, and no other method may be running.
 func (c *Checkpoint) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var errs []error
-	for _, files := range c.sources {
-		for i, f := range files {
-			if f != nil {
-				errs = append(errs, f.Close())
-				files[i] = nil
-			}
+	for _, f := range c.shards {
+		if f != nil { // some are nil where Open failed
+			errs = append(errs, f.Close())
 		}
 	}
+	for _, f := range c.ancestors {
+		errs = append(errs, f.Close())
+	}
+	c.shards, c.ancestors = nil, nil
 	return errors.Join(errs...)
 }
 

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"sort"
 
 	"stasis/internal/codec"
-	"stasis/internal/store"
 )
 
 // Buffer is the space that ReadBlock works in. The zero Buffer is ready; it is for one goroutine at a time.
@@ -39,40 +39,43 @@ func (c *Checkpoint) pidOf(at int) int {
 	return c.pids[sort.Search(len(c.procs), func(i int) bool { return c.procs[i].to > at })]
 }
 
-// ReadBlock reads, checks and decompresses a block. What it returns is valid until b is used again. Anything wrong with the
-// block is a *DamageError.
-func (c *Checkpoint) ReadBlock(i int, b *Buffer) ([]byte, error) { return c.read(&c.blocks[i], b) }
+// ReadBlock reads, checks and decompresses a block. What it returns is valid until b is used again or the checkpoint is closed,
+// and may be read-only memory. Anything wrong with the block is a *DamageError. A block that was not compressed may be returned
+// right in the page cache, without a copy: see shardFile for what that means for files that are changed meanwhile. System calls
+// (UFFDIO_COPY, write) report memory that went away meanwhile as EFAULT.
+func (c *Checkpoint) ReadBlock(i int, b *Buffer) ([]byte, error) {
+	return c.read(&c.blocks[i], b, true)
+}
 
-func (c *Checkpoint) read(k *block, b *Buffer) ([]byte, error) {
+// read does what ReadBlock does, for any block. Without mapped, the result is in b.
+func (c *Checkpoint) read(k *block, b *Buffer, mapped bool) ([]byte, error) {
 	f, err := c.file(k)
 	if err != nil {
 		return nil, err
 	}
-	n := int(k.len())
-	if cap(b.stored) < n {
-		b.stored = make([]byte, max(n, int(blockLen(1, MaxBlock))))
-	}
-	b.stored = b.stored[:n]
-	if _, err := f.ReadAt(b.stored, k.off); err != nil {
-		why := "it can't be read"
-		if errors.Is(err, io.EOF) {
-			why = "it ends within a block"
-		}
-		return nil, c.blockDamage(k, why, err)
-	}
-	payload, err := k.check(b.stored)
+	data, err := k.read(f, b, mapped)
 	if err != nil {
-		return nil, c.blockDamage(k, err.Error(), nil)
+		return nil, c.blockDamage(k, "a block there can't be used", err)
 	}
-	if k.codec == codec.None {
-		return payload, nil
+	return data, nil
+}
+
+func (k *block) read(f *shardFile, b *Buffer, mapped bool) (data []byte, err error) {
+	defer f.guard(&err)()
+	stored, err := f.bytes(k.off, int(k.len()), &b.stored, mapped)
+	if err != nil {
+		return nil, fmt.Errorf("reading it: %w", err)
+	}
+	payload, err := k.check(stored)
+	if err != nil || k.codec == codec.None {
+		return payload, err
 	}
 	if cap(b.raw) < int(k.raw) {
 		b.raw = make([]byte, MaxBlock)
 	}
 	b.raw = b.raw[:k.raw]
 	if err := codec.Decompress(k.codec, b.raw, payload); err != nil {
-		return nil, c.blockDamage(k, "a block can't be decompressed although its checksum matches", err)
+		return nil, fmt.Errorf("decompressing it, although its checksum matches: %w", err)
 	}
 	return b.raw, nil
 }
@@ -85,37 +88,49 @@ func (k *block) check(stored []byte) ([]byte, error) {
 		return nil, err
 	}
 	if sum != k.sum || len(payload) != int(k.stored) {
-		return nil, errors.New("it has another block than the index says")
+		return nil, errors.New("it is not the block that the index means")
 	}
 	return payload, nil
 }
 
 // blockDamage makes the error for a block, of this checkpoint or an ancestor.
 func (c *Checkpoint) blockDamage(k *block, why string, err error) error {
-	d := &DamageError{Checkpoint: c.src.Name(), Shard: ShardName(int(k.shard)), Offset: k.off, Why: why, Err: err}
+	name := c.src.Name()
 	if k.origin > 0 {
 		o := c.manifest.Origins[k.origin-1]
-		d.Checkpoint = fmt.Sprintf("%s (ancestor %s of %s)", o.Path, o.ID, c.src.Name())
+		name = fmt.Sprintf("%s (ancestor %s of %s)", o.Path, o.ID, name)
 	}
-	return d
+	return newDamage(name, ShardName(int(k.shard)), k.off, why, err)
 }
 
 // file returns the shard that a block is in.
-func (c *Checkpoint) file(k *block) (store.File, error) {
+func (c *Checkpoint) file(k *block) (*shardFile, error) {
+	if k.origin == 0 {
+		if c.shards == nil {
+			return nil, fmt.Errorf("cannot read from checkpoint %s: it was closed", c.src.Name())
+		}
+		return c.shards[k.shard], nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if files := c.sources[k.origin]; int(k.shard) < len(files) && files[k.shard] != nil {
-		return files[k.shard], nil
+	at := ancestorShard{k.origin, k.shard}
+	if f := c.ancestors[at]; f != nil {
+		return f, nil
 	}
-	if k.origin == 0 {
-		return nil, fmt.Errorf("cannot read from checkpoint %s: it was closed", c.src.Name())
+	f, err := c.openAncestor(k)
+	if err != nil {
+		return nil, err
 	}
-	return c.openAncestor(k)
+	if c.ancestors == nil {
+		c.ancestors = map[ancestorShard]*shardFile{}
+	}
+	c.ancestors[at] = f
+	return f, nil
 }
 
-// openAncestor opens the shard of an ancestor that a block is in, with c.mu held. The block's own checksum, which this
-// checkpoint's index knows, is what makes sure that it is the right one; the header is looked at for the sake of the message.
-func (c *Checkpoint) openAncestor(k *block) (store.File, error) {
+// openAncestor opens the shard of an ancestor that a block is in. The block's own checksum, which this checkpoint's index knows,
+// is what makes sure that it is the right one; the header is looked at for the sake of the message.
+func (c *Checkpoint) openAncestor(k *block) (*shardFile, error) {
 	origin := c.manifest.Origins[k.origin-1]
 	id, err := decodeID(origin.ID)
 	if err != nil {
@@ -143,11 +158,7 @@ func (c *Checkpoint) openAncestor(k *block) (store.File, error) {
 	if err != nil {
 		return nil, errors.Join(c.blockDamage(k, "it is not the shard that is wanted", err), f.Close())
 	}
-	for len(c.sources[k.origin]) <= int(k.shard) {
-		c.sources[k.origin] = append(c.sources[k.origin], nil)
-	}
-	c.sources[k.origin][k.shard] = f
-	return f, nil
+	return newShardFile(f), nil
 }
 
 // Find says where a page is: in which block, and which page of it. Block and page mean something for Data only.
@@ -216,11 +227,11 @@ func (c *Checkpoint) Files() []FileInfo { return slices.Clone(c.files) }
 func (c *Checkpoint) WriteFile(name string, w io.Writer) error {
 	i := slices.IndexFunc(c.files, func(f FileInfo) bool { return f.Name == name })
 	if i < 0 {
-		return fmt.Errorf("checkpoint %s has no CRIU image %s: %w", c.src.Name(), name, errNotExist)
+		return fmt.Errorf("checkpoint %s has no CRIU image %s: %w", c.src.Name(), name, fs.ErrNotExist)
 	}
 	var b Buffer
 	for n := range c.filePieces[i] {
-		data, err := c.read(&c.filePieces[i][n].block, &b)
+		data, err := c.read(&c.filePieces[i][n].block, &b, false)
 		if err != nil {
 			return err
 		}

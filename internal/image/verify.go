@@ -4,13 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"slices"
 	"sync"
 	"sync/atomic"
 )
-
-var errNotExist = fs.ErrNotExist
 
 // maxDamages is how many errors Verify collects before it stops.
 const maxDamages = 20
@@ -36,7 +33,7 @@ func (c *Checkpoint) Verify(ctx context.Context, workers int, progress func(done
 			if i >= len(all) {
 				return
 			}
-			if _, err := c.read(all[i], &b); err != nil {
+			if _, err := c.read(all[i], &b, true); err != nil {
 				mu.Lock()
 				errs = append(errs, err)
 				enough.Store(len(errs) >= maxDamages)

@@ -18,6 +18,7 @@ var advice = []struct {
 	{unix.EROFS, "the file system is read-only: choose a folder on another one"},
 	{unix.EACCES, "no permission: choose another folder, or run as a user who may write there"},
 	{unix.EPERM, "not permitted: choose another folder, or run as a user who may write there"},
+	{unix.EEXIST, "it appeared while the checkpoint was written: move it away or choose another folder"},
 	{unix.ENOTDIR, "it is not a folder: choose another path"},
 	{unix.ENOENT, "the folder is not there (its parent must exist; was it removed meanwhile?): make it, or choose another"},
 	{unix.EMFILE, "too many open files: raise the limit (ulimit -n) or use fewer shards"},

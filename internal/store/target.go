@@ -28,6 +28,8 @@ type FolderTarget struct {
 	dir  *os.File // the folder; everything goes by it, so that a folder put in its place is not written to
 	made bool     // by CreateFolder
 
+	named, buffered bool // for tests: do as on a file system without unnamed files, without direct I/O
+
 	mu      sync.Mutex
 	writers []*fileWriter // guarded by mu
 	linked  []string      // guarded by mu: names that Commit gave to files so far
@@ -143,7 +145,7 @@ func (t *FolderTarget) Create(name string) (Writer, error) {
 			return nil, fmt.Errorf("cannot create %s in %s: it %w", name, t.path, ErrExists)
 		}
 	}
-	w, err := newFileWriter(t.dir, t.path, name)
+	w, err := newFileWriter(t, name)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +171,7 @@ func (t *FolderTarget) Commit(manifest []byte) error {
 	if err := t.stillThere(); err != nil {
 		return err
 	}
-	m, err := newFileWriter(t.dir, t.path, ManifestName)
+	m, err := newFileWriter(t, ManifestName)
 	if err != nil {
 		return err
 	}

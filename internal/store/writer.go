@@ -54,11 +54,14 @@ type flush struct {
 var _ Writer = (*fileWriter)(nil)
 var _ Rereader = (*fileWriter)(nil)
 
-// newFileWriter opens a file in dir that gets its name when it is linked.
-func newFileWriter(dir *os.File, folder, name string) (*fileWriter, error) {
-	w := &fileWriter{dir: dir, folder: folder, name: name, direct: true, unnamed: true}
-	fd, err := w.open(unix.O_DIRECT)
-	if errors.Is(err, unix.EINVAL) {
+// newFileWriter opens a file in t's folder that gets its name when it is linked.
+func newFileWriter(t *FolderTarget, name string) (*fileWriter, error) {
+	w := &fileWriter{dir: t.dir, folder: t.path, name: name, direct: !t.buffered, unnamed: !t.named}
+	fd, err := -1, error(unix.EINVAL)
+	if w.direct {
+		fd, err = w.open(unix.O_DIRECT)
+	}
+	if err == unix.EINVAL {
 		w.direct = false
 		fd, err = w.open(0)
 	}

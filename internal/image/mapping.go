@@ -1,0 +1,107 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"stasis/internal/store"
+)
+
+// resident is how much of a mapped shard is read before what was mapped of it is let go, in bytes. The page cache keeps it; this
+// only bounds what counts as our memory.
+const resident = 32 << 20
+
+// shardFile is a shard open for reading. It is mapped where it has a descriptor: hashing a block right in the page cache takes
+// two thirds of the time that copying it out first does.
+//
+// Two things can go wrong with mapped files. One that is truncated after it was opened has no pages any more, and touching
+// them is a SIGBUS: guard makes an error of that. And one that is overwritten between the check of a block and the use of what
+// ReadBlock returned is used as overwritten; nothing that writes checkpoints does that, they are never changed.
+type shardFile struct {
+	store.File
+	mapped []byte       // nil: not mapped
+	used   atomic.Int64 // bytes read since the mapping was last let go
+}
+
+// newShardFile takes f over. Where it can't be mapped it is read.
+func newShardFile(f store.File) *shardFile {
+	s := &shardFile{File: f}
+	if f.Fd() == noFd || f.Size() <= 0 || f.Size() != int64(int(f.Size())) {
+		return s
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, int(f.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return s
+	}
+	_ = unix.Madvise(m, unix.MADV_SEQUENTIAL) // read ahead more: workers together read each shard from front to back
+	s.mapped = m
+	return s
+}
+
+// bytes returns n bytes of the shard, in the mapping or in buf's storage.
+func (s *shardFile) bytes(off int64, n int, buf *[]byte, mapped bool) ([]byte, error) {
+	if mapped && s.mapped != nil && off+int64(n) <= int64(len(s.mapped)) {
+		if s.used.Add(int64(n)) > resident {
+			s.used.Store(0)
+			// For a shared mapping this loses nothing: whoever still uses a part of it gets it back from the page cache.
+			_ = unix.Madvise(s.mapped, unix.MADV_DONTNEED)
+		}
+		return s.mapped[off : off+int64(n)], nil
+	}
+	if cap(*buf) < n {
+		*buf = make([]byte, max(n, int(blockLen(1, MaxBlock))))
+	}
+	b := (*buf)[:n]
+	if _, err := s.ReadAt(b, off); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, errTruncated
+		}
+		return nil, err
+	}
+	return b, nil
+}
+
+// errTruncated says that a shard became shorter after it was opened.
+var errTruncated = errors.New("the file was truncated or replaced while it was read, or the disk failed")
+
+// guard makes pages of the mapping that can't be read an error of the calling function, instead of the end of the program. It is
+// used as: defer s.guard(&err)().
+func (s *shardFile) guard(err *error) func() {
+	before := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(before)
+		if p := recover(); p != nil {
+			if !s.isFault(p) {
+				panic(p)
+			}
+			*err = errTruncated
+		}
+	}
+}
+
+func (s *shardFile) isFault(p any) bool {
+	fault, ok := p.(interface{ Addr() uintptr })
+	if !ok || len(s.mapped) == 0 {
+		return false
+	}
+	start := uintptr(unsafe.Pointer(unsafe.SliceData(s.mapped)))
+	return fault.Addr() >= start && fault.Addr()-start < uintptr(len(s.mapped))
+}
+
+// Close ends the mapping and closes the file.
+func (s *shardFile) Close() error {
+	var err error
+	if s.mapped != nil {
+		if err = unix.Munmap(s.mapped); err != nil {
+			err = fmt.Errorf("cannot unmap a shard: %w", err)
+		}
+		s.mapped = nil
+	}
+	return errors.Join(err, s.File.Close())
+}
