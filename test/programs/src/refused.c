@@ -1,0 +1,57 @@
+/* What CRIU can't take: for tests of messages that name it. */
+#include "subject.h"
+#include <sys/ptrace.h>
+
+static int ring = -1;
+
+static void iouring_setup(struct args *a)
+{
+	char params[120] = { 0 }; /* struct io_uring_params */
+	(void)a;
+	ring = syscall(SYS_io_uring_setup, 4, params);
+	if (ring < 0)
+		need("io_uring (%s)", strerror(errno));
+}
+
+static void iouring_check(void)
+{
+	if (fcntl(ring, F_GETFD) < 0)
+		bad("the ring is gone");
+}
+
+const struct feature feature_iouring = {
+	.name = "iouring", .help = "an io_uring, which CRIU refuses", .setup = iouring_setup, .check = iouring_check,
+};
+
+/* The main thread is traced by a child, as by a debugger. */
+static struct helper tracer;
+
+static void trace_parent(void *arg)
+{
+	(void)arg;
+	if (ptrace(PTRACE_SEIZE, getppid(), NULL, NULL))
+		_exit(1);
+}
+
+static void tracer_work(void *arg, char question, char *answer, size_t size)
+{
+	(void)arg, (void)question, (void)size;
+	answer[0] = 0;
+}
+
+static void traced_setup(struct args *a)
+{
+	(void)a;
+	helper_start(&tracer, trace_parent, tracer_work, NULL);
+	if (!ask(&tracer, "tracer", '?'))
+		need("the right to trace");
+}
+
+static void traced_check(void)
+{
+	ask(&tracer, "tracer", '?');
+}
+
+const struct feature feature_traced = {
+	.name = "traced", .help = "traced by a child, which CRIU refuses", .setup = traced_setup, .check = traced_check,
+};
