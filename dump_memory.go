@@ -287,6 +287,9 @@ type changed struct {
 
 // copyFrozen copies pages of the frozen tree into RAM.
 func (d *dump) copyFrozen(ctx context.Context, pages []changed) error {
+	if len(pages) == 0 {
+		return nil
+	}
 	copier := capture.New(ctx, d.buffer.Put, capture.Options{Frozen: true, Label: d.label})
 	for _, p := range pages {
 		copier.Add(p.pid, p.Range)

@@ -187,10 +187,10 @@ func (r *restore) restoreState(ctx context.Context) error {
 	}
 	pid, err := session.Restore(ctx, func(ctx context.Context, at criu.Notification, pid int) error {
 		switch at {
-		case criu.PostRestore:
+		case criu.NamespacesMade:
 			return r.rootIs(pid)
-		case criu.PreResume:
-			return r.beforeResume(ctx)
+		case criu.PostRestore:
+			return r.whenStateIsRestored(ctx)
 		}
 		return nil
 	})
@@ -204,7 +204,8 @@ func (r *restore) restoreState(ctx context.Context) error {
 	return r.fail(StepRestore, nil, err)
 }
 
-// rootIs notes the root of the tree and puts it under guard.
+// rootIs notes the root of the tree, which has just been born, and puts the
+// tree under guard.
 func (r *restore) rootIs(pid int) error {
 	r.result.PID = pid
 	if r.guard == nil {
@@ -213,8 +214,11 @@ func (r *restore) rootIs(pid int) error {
 	return r.guard.Watch(pid)
 }
 
-func (r *restore) beforeResume(ctx context.Context) error {
-	if r.pager == nil || r.opts.Lazy {
+// whenStateIsRestored fills the memory of a tree that is complete but for that.
+// It is the last notification whose failure makes CRIU kill the tree: later
+// ones are only logged.
+func (r *restore) whenStateIsRestored(ctx context.Context) error {
+	if r.opts.Lazy {
 		return nil
 	}
 	return r.do(StepFill, func() error { return r.fill(ctx) })

@@ -28,22 +28,16 @@ func (r *restore) startPager() error {
 		return err
 	}
 	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint, pager.Options{
-		OnTask:     r.guardTask,
-		OnProgress: r.filled,
+		Lazy:         r.opts.Lazy,
+		OnDescriptor: r.guard.Hold,
+		OnProgress:   r.filled,
+		OnError:      func(error) { r.killTree() }, // Fill returns the error
 	})
 	return err
 }
 
 // hasMemory says whether any memory comes from Stasis and not from CRIU.
 func (r *restore) hasMemory() bool { return len(r.checkpoint.PIDs()) > 0 }
-
-// guardTask puts a process under guard as soon as its userfaultfd is known.
-func (r *restore) guardTask(pid, fd int) error {
-	if err := r.guard.Hold(fd); err != nil {
-		return err
-	}
-	return nil
-}
 
 func (r *restore) filled(done, total int64) {
 	if r.opts.Progress != nil {

@@ -105,5 +105,6 @@ var notOurs = []string{
 	"pf", // pages without a struct page
 	"um", // another userfaultfd serves it
 	"ui",
+	"wf", // wiped on fork, which the pager of a lazy restore would not see
 	"ss", // a shadow stack
 }

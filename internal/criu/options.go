@@ -94,10 +94,20 @@ var cgroupModes = map[string]rpc.CriuCgMode{
 }
 
 var networkLocks = map[string]rpc.CriuNetworkLockMethod{
-	"":         rpc.CriuNetworkLockMethod_NFTABLES,
+	"":         rpc.CriuNetworkLockMethod_IPTABLES,
 	"iptables": rpc.CriuNetworkLockMethod_IPTABLES,
 	"nftables": rpc.CriuNetworkLockMethod_NFTABLES,
 	"skip":     rpc.CriuNetworkLockMethod_SKIP,
+}
+
+// networkLock chooses how connections are locked, unless the user has. With
+// iptables CRIU runs a program for each connection; with nftables it needs some
+// 14 ms of the freeze to unlock, even where there is no connection at all.
+func (o *Options) networkLock() rpc.CriuNetworkLockMethod {
+	if o.NetworkLock == "" && o.TCPEstablished {
+		return rpc.CriuNetworkLockMethod_NFTABLES
+	}
+	return networkLocks[o.NetworkLock]
 }
 
 func joinNS(spec string) (*rpc.JoinNamespace, error) {
@@ -139,7 +149,7 @@ func (o *Options) Build(workDir string) (*rpc.CriuOpts, []*os.File, error) {
 		mode := cgroupModes[o.ManageCgroups]
 		opts.ManageCgroupsMode = &mode
 	}
-	lock := networkLocks[o.NetworkLock]
+	lock := o.networkLock()
 	opts.NetworkLock = &lock
 	for _, spec := range o.JoinNS {
 		ns, err := joinNS(spec)

@@ -1,0 +1,66 @@
+package criu
+
+import (
+	"fmt"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	remap "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// Names of the images that [Files] reads.
+const (
+	FilesImage  = "files.img"       // every open or mapped file of the tree
+	RemapsImage = "remap-fpath.img" // those that had lost their name; there may be none
+)
+
+// File is a file that CRIU opens by its path in a restore.
+type File struct {
+	Path     string // in the mount namespace of the tree
+	Mode     uint32 // as stat(2) has it: kind and permissions
+	Size     int64  // in bytes, which it must have; -1: any
+	Writable bool   // opened for writing
+}
+
+// Files lists the files that CRIU opens by their paths, from the content of the
+// two images. What it restores by itself is left out: deleted files that it
+// keeps a copy of, external ones, and those of processes in /proc.
+func Files(files, remaps []byte) ([]File, error) {
+	remapped := make(map[uint32]bool)
+	if len(remaps) > 0 {
+		err := decodeEntries(remaps, func(raw []byte) error {
+			var e remap.RemapFilePathEntry
+			if err := proto.Unmarshal(raw, &e); err != nil {
+				return err
+			}
+			remapped[e.GetOrigId()] = true
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("CRIU's image %s is damaged: %w", RemapsImage, err)
+		}
+	}
+	var list []File
+	err := decodeEntries(files, func(raw []byte) error {
+		var e fdinfo.FileEntry
+		if err := proto.Unmarshal(raw, &e); err != nil {
+			return err
+		}
+		reg := e.GetReg()
+		if reg == nil || reg.GetExt() || remapped[reg.GetId()] {
+			return nil
+		}
+		f := File{Path: reg.GetName(), Mode: reg.GetMode(), Size: -1}
+		if reg.Size != nil {
+			f.Size = int64(reg.GetSize())
+		}
+		f.Writable = reg.GetFlags()&unix.O_ACCMODE != unix.O_RDONLY
+		list = append(list, f)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("CRIU's image %s is damaged: %w", FilesImage, err)
+	}
+	return list, nil
+}
