@@ -199,39 +199,6 @@ func checkBlock(b []byte) (sum uint64, payload []byte, err error) {
 	return sum, payload[:stored], nil
 }
 
-// decodeBlockHead reads the head of a block that checkBlock found good.
-func decodeBlockHead(b []byte) (h blockHead, err error) {
-	h = blockHead{
-		kind: blockKind(b[4]), codec: codec.ID(b[5]), id: le.Uint64(b[8:]), owner: le.Uint32(b[16:]),
-		fileOff: le.Uint64(b[24:]), stored: le.Uint32(b[32:]), raw: le.Uint32(b[36:]), shard: le.Uint32(b[40:]), offset: le.Uint64(b[48:]),
-	}
-	for i := range int(le.Uint32(b[20:])) {
-		at := blockSize + i*extentSize
-		h.extents = append(h.extents, Extent{le.Uint64(b[at:]), le.Uint32(b[at+8:])})
-	}
-	return h, h.check()
-}
-
-// check sees that the head describes a block that this version can read.
-func (h *blockHead) check() error {
-	pages := uint64(0)
-	for _, e := range h.extents {
-		if err := e.check(); err != nil {
-			return err
-		}
-		pages += uint64(e.Pages)
-	}
-	switch {
-	case h.raw == 0 || h.raw > MaxBlock || h.stored > h.raw || !h.codec.Valid() || h.codec == codec.None && h.stored != h.raw:
-		return errors.New("its lengths are impossible")
-	case h.kind == pageBlock && pages*PageSize == uint64(h.raw):
-	case h.kind == fileBlock && len(h.extents) == 0:
-	default:
-		return errors.New("it is neither of pages nor of a file")
-	}
-	return nil
-}
-
 func (e Extent) check() error {
 	if e.Pages == 0 || e.Addr%PageSize != 0 || e.Addr >= maxAddr || uint64(e.Pages) > (maxAddr-e.Addr)/PageSize {
 		return fmt.Errorf("%d pages at %#x are no possible part of an address space", e.Pages, e.Addr)

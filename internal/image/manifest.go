@@ -64,6 +64,12 @@ type Process struct {
 	Mappings map[string]Mapping `json:"mappings,omitempty"` // by kind: heap, anonymous, stack, file, shared …
 	Files    []OpenFile         `json:"files,omitempty"`
 	Sockets  []Socket           `json:"sockets,omitempty"`
+
+	// OwnNamespaces are the kinds of namespaces (pid, net, mnt, …) that it did not share with Stasis.
+	OwnNamespaces []string `json:"own_namespaces,omitempty"`
+	// Needs are the files that it reads, but does not write, by mappings and descriptors. A restore finds them unchanged.
+	// Each is listed once, with the first process of the tree that uses it.
+	Needs []NeededFile `json:"needs,omitempty"`
 }
 
 // Mapping sums up the mappings of one kind.
@@ -76,6 +82,13 @@ type Mapping struct {
 type OpenFile struct {
 	FD   int    `json:"fd"`
 	Path string `json:"path"` // or a description such as pipe:[123]
+}
+
+// NeededFile is a regular file as it was when the dump began.
+type NeededFile struct {
+	Path    string `json:"path"`
+	Size    int64  `json:"size"`     // bytes
+	MtimeNS int64  `json:"mtime_ns"` // last modification, nanoseconds since 1970
 }
 
 // Socket is a socket of a process.

@@ -1,0 +1,297 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"stasis/internal/store"
+	"stasis/internal/store/storetest"
+)
+
+// smallCheckpoint has every kind of thing in it, and no block that is superseded altogether: all bytes of it matter.
+func smallCheckpoint(t testing.TB, shards int, codecName string, id [16]byte) *storetest.Memory {
+	t.Helper()
+	m := storetest.NewMemory()
+	w, err := NewWriter(m, WriterOptions{Shards: shards, Codec: newCodec(t, codecName), ID: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, w, 0, 7, tagged(1, 3), Extent{0x10000, 2}, Extent{0x40000, 1})
+	put(t, w, 1, 7, tagged(9, 1), Extent{0x11000, 1})
+	put(t, w, 0, 8, make([]byte, 2*PageSize), Extent{0x10000, 2})
+	put(t, w, 0, 8, tagged(20, 1), Extent{0x20000, 1})
+	putFile(t, w, "core-7.img", []byte("CRIU knows what is in here"))
+	putFile(t, w, "empty.img", nil)
+	finish(t, w, map[int][]Range{7: {pagesOf(0x10000, 2), pagesOf(0x40000, 1)}, 8: {pagesOf(0x10000, 1), pagesOf(0x20000, 1)}})
+	return m
+}
+
+// use opens a checkpoint and reads all of it, as verify does.
+func use(src store.Source) error {
+	c, err := Open(src)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.Verify(context.Background(), 1, nil), c.Close())
+}
+
+func TestEveryFlippedBitIsFound(t *testing.T) {
+	for _, codecName := range []string{"none", "zstd", "gzip"} {
+		t.Run(codecName, func(t *testing.T) {
+			t.Parallel()
+			good := smallCheckpoint(t, 2, codecName, testID)
+			for name, file := range good.Files {
+				for i := range file {
+					bit := byte(1) << (i % 8)
+					file[i] ^= bit
+					err := use(good)
+					file[i] ^= bit
+					damageIn(t, err, name, i, "a flipped bit")
+				}
+			}
+			if err := use(good); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestEveryTruncationIsFound(t *testing.T) {
+	good := smallCheckpoint(t, 2, "zstd", testID)
+	for name, file := range good.Files {
+		for n := range file {
+			bad := good.Copy()
+			bad.Files[name] = file[:n]
+			damageIn(t, use(bad), name, n, "truncation")
+		}
+		bad := good.Copy()
+		bad.Files[name] = append(bad.Files[name], 0)
+		damageIn(t, use(bad), name, len(file), "a byte too many")
+	}
+}
+
+func TestDamagedManifestIsFound(t *testing.T) {
+	good := smallCheckpoint(t, 1, "none", testID)
+	for i := range good.Text {
+		for _, flip := range []byte{1, 4, 0x80} {
+			bad := good.Copy()
+			bad.Text[i] ^= flip
+			err := use(bad)
+			var version *VersionError
+			if errors.As(err, &version) && version.Format > FormatVersion {
+				continue // a flip made it a newer version: refused as well
+			}
+			damageIn(t, err, store.ManifestName, 0, "a flipped bit")
+		}
+	}
+	for _, text := range []string{"", "{}", "null", "[]", "hello", `{"format": 1}`, `{"format": -3, "checksum": "0123456789abcdef"}`, `"checksum": "`} {
+		bad := good.Copy()
+		bad.Text = []byte(text)
+		damageIn(t, use(bad), store.ManifestName, 0, text)
+	}
+}
+
+func TestNewerVersionIsNamed(t *testing.T) {
+	m := smallCheckpoint(t, 1, "none", testID)
+	m.Text = []byte(`{"format": 7, "stasis": "9.8.0", "something": ["new"]}`)
+	err := use(m)
+	var version *VersionError
+	if !errors.As(err, &version) || version.Format != 7 || version.Stasis != "9.8.0" || version.Checkpoint != "memory" {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"Stasis 9.8.0", "format 7", "use Stasis 9.8.0 or a newer one"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("the error does not say %q: %v", part, err)
+		}
+	}
+}
+
+// TestWrongShards mixes whole shards up.
+func TestWrongShards(t *testing.T) {
+	good := smallCheckpoint(t, 3, "lz4", testID)
+	otherID := testID
+	otherID[0]++
+	other := smallCheckpoint(t, 3, "lz4", otherID)
+	fewer := smallCheckpoint(t, 2, "lz4", testID)
+	tests := []struct {
+		name   string
+		change func(m *storetest.Memory)
+		says   string
+	}{
+		{"swapped", func(m *storetest.Memory) {
+			m.Files["img-1"], m.Files["img-2"] = m.Files["img-2"], m.Files["img-1"]
+		}, "img-2 of this checkpoint under a wrong name"},
+		{"missing", func(m *storetest.Memory) { delete(m.Files, "img-1") }, "can't be opened"},
+		{"empty", func(m *storetest.Memory) { m.Files["img-1"] = nil }, "0 bytes"},
+		{"of another checkpoint", func(m *storetest.Memory) { m.Files["img-1"] = other.Files["img-1"] }, "from another checkpoint"},
+		{"of another number of shards", func(m *storetest.Memory) { m.Files["img-1"] = fewer.Files["img-1"] }, "one of 2 shards"},
+		{"something else", func(m *storetest.Memory) { m.Files["img-1"] = bytes.Repeat([]byte("hello"), 1000) }, "does not begin like a shard"},
+		{"of another dump with the same id", func(m *storetest.Memory) {
+			w, again := begin(t, 3, "lz4")
+			put(t, w, 0, 7, tagged(50, 1), Extent{0x10000, 1})
+			put(t, w, 0, 7, tagged(51, 1), Extent{0x11000, 1})
+			finish(t, w, map[int][]Range{7: {pagesOf(0x10000, 2)}})
+			m.Files["img-1"] = again.Files["img-1"]
+		}, "instead of"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			bad := good.Copy()
+			test.change(bad)
+			err := use(bad)
+			damageIn(t, err, "img-1", 1<<30, test.name)
+			for _, part := range []string{test.says, "use a good copy"} {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("the error does not say %q: %v", part, err)
+				}
+			}
+		})
+	}
+}
+
+// TestBlocksSwapped sees that a block that is good in itself does not pass for another one.
+func TestBlocksSwapped(t *testing.T) {
+	w, m := begin(t, 1, "none")
+	put(t, w, 0, 7, tagged(1, 1), Extent{0x10000, 1})
+	put(t, w, 0, 7, tagged(2, 1), Extent{0x11000, 1})
+	finish(t, w, map[int][]Range{7: {pagesOf(0x10000, 2)}})
+	shard, n := m.Files["img-0"], int(blockLen(1, PageSize))
+	first, second := shard[headerSize:headerSize+n], shard[headerSize+n:headerSize+2*n]
+	swap := bytes.Clone(first)
+	copy(first, second)
+	copy(second, swap)
+	damageIn(t, use(m), "img-0", headerSize, "swapped blocks")
+}
+
+func TestVerifyListsDamage(t *testing.T) {
+	w, m := begin(t, 1, "none")
+	for i := range 50 {
+		put(t, w, 0, 7, tagged(uint64(i+1), 1), Extent{uint64(i+16) * PageSize, 1})
+	}
+	finish(t, w, map[int][]Range{7: {pagesOf(16*PageSize, 50)}})
+	at := func(i int) int { return headerSize + i*int(blockLen(1, PageSize)) + 1000 }
+	m.Files["img-0"][at(3)]++
+	m.Files["img-0"][at(40)]++
+	c := open(t, m)
+	err := c.Verify(context.Background(), 2, nil)
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || len(joined.Unwrap()) != 2 {
+		t.Fatalf("two blocks are damaged: %v", err)
+	}
+	for i := range 50 {
+		m.Files["img-0"][at(i)] = 0xee
+	}
+	err = c.Verify(context.Background(), 2, nil)
+	if n := len(err.(interface{ Unwrap() []error }).Unwrap()); n != maxDamages {
+		t.Errorf("%d errors instead of %d", n, maxDamages)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := c.Verify(ctx, 2, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled Verify: %v", err)
+	}
+}
+
+func TestVerifyProgress(t *testing.T) {
+	c := open(t, smallCheckpoint(t, 2, "zstd", testID))
+	last, whole := int64(0), int64(0)
+	if err := c.Verify(context.Background(), 1, func(done, total int64) { last, whole = done, total }); err != nil {
+		t.Fatal(err)
+	}
+	if last != whole || whole == 0 {
+		t.Errorf("progress ended at %d of %d", last, whole)
+	}
+}
+
+// folderCheckpoint is a checkpoint on disk, uncompressed, whose shard has several pages' worth of blocks.
+func folderCheckpoint(t *testing.T) (*Checkpoint, string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "checkpoint")
+	target, err := store.CreateFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := NewWriter(target, WriterOptions{Shards: 1, ID: testID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		put(t, w, 0, 7, tagged(uint64(64*i+1), 64), Extent{uint64(i+1) << 20, 64})
+	}
+	putFile(t, w, "core-7.img", tagged(5, 10))
+	var present []Range
+	for i := range 8 {
+		present = append(present, pagesOf(uint64(i+1)<<20, 64))
+	}
+	finish(t, w, map[int][]Range{7: present})
+	src, err := store.OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return open(t, src), filepath.Join(dir, "img-0")
+}
+
+// TestTruncatedWhileOpen takes the pages of a mapped shard away: that must be an error, not the end of the program.
+func TestTruncatedWhileOpen(t *testing.T) {
+	c, path := folderCheckpoint(t)
+	if c.shards[0].mapped == nil {
+		t.Fatal("the shard is not mapped")
+	}
+	if err := c.Verify(context.Background(), 2, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 300<<10); err != nil {
+		t.Fatal(err)
+	}
+	var b Buffer
+	if _, err := c.ReadBlock(0, &b); err != nil {
+		t.Fatal(err)
+	}
+	for i := 1; i < c.Blocks(); i++ {
+		_, err := c.ReadBlock(i, &b)
+		damageIn(t, err, "img-0", int(c.Block(i).Offset), "truncation")
+	}
+	var out bytes.Buffer
+	damageIn(t, c.WriteFile("core-7.img", &out), "img-0", 1<<30, "truncation")
+	if err := c.Verify(context.Background(), 2, nil); err == nil {
+		t.Error("verify did not find it")
+	}
+}
+
+func TestOverwrittenWhileOpen(t *testing.T) {
+	c, path := folderCheckpoint(t)
+	info := c.Block(3)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{0xaa}, info.Offset+100_000); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.ReadBlock(3, new(Buffer))
+	damageIn(t, err, "img-0", int(info.Offset), "an overwritten byte")
+}
+
+// TestReadAllOfALargeShard makes the mapping be let go several times.
+func TestReadAllOfALargeShard(t *testing.T) {
+	c, _ := folderCheckpoint(t)
+	var b Buffer
+	for n := 0; n < 3*resident; {
+		for i := range c.Blocks() {
+			data, err := c.ReadBlock(i, &b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if le.Uint64(data) != uint64(64*i+1) {
+				t.Fatalf("block %d begins with %d", i, le.Uint64(data))
+			}
+			n += len(data)
+		}
+	}
+}

@@ -1,0 +1,239 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"stasis/internal/codec"
+)
+
+// model is what a checkpoint must hold: of each page of each process the tag that it was last put with; 0 is a zero page.
+type model map[int]map[uint64]uint64
+
+func (m model) put(pid int, page, tag uint64) {
+	if m[pid] == nil {
+		m[pid] = map[uint64]uint64{}
+	}
+	m[pid][page] = tag
+}
+
+// randomCheckpoint writes one and returns the model of what is present.
+func randomCheckpoint(t *testing.T, r *rand.Rand, w *Writer) (model, map[int][]Range, map[string][]byte) {
+	all, tag := model{}, uint64(1)
+	rounds := 1 + r.IntN(4)
+	for round := range rounds {
+		for range r.IntN(8) {
+			pid := []int{1, 77, 4_000_000}[r.IntN(3)]
+			if r.IntN(5) == 0 {
+				x := pagesOf(r.Uint64N(300)*PageSize, 1+r.IntN(80))
+				if err := w.PutZero(round, pid, []Range{x}); err != nil {
+					t.Fatal(err)
+				}
+				for p := x.Start; p < x.End; p += PageSize {
+					all.put(pid, p/PageSize, 0)
+				}
+				continue
+			}
+			var extents []Extent
+			var data []byte
+			for page := r.Uint64N(200); len(data) < MaxBlock && len(extents) < 1+r.IntN(20); {
+				n := min(1+r.IntN(8), MaxPages-len(data)/PageSize)
+				extents = append(extents, Extent{page * PageSize, uint32(n)})
+				for range n {
+					next := tagged(tag, 1)
+					if r.IntN(4) == 0 {
+						clear(next)
+						all.put(pid, page, 0)
+					} else {
+						all.put(pid, page, tag)
+					}
+					data = append(data, next...)
+					tag++
+					page++
+				}
+				page += r.Uint64N(5)
+			}
+			put(t, w, round, pid, data, extents...)
+			clear(data) // it may be used again
+		}
+	}
+	present := map[int][]Range{}
+	for pid, pages := range all {
+		present[pid] = nil
+		for page := range pages {
+			if r.IntN(10) == 0 {
+				delete(pages, page) // gone by the time of the freeze
+			} else {
+				present[pid] = append(present[pid], pagesOf(page*PageSize, 1))
+			}
+		}
+	}
+	files := map[string][]byte{}
+	for i := range r.IntN(4) {
+		name := fmt.Sprintf("core-%d.img", i)
+		files[name] = tagged(uint64(i), 200)[:r.IntN(600_000)]
+		putFile(t, w, name, files[name])
+	}
+	return all, present, files
+}
+
+// TestCheckpointsAgainstModel writes random checkpoints and reads them by every way that there is.
+func TestCheckpointsAgainstModel(t *testing.T) {
+	for seed := range uint64(60) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 2))
+			w, m := begin(t, 1+r.IntN(5), codec.Names()[r.IntN(5)])
+			want, present, files := randomCheckpoint(t, r, w)
+			finish(t, w, present)
+			c := open(t, m)
+			if err := c.Verify(context.Background(), 2, nil); err != nil {
+				t.Fatal(err)
+			}
+			checkBlocks(t, c, want)
+			checkLookups(t, c, want)
+			for name, content := range files {
+				if !bytes.Equal(fileOf(t, c, name), content) {
+					t.Errorf("%s differs", name)
+				}
+			}
+			if len(c.Files()) != len(files) {
+				t.Errorf("there are %d files instead of %d", len(c.Files()), len(files))
+			}
+			checkFigures(t, c, w, want)
+		})
+	}
+}
+
+// checkBlocks reads every block and sees that its pieces and the zero ranges together are the model, each page once.
+func checkBlocks(t *testing.T, c *Checkpoint, want model) {
+	t.Helper()
+	got := model{}
+	var buffer Buffer
+	lowest := [2]uint64{}
+	for i := range c.Blocks() {
+		data, err := c.ReadBlock(i, &buffer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info := c.Block(i)
+		if len(data) != info.Raw || len(info.Pieces) == 0 {
+			t.Fatalf("block %d has %d bytes: %+v", i, len(data), info)
+		}
+		first := [2]uint64{uint64(info.Pieces[0].PID), info.Pieces[0].Addr}
+		if i > 0 && slices.Compare(lowest[:], first[:]) >= 0 {
+			t.Fatalf("block %d is not in order", i)
+		}
+		lowest = first
+		for _, p := range info.Pieces {
+			for n := range uint64(p.Pages) {
+				page := p.Addr/PageSize + n
+				if _, twice := got[p.PID][page]; twice {
+					t.Fatalf("page %d of %d is there twice", page, p.PID)
+				}
+				at := (uint64(p.First) + n) * PageSize
+				tag := le.Uint64(data[at:])
+				if !bytes.Equal(data[at:at+PageSize], tagged(tag, 1)) {
+					t.Fatalf("page %d of %d has wrong content", page, p.PID)
+				}
+				got.put(p.PID, page, tag)
+			}
+		}
+	}
+	for _, pid := range c.PIDs() {
+		for _, z := range c.ZeroRanges(pid) {
+			for p := z.Start / PageSize; p < z.End/PageSize; p++ {
+				if _, twice := got[pid][p]; twice {
+					t.Fatalf("zero page %d of %d is there twice", p, pid)
+				}
+				got.put(pid, p, 0)
+			}
+		}
+	}
+	for pid, pages := range want {
+		if len(pages) == 0 && got[pid] == nil {
+			continue
+		}
+		for page, tag := range pages {
+			if g, ok := got[pid][page]; !ok || g != tag {
+				t.Fatalf("page %d of %d is %d (%v) instead of %d", page, pid, g, ok, tag)
+			}
+		}
+		if len(got[pid]) != len(pages) {
+			t.Fatalf("process %d has %d pages instead of %d", pid, len(got[pid]), len(pages))
+		}
+	}
+	if len(got) > len(want) {
+		t.Fatalf("there are processes that were never put: %v", c.PIDs())
+	}
+}
+
+// checkLookups compares Find and Ranges with the model, page by page.
+func checkLookups(t *testing.T, c *Checkpoint, want model) {
+	t.Helper()
+	for pid, pages := range want {
+		covered := map[uint64]bool{}
+		last := uint64(0)
+		for i, x := range c.Ranges(pid) {
+			if x.Start >= x.End || i > 0 && x.Start <= last {
+				t.Fatalf("ranges of %d are not sorted and joined: %v", pid, c.Ranges(pid))
+			}
+			last = x.End
+			for p := x.Start; p < x.End; p += PageSize {
+				covered[p/PageSize] = true
+			}
+		}
+		for page := range uint64(500) {
+			tag, ok := pages[page]
+			block, at, kind := c.Find(pid, page*PageSize+page%PageSize)
+			wantKind := Absent
+			if ok {
+				wantKind = Data
+				if tag == 0 {
+					wantKind = Zero
+				}
+			}
+			if kind != wantKind || covered[page] != ok {
+				t.Fatalf("page %d of %d is of kind %d instead of %d, in the ranges: %v", page, pid, kind, wantKind, covered[page])
+			}
+			if kind != Data || page%8 != 3 { // reading is slow, and checkBlocks has read all
+				continue
+			}
+			data, err := c.ReadBlock(block, new(Buffer))
+			if err != nil || le.Uint64(data[at*PageSize:]) != tag {
+				t.Fatalf("page %d of %d was not found where Find says (%v)", page, pid, err)
+			}
+		}
+	}
+	if _, _, kind := c.Find(5, 0); kind != Absent || c.Ranges(5) != nil || c.ZeroRanges(5) != nil {
+		t.Error("a process that is not there has pages")
+	}
+}
+
+func checkFigures(t *testing.T, c *Checkpoint, w *Writer, want model) {
+	t.Helper()
+	f := c.Manifest().Figures
+	pages, zero := int64(0), int64(0)
+	for _, m := range want {
+		pages += int64(len(m))
+		for _, tag := range m {
+			if tag == 0 {
+				zero++
+			}
+		}
+	}
+	raw, stored := w.Written()
+	if f.BytesMemory != pages*PageSize || f.ZeroPages != zero || f.BytesRaw != raw || f.BytesStored != stored {
+		t.Errorf("figures are %+v, with %d pages, %d zero, %d bytes put and %d stored", f, pages, zero, raw, stored)
+	}
+	size := int64(0)
+	for _, s := range c.Manifest().Shards {
+		size += s.Size
+	}
+	if size != stored || f.BytesSuperseded < 0 || f.BytesSuperseded > stored {
+		t.Errorf("the shards have %d bytes instead of %d; superseded are %d", size, stored, f.BytesSuperseded)
+	}
+}

@@ -1,0 +1,104 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+)
+
+// TestResolveAgainstNaive compares resolve with a map from page to the newest claim.
+func TestResolveAgainstNaive(t *testing.T) {
+	for seed := range uint64(3000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		const space = 60
+		type owner struct{ block, first uint32 }
+		newest := map[uint64]owner{}
+		var claims []claim
+		for i := range r.IntN(25) {
+			c := claim{page: r.Uint64N(space), pages: 1 + r.Uint64N(12), order: uint64(i), block: r.Uint32N(4), first: r.Uint32N(5)}
+			if r.IntN(3) == 0 {
+				c.block, c.first = zeroBlock, 0
+			}
+			claims = append(claims, c)
+			for p := range c.pages {
+				o := owner{c.block, c.first + uint32(p)}
+				if c.block == zeroBlock {
+					o.first = 0
+				}
+				newest[c.page+p] = o
+			}
+		}
+		r.Shuffle(len(claims), func(i, j int) { claims[i], claims[j] = claims[j], claims[i] })
+		var present []Range
+		for range r.IntN(6) {
+			start := r.Uint64N(space + 10)
+			present = append(present, pagesOf(start*PageSize, r.IntN(20)))
+		}
+		if r.IntN(2) == 0 { // only what is there, so that nothing is missing
+			present = nil
+			for p := range newest {
+				if r.IntN(4) > 0 {
+					present = append(present, pagesOf(p*PageSize, 1))
+				}
+			}
+		}
+		joined, err := coalesce(present)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[uint64]bool{}
+		missing := uint64(0)
+		for _, x := range present {
+			for p := x.Start / PageSize; p < x.End/PageSize; p++ {
+				if _, ok := newest[p]; !ok && !want[p] {
+					missing++
+				}
+				want[p] = true
+			}
+		}
+		got, err := resolve(7, claims, joined)
+		var m *MissingError
+		if errors.As(err, &m) {
+			if m.Pages != missing || m.PID != 7 || m.First.Start >= m.First.End {
+				t.Fatalf("seed %d: %d pages are missing, reported is %v", seed, missing, m)
+			}
+			continue
+		}
+		if err != nil || missing > 0 {
+			t.Fatalf("seed %d: %d pages are missing, but %v", seed, missing, err)
+		}
+		end, pages := uint64(0), 0
+		for _, c := range got {
+			if c.page < end || c.pages == 0 {
+				t.Fatalf("seed %d: %v overlaps or is not in order", seed, got)
+			}
+			end = c.end()
+			for p := range c.pages {
+				o := owner{c.block, c.first + uint32(p)}
+				if c.block == zeroBlock {
+					o.first = 0
+				}
+				if !want[c.page+p] || newest[c.page+p] != o {
+					t.Fatalf("seed %d: page %d is %v instead of %v", seed, c.page+p, o, newest[c.page+p])
+				}
+				pages++
+			}
+		}
+		if pages != len(want) {
+			t.Fatalf("seed %d: %d pages instead of %d", seed, pages, len(want))
+		}
+	}
+}
+
+func TestCoalesce(t *testing.T) {
+	got, err := coalesce([]Range{{0x5000, 0x6000}, {0x1000, 0x3000}, {0x9000, 0x9000}, {0x3000, 0x4000}, {0x2000, 0x3000}})
+	if want := "[{4096 16384} {20480 24576}]"; err != nil || fmt.Sprint(got) != want {
+		t.Errorf("%v (%v) instead of %s", got, err, want)
+	}
+	for _, bad := range []Range{{0x1001, 0x2000}, {0x1000, 0x2001}, {0x2000, 0x1000}, {0, maxAddr + PageSize}} {
+		if _, err := coalesce([]Range{bad}); err == nil {
+			t.Errorf("%v passed", bad)
+		}
+	}
+}
