@@ -11,11 +11,11 @@ import (
 	"testing"
 )
 
-func newCodec(t testing.TB, name string, level int) Codec {
-	t.Helper()
+func newCodec(tb testing.TB, name string, level int) Codec {
+	tb.Helper()
 	c, err := New(name, level)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c
 }

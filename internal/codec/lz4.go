@@ -1,6 +1,7 @@
 package codec
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -45,12 +46,12 @@ func (c *lz4Codec) Compress(dst, src []byte) (out []byte, ok bool, err error) {
 		n, err = z.CompressBlock(src, room)
 		c.fast.Put(z)
 	}
-	if err != nil {
-		// The only error there is says that room is too short, which is the same as not compressible.
+	// The only error there is says that room is too short, which is as good as 0: not compressible.
+	if n == 0 || errors.Is(err, lz4.ErrInvalidSourceShortBuffer) {
 		return dst, false, nil
 	}
-	if n == 0 {
-		return dst, false, nil
+	if err != nil {
+		return dst, false, fmt.Errorf("cannot compress with lz4: %w", err)
 	}
 	return room[:n], true, nil
 }

@@ -56,8 +56,8 @@ func (c *Checkpoint) addFileBlocks(shard int, x *index) error {
 	return nil
 }
 
-func (k *indexBlock) block(g *group) block {
-	return block{k.off, k.sum, k.stored, k.raw, uint16(g.shard), uint16(g.origin), k.codec, k.heads, k.kind}
+func (b *indexBlock) block(g *group) block {
+	return block{b.off, b.sum, b.stored, b.raw, uint16(g.shard), uint16(g.origin), b.codec, b.heads, b.kind}
 }
 
 // placed is an extent with what it is sorted by.

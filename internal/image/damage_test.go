@@ -14,20 +14,20 @@ import (
 )
 
 // smallCheckpoint has every kind of thing in it, and no block that is superseded altogether: all bytes of it matter.
-func smallCheckpoint(t testing.TB, shards int, codecName string, id [16]byte) *storetest.Memory {
-	t.Helper()
+func smallCheckpoint(tb testing.TB, shards int, codecName string, id [16]byte) *storetest.Memory {
+	tb.Helper()
 	m := storetest.NewMemory()
-	w, err := NewWriter(m, WriterOptions{Shards: shards, Codec: newCodec(t, codecName), ID: id})
+	w, err := NewWriter(m, WriterOptions{Shards: shards, Codec: newCodec(tb, codecName), ID: id})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	put(t, w, 0, 7, tagged(1, 3), Extent{0x10000, 2}, Extent{0x40000, 1})
-	put(t, w, 1, 7, tagged(9, 1), Extent{0x11000, 1})
-	put(t, w, 0, 8, make([]byte, 2*PageSize), Extent{0x10000, 2})
-	put(t, w, 0, 8, tagged(20, 1), Extent{0x20000, 1})
-	putFile(t, w, "core-7.img", []byte("CRIU knows what is in here"))
-	putFile(t, w, "empty.img", nil)
-	finish(t, w, map[int][]Range{7: {pagesOf(0x10000, 2), pagesOf(0x40000, 1)}, 8: {pagesOf(0x10000, 1), pagesOf(0x20000, 1)}})
+	put(tb, w, 0, 7, tagged(1, 3), Extent{0x10000, 2}, Extent{0x40000, 1})
+	put(tb, w, 1, 7, tagged(9, 1), Extent{0x11000, 1})
+	put(tb, w, 0, 8, make([]byte, 2*PageSize), Extent{0x10000, 2})
+	put(tb, w, 0, 8, tagged(20, 1), Extent{0x20000, 1})
+	putFile(tb, w, "core-7.img", []byte("CRIU knows what is in here"))
+	putFile(tb, w, "empty.img", nil)
+	finish(tb, w, map[int][]Range{7: {pagesOf(0x10000, 2), pagesOf(0x40000, 1)}, 8: {pagesOf(0x10000, 1), pagesOf(0x20000, 1)}})
 	return m
 }
 
@@ -41,6 +41,7 @@ func use(src store.Source) error {
 }
 
 func TestEveryFlippedBitIsFound(t *testing.T) {
+	t.Parallel()
 	for _, codecName := range []string{"none", "zstd", "gzip"} {
 		t.Run(codecName, func(t *testing.T) {
 			t.Parallel()

@@ -57,8 +57,8 @@ func TestFormatAsDocumented(t *testing.T) {
 }
 
 // sealed makes a whole checkpoint of one shard out of an index, with right checksums and lengths.
-func sealed(t testing.TB, index []byte, blocks []byte, origins []Origin) *storetest.Memory {
-	t.Helper()
+func sealed(tb testing.TB, index []byte, blocks []byte, origins []Origin) *storetest.Memory {
+	tb.Helper()
 	shard := append(header{0, 1, testID}.encode(), blocks...)
 	foot := footer{0, uint64(len(shard)), uint64(len(index)), uint64(len(index)), xxh3.Hash(index), shortID(testID)}
 	tail := append(slices.Clone(index), foot.encode()...)
@@ -68,21 +68,21 @@ func sealed(t testing.TB, index []byte, blocks []byte, origins []Origin) *storet
 	m.Shards = []Shard{{ShardName(0), int64(len(shard)), hexSum(xxh3.Hash(tail))}}
 	text, err := m.encode()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	out := storetest.NewMemory()
 	w, err := out.Create("img-0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if _, err := w.Write(shard); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := w.Finish(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := out.Commit(text); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return out
 }

@@ -14,59 +14,59 @@ import (
 
 var testID = [16]byte{0xc0, 0xff, 0xee, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}
 
-func newCodec(t testing.TB, name string) codec.Codec {
-	t.Helper()
+func newCodec(tb testing.TB, name string) codec.Codec {
+	tb.Helper()
 	c, err := codec.New(name, 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c
 }
 
 // begin starts a checkpoint in memory.
-func begin(t testing.TB, shards int, codecName string) (*Writer, *storetest.Memory) {
-	t.Helper()
+func begin(tb testing.TB, shards int, codecName string) (*Writer, *storetest.Memory) {
+	tb.Helper()
 	m := storetest.NewMemory()
-	w, err := NewWriter(m, WriterOptions{Shards: shards, Codec: newCodec(t, codecName), ID: testID})
+	w, err := NewWriter(m, WriterOptions{Shards: shards, Codec: newCodec(tb, codecName), ID: testID})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return w, m
 }
 
-func put(t testing.TB, w *Writer, round, pid int, data []byte, extents ...Extent) {
-	t.Helper()
+func put(tb testing.TB, w *Writer, round, pid int, data []byte, extents ...Extent) {
+	tb.Helper()
 	if err := w.PutPages(round, PageBlock{pid, extents, data}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func putFile(t testing.TB, w *Writer, name string, content []byte) {
-	t.Helper()
+func putFile(tb testing.TB, w *Writer, name string, content []byte) {
+	tb.Helper()
 	if err := w.PutFile(name, bytes.NewReader(content)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
 // testManifest is one as a dump fills it in before Finish.
 func testManifest() *Manifest { return &Manifest{Stasis: "1.2.3", Kind: KindFull} }
 
-func finish(t testing.TB, w *Writer, present map[int][]Range) {
-	t.Helper()
+func finish(tb testing.TB, w *Writer, present map[int][]Range) {
+	tb.Helper()
 	if err := w.Finish(present, testManifest()); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func open(t testing.TB, src store.Source) *Checkpoint {
-	t.Helper()
+func open(tb testing.TB, src store.Source) *Checkpoint {
+	tb.Helper()
 	c, err := Open(src)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := c.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return c
@@ -88,22 +88,22 @@ func tagged(tag uint64, n int) []byte {
 func pagesOf(addr uint64, n int) Range { return Range{addr, addr + uint64(n)*PageSize} }
 
 // damageIn sees that err is a DamageError about that shard, at or before that offset, and nothing else.
-func damageIn(t testing.TB, err error, shard string, offset int, what string) {
-	t.Helper()
+func damageIn(tb testing.TB, err error, shard string, offset int, what string) {
+	tb.Helper()
 	var d *DamageError
 	if !errors.As(err, &d) {
-		t.Fatalf("%s: %s at %d was not found: %v", what, shard, offset, err)
+		tb.Fatalf("%s: %s at %d was not found: %v", what, shard, offset, err)
 	}
 	if d.Shard != shard || d.Offset > int64(offset) || d.Checkpoint == "" || d.Why == "" {
-		t.Fatalf("%s: %s at %d is reported as %v", what, shard, offset, err)
+		tb.Fatalf("%s: %s at %d is reported as %v", what, shard, offset, err)
 	}
 }
 
-func fileOf(t testing.TB, c *Checkpoint, name string) []byte {
-	t.Helper()
+func fileOf(tb testing.TB, c *Checkpoint, name string) []byte {
+	tb.Helper()
 	var b bytes.Buffer
 	if err := c.WriteFile(name, &b); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b.Bytes()
 }

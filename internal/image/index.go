@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"stasis/internal/codec"
@@ -306,11 +305,11 @@ func (g *group) read(r *indexReader, procs uint64) {
 	g.readPieces(r, int(pieces), procs)
 }
 
-func (k *indexBlock) possible() bool {
-	ok := k.raw > 0 && k.stored > 0 && k.stored <= k.raw && k.codec.Valid() && (k.codec != codec.None || k.stored == k.raw)
-	switch k.kind {
+func (b *indexBlock) possible() bool {
+	ok := b.raw > 0 && b.stored > 0 && b.stored <= b.raw && b.codec.Valid() && (b.codec != codec.None || b.stored == b.raw)
+	switch b.kind {
 	case pageBlock:
-		return ok && k.raw%PageSize == 0 && k.heads > 0 && k.heads <= MaxPages && k.pieces > 0
+		return ok && b.raw%PageSize == 0 && b.heads > 0 && b.heads <= MaxPages && b.pieces > 0
 	case fileBlock:
 		return ok
 	}
@@ -372,10 +371,4 @@ func checkFileName(name string) error {
 		return fmt.Errorf("%q is no name for one of CRIU's images", name)
 	}
 	return nil
-}
-
-// position finds pid in x.pids.
-func (x *index) position(pid int) (uint32, bool) {
-	i, ok := slices.BinarySearch(x.pids, pid)
-	return uint32(i), ok
 }

@@ -23,6 +23,7 @@ func (m model) put(pid int, page, tag uint64) {
 
 // randomCheckpoint writes one and returns the model of what is present.
 func randomCheckpoint(t *testing.T, r *rand.Rand, w *Writer) (model, map[int][]Range, map[string][]byte) {
+	t.Helper()
 	all, tag := model{}, uint64(1)
 	rounds := 1 + r.IntN(4)
 	for round := range rounds {

@@ -60,34 +60,34 @@ func (c *Checkpoint) read(k *block, b *Buffer, mapped bool) ([]byte, error) {
 	return data, nil
 }
 
-func (k *block) read(f *shardFile, b *Buffer, mapped bool) (data []byte, err error) {
+func (b *block) read(f *shardFile, buf *Buffer, mapped bool) (data []byte, err error) {
 	defer f.guard(&err)()
-	stored, err := f.bytes(k.off, int(k.len()), &b.stored, mapped)
+	stored, err := f.bytes(b.off, int(b.len()), &buf.stored, mapped)
 	if err != nil {
 		return nil, fmt.Errorf("reading it: %w", err)
 	}
-	payload, err := k.check(stored)
-	if err != nil || k.codec == codec.None {
+	payload, err := b.check(stored)
+	if err != nil || b.codec == codec.None {
 		return payload, err
 	}
-	if cap(b.raw) < int(k.raw) {
-		b.raw = make([]byte, MaxBlock)
+	if cap(buf.raw) < int(b.raw) {
+		buf.raw = make([]byte, MaxBlock)
 	}
-	b.raw = b.raw[:k.raw]
-	if err := codec.Decompress(k.codec, b.raw, payload); err != nil {
+	buf.raw = buf.raw[:b.raw]
+	if err := codec.Decompress(b.codec, buf.raw, payload); err != nil {
 		return nil, fmt.Errorf("decompressing it, although its checksum matches: %w", err)
 	}
-	return b.raw, nil
+	return buf.raw, nil
 }
 
 // check sees that stored is the block that the index means, and returns its payload. The index's checksum covers the header,
 // which has the block's place and lengths; so a good block of another place does not pass.
-func (k *block) check(stored []byte) ([]byte, error) {
+func (b *block) check(stored []byte) ([]byte, error) {
 	sum, payload, err := checkBlock(stored)
 	if err != nil {
 		return nil, err
 	}
-	if sum != k.sum || len(payload) != int(k.stored) {
+	if sum != b.sum || len(payload) != int(b.stored) {
 		return nil, errors.New("it is not the block that the index means")
 	}
 	return payload, nil

@@ -278,7 +278,8 @@ func (w *Writer) PutFile(name string, r io.Reader) error {
 		s.packed = make([]byte, 0, MaxBlock+unit)
 	}
 	buf := s.packed[:MaxBlock]
-	for off := uint64(0); ; {
+	off := uint64(0)
+	for more := true; more; {
 		n, err := io.ReadFull(r, buf)
 		if n > 0 {
 			w.raw.Add(int64(n))
@@ -288,16 +289,15 @@ func (w *Writer) PutFile(name string, r io.Reader) error {
 			}
 			off += uint64(n)
 		}
-		switch {
-		case err == io.EOF || err == io.ErrUnexpectedEOF:
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.files[number].Size = int64(off)
-			return nil
-		case err != nil:
+		more = err == nil
+		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return w.fail(fmt.Errorf("cannot read CRIU's image %s: %w", name, err))
 		}
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.files[number].Size = int64(off)
+	return nil
 }
 
 func (w *Writer) addFile(name string) (uint32, error) {

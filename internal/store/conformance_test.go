@@ -45,12 +45,23 @@ func streamPlace(place func() storetest.Place) storetest.Place {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	places := map[string]func(t *testing.T) storetest.Place{
-		"folder":          func(t *testing.T) storetest.Place { return folderPlace(t, nil) },
-		"folder-named":    func(t *testing.T) storetest.Place { return folderPlace(t, (*store.FolderTarget).NamedFiles) },
-		"folder-buffered": func(t *testing.T) storetest.Place { return folderPlace(t, (*store.FolderTarget).Buffered) },
-		"memory":          func(*testing.T) storetest.Place { return memoryPlace() },
+		"folder": func(t *testing.T) storetest.Place {
+			t.Helper()
+			return folderPlace(t, nil)
+		},
+		"folder-named": func(t *testing.T) storetest.Place {
+			t.Helper()
+			return folderPlace(t, (*store.FolderTarget).NamedFiles)
+		},
+		"folder-buffered": func(t *testing.T) storetest.Place {
+			t.Helper()
+			return folderPlace(t, (*store.FolderTarget).Buffered)
+		},
+		"memory": func(*testing.T) storetest.Place { return memoryPlace() },
 		"stream-folder": func(t *testing.T) storetest.Place {
+			t.Helper()
 			return streamPlace(func() storetest.Place { return folderPlace(t, nil) })
 		},
 		"stream-memory": func(*testing.T) storetest.Place { return streamPlace(memoryPlace) },

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,6 +25,11 @@ var advice = []struct {
 	{unix.EMFILE, "too many open files: raise the limit (ulimit -n) or use fewer shards"},
 	{unix.EIO, "the disk failed: look at the kernel's log and choose another disk"},
 	{unix.ESTALE, "the network file system lost it: dump again"},
+}
+
+// isAny says whether err is one of those.
+func isAny(err error, errnos ...unix.Errno) bool {
+	return slices.ContainsFunc(errnos, func(e unix.Errno) bool { return errors.Is(err, e) })
 }
 
 // explain makes the error of an operation on a path: what failed, on what, why, and what to do where that is known.

@@ -19,8 +19,9 @@ import (
 func TestMain(m *testing.M) {
 	if path := os.Getenv("STASIS_TEST_WRITE_AND_WAIT"); path != "" {
 		writeAndWait(path, os.Getenv("STASIS_TEST_NAMED") != "")
+		return
 	}
-	os.Exit(m.Run())
+	m.Run()
 }
 
 // writeAndWait writes half a checkpoint, says so, and waits to be killed.
@@ -46,9 +47,8 @@ func writeAndWait(path string, named bool) {
 			}
 		}
 	}
-	os.Stdout.WriteString("written\n")
-	os.Stdin.Read(make([]byte, 1))
-	os.Exit(1)
+	_, _ = os.Stdout.WriteString("written\n")
+	_, _ = os.Stdin.Read(make([]byte, 1))
 }
 
 // list returns the names in a folder.
@@ -125,7 +125,7 @@ func TestKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer stdin.Close()
+		t.Cleanup(func() { stdin.Close() })
 		child.Stderr = os.Stderr
 		out, err := child.StdoutPipe()
 		if err != nil {
@@ -305,32 +305,19 @@ func TestAbortRemovesTheFolderItMade(t *testing.T) {
 func TestCommitFails(t *testing.T) {
 	tests := []struct {
 		name  string
-		spoil func(t *testing.T, path string)
+		spoil func(path string) error
 		says  []string
 		left  []string
 	}{
-		{"vanished", func(t *testing.T, path string) {
-			if err := os.RemoveAll(path); err != nil {
-				t.Fatal(err)
-			}
-		}, []string{"removed or replaced", "dump again"}, nil},
-		{"replaced", func(t *testing.T, path string) {
-			if err := os.Rename(path, path+"-moved"); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Mkdir(path, 0o700); err != nil {
-				t.Fatal(err)
-			}
+		{"vanished", os.RemoveAll, []string{"removed or replaced", "dump again"}, nil},
+		{"replaced", func(path string) error {
+			return errors.Join(os.Rename(path, path+"-moved"), os.Mkdir(path, 0o700))
 		}, []string{"removed or replaced"}, []string{}},
-		{"shard in the way", func(t *testing.T, path string) {
-			if err := os.WriteFile(filepath.Join(path, "img-1"), []byte("theirs"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}, []string{"img-1", "file exists"}, []string{"img-1"}},
-		{"manifest in the way", func(t *testing.T, path string) {
-			if err := os.WriteFile(filepath.Join(path, "manifest.json"), []byte("theirs"), 0o600); err != nil {
-				t.Fatal(err)
-			}
+		{"shard in the way", func(path string) error {
+			return os.WriteFile(filepath.Join(path, "img-1"), []byte("theirs"), 0o600)
+		}, []string{"img-1", "file exists", "move it away"}, []string{"img-1"}},
+		{"manifest in the way", func(path string) error {
+			return os.WriteFile(filepath.Join(path, "manifest.json"), []byte("theirs"), 0o600)
 		}, []string{"manifest.json", "file exists"}, []string{"manifest.json"}},
 	}
 	for _, named := range []bool{false, true} {
@@ -342,7 +329,9 @@ func TestCommitFails(t *testing.T) {
 			}
 			writeFile(t, target, "img-0", "0")
 			writeFile(t, target, "img-1", "1")
-			test.spoil(t, path)
+			if err := test.spoil(path); err != nil {
+				t.Fatal(err)
+			}
 			wantError(t, target.Commit([]byte("{}")), append(test.says, path)...)
 			if err := target.Abort(); err != nil {
 				t.Errorf("%s: abort: %v", test.name, err)

@@ -12,23 +12,24 @@ import (
 )
 
 // smallStream is a stream with two files, one of them empty.
-func smallStream(t testing.TB) []byte {
+func smallStream(tb testing.TB) []byte {
+	tb.Helper()
 	var b bytes.Buffer
 	target := store.NewStream(&b)
 	for name, text := range map[string]string{"img-0": "some bytes", "img-1": ""} {
 		w, err := target.Create(name)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if _, err := w.Write([]byte(text)); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if err := w.Finish(); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	if err := target.Commit([]byte(`{"the": "manifest"}`)); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b.Bytes()
 }

@@ -71,11 +71,11 @@ func openDir(path string) (*os.File, error) {
 
 // claim locks the folder, then sees that it holds no checkpoint and no remains of one.
 func (t *FolderTarget) claim() error {
-	switch err := unix.Flock(int(t.dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
-	case nil:
-	case unix.EWOULDBLOCK:
+	switch err := unix.Flock(int(t.dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case err == nil:
+	case errors.Is(err, unix.EWOULDBLOCK):
 		return fmt.Errorf("cannot write a checkpoint to %s: %w: wait for it to end, or choose another folder", t.path, ErrBusy)
-	case unix.EBADF, unix.ENOLCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL:
+	case isAny(err, unix.EBADF, unix.ENOLCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL):
 		// Network file systems: see the type's comment.
 	default:
 		return explain("cannot lock the folder", t.path, err)
@@ -267,7 +267,7 @@ func (t *FolderTarget) Abort() error {
 	// The manifest is the last of the names and goes first: at no time there is one without its shards.
 	for i := len(t.linked) - 1; i >= 0; i-- {
 		err := unix.Unlinkat(int(t.dir.Fd()), t.linked[i], 0)
-		if err != nil && err != unix.ENOENT {
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, explain("cannot remove", filepath.Join(t.path, t.linked[i]), err))
 		}
 	}

@@ -61,7 +61,7 @@ func newFileWriter(t *FolderTarget, name string) (*fileWriter, error) {
 	if w.direct {
 		fd, err = w.open(unix.O_DIRECT)
 	}
-	if err == unix.EINVAL {
+	if errors.Is(err, unix.EINVAL) {
 		w.direct = false
 		fd, err = w.open(0)
 	}
@@ -81,7 +81,7 @@ func (w *fileWriter) open(flags int) (int, error) {
 	if w.unnamed {
 		fd, err := unix.Openat(int(w.dir.Fd()), ".", flags|unix.O_TMPFILE, mode)
 		// A kernel or file system that knows nothing of O_TMPFILE sees an attempt to open a directory for writing.
-		if err != unix.EOPNOTSUPP && err != unix.EISDIR && err != unix.ENOSYS {
+		if !isAny(err, unix.EOPNOTSUPP, unix.EISDIR, unix.ENOSYS) {
 			return fd, err
 		}
 		w.unnamed = false
@@ -234,13 +234,13 @@ func (w *fileWriter) link() error {
 	if w.unnamed {
 		fd, dir := int(w.f.Fd()), int(w.dir.Fd())
 		err = unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), dir, w.name, unix.AT_SYMLINK_FOLLOW)
-		if err == unix.ENOENT {
+		if errors.Is(err, unix.ENOENT) {
 			// Either the folder is gone or /proc is not mounted; the other way needs CAP_DAC_READ_SEARCH, but no /proc.
 			err = unix.Linkat(fd, "", dir, w.name, unix.AT_EMPTY_PATH)
 		}
 	} else {
 		err = unix.Renameat2(int(w.dir.Fd()), w.name+partial, int(w.dir.Fd()), w.name, unix.RENAME_NOREPLACE)
-		if err == unix.EINVAL || err == unix.ENOSYS {
+		if isAny(err, unix.EINVAL, unix.ENOSYS) {
 			err = w.renameUnlessThere()
 		}
 	}
@@ -272,7 +272,7 @@ func (w *fileWriter) Abort() error {
 	if w.unnamed || w.linked {
 		return nil
 	}
-	if err := unix.Unlinkat(int(w.dir.Fd()), w.name+partial, 0); err != nil && err != unix.ENOENT {
+	if err := unix.Unlinkat(int(w.dir.Fd()), w.name+partial, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return explain("cannot remove", w.path()+partial, err)
 	}
 	return nil

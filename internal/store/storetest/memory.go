@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 
@@ -166,7 +165,7 @@ func (w *memoryWriter) Abort() error {
 
 func (w *memoryWriter) ReadAt(p []byte, off int64) (int, error) {
 	n, err := bytes.NewReader(w.b.Bytes()).ReadAt(p, off)
-	if err == io.EOF && n == len(p) {
+	if n == len(p) {
 		err = nil
 	}
 	return n, err

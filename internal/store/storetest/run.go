@@ -22,6 +22,7 @@ type Place struct {
 // Run tests everything that package store promises of targets and sources. start makes an empty place and is called for each
 // test.
 func Run(t *testing.T, start func(t *testing.T) Place) {
+	t.Helper()
 	t.Run("round trip", func(t *testing.T) { roundTrip(t, start(t)) })
 	t.Run("many at once", func(t *testing.T) { manyAtOnce(t, start(t)) })
 	t.Run("nothing before commit", func(t *testing.T) { nothingBeforeCommit(t, start(t)) })
@@ -99,6 +100,7 @@ func check(t *testing.T, src store.Source, name string, want []byte) {
 }
 
 func roundTrip(t *testing.T, p Place) {
+	t.Helper()
 	for i, size := range sizes {
 		if err := write(create(t, p.Target, fmt.Sprintf("img-%d", i)), content(i, size), 100_003*(i%3+1)); err != nil {
 			t.Fatal(err)
@@ -118,6 +120,7 @@ func roundTrip(t *testing.T, p Place) {
 }
 
 func manyAtOnce(t *testing.T, p Place) {
+	t.Helper()
 	const files = 8
 	errs := make([]error, files)
 	var all sync.WaitGroup
@@ -154,6 +157,7 @@ func absent(t *testing.T, p Place, when string) {
 }
 
 func nothingBeforeCommit(t *testing.T, p Place) {
+	t.Helper()
 	absent(t, p, "before anything was written")
 	w := create(t, p.Target, "img-0")
 	if _, err := w.Write(content(1, 3<<20)); err != nil {
@@ -178,6 +182,7 @@ func nothingBeforeCommit(t *testing.T, p Place) {
 }
 
 func abort(t *testing.T, p Place) {
+	t.Helper()
 	finished, writing := create(t, p.Target, "img-0"), create(t, p.Target, "img-1")
 	if err := write(finished, content(1, 1<<20+5), 1<<16); err != nil {
 		t.Fatal(err)
@@ -212,6 +217,7 @@ func abort(t *testing.T, p Place) {
 }
 
 func endsOnce(t *testing.T, p Place) {
+	t.Helper()
 	w := create(t, p.Target, "img-0")
 	if err := write(w, content(1, 5000), 999); err != nil {
 		t.Fatal(err)
@@ -238,6 +244,7 @@ func endsOnce(t *testing.T, p Place) {
 }
 
 func names(t *testing.T, p Place) {
+	t.Helper()
 	for _, bad := range []string{"", ".", "..", "a/b", "../x", ".hidden", store.ManifestName, "a\nb", "a b", strings.Repeat("x", 65)} {
 		if _, err := p.Target.Create(bad); err == nil {
 			t.Errorf("a file named %q was created", bad)
@@ -253,6 +260,7 @@ func names(t *testing.T, p Place) {
 }
 
 func reread(t *testing.T, p Place) {
+	t.Helper()
 	w, want := create(t, p.Target, "img-0"), content(3, 2<<20+100)
 	if err := write(w, want, 1<<18); err != nil {
 		t.Fatal(err)
@@ -271,6 +279,7 @@ func reread(t *testing.T, p Place) {
 }
 
 func reads(t *testing.T, p Place) {
+	t.Helper()
 	want := content(4, 1<<20+321)
 	if err := write(create(t, p.Target, "img-0"), want, 1<<18); err != nil {
 		t.Fatal(err)
@@ -291,7 +300,7 @@ func reads(t *testing.T, p Place) {
 		t.Errorf("its size is %d instead of %d", f.Size(), len(want))
 	}
 	b := make([]byte, 100)
-	if n, err := f.ReadAt(b, f.Size()-50); n != 50 || err != io.EOF {
+	if n, err := f.ReadAt(b, f.Size()-50); n != 50 || !errors.Is(err, io.EOF) {
 		t.Errorf("reading beyond the end returned %d, %v", n, err)
 	}
 	var all sync.WaitGroup
