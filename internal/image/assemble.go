@@ -60,16 +60,17 @@ func (b *indexBlock) block(g *group) block {
 	return block{b.off, b.sum, b.stored, b.raw, uint16(g.shard), uint16(g.origin), b.codec, b.heads, b.kind}
 }
 
-// placed is an extent with what it is sorted by.
-type placed struct {
-	extent
-	proc uint32
-}
-
 // addPageBlocks fills extents, blocks, byBlock and firsts. Blocks are numbered by the lowest address that they have.
 func (c *Checkpoint) addPageBlocks(indexes []*index) {
-	var all []placed
-	var blocks []block // as they come
+	pieces, count := 0, 0
+	for _, x := range indexes {
+		for i := range x.groups {
+			pieces += len(x.groups[i].pieces)
+			count += len(x.groups[i].blocks)
+		}
+	}
+	all, keys := make([]extent, 0, pieces), make([]keyed, 0, pieces)
+	blocks := make([]block, 0, count) // as they come
 	for _, x := range indexes {
 		for i := range x.groups {
 			g := &x.groups[i]
@@ -79,35 +80,30 @@ func (c *Checkpoint) addPageBlocks(indexes []*index) {
 					continue
 				}
 				for _, p := range pieces[:k.pieces] {
-					e := extent{p.page, uint32(len(blocks)), uint8(p.pages), uint8(p.first)}
-					all = append(all, placed{e, p.proc})
+					keys = append(keys, keyed{uint64(p.proc)<<pageBits | p.page, uint32(len(all))})
+					all = append(all, extent{p.page, uint32(len(blocks)), uint8(p.pages), uint8(p.first)})
 				}
 				pieces = pieces[k.pieces:]
 				blocks = append(blocks, k.block(g))
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b placed) int {
-		if a.proc != b.proc {
-			return cmp.Compare(a.proc, b.proc)
-		}
-		return cmp.Compare(a.page, b.page)
-	})
+	keys = radixSort(keys)
 	// Number the blocks anew, in the order in which the sorted extents come to them.
 	number := make([]uint32, len(blocks))
 	c.blocks = make([]block, 0, len(blocks))
 	c.extents = make([]extent, len(all))
 	counts := make([]uint32, len(blocks)+1)
-	for i := range all {
-		old := all[i].block
+	for i, k := range keys {
+		old := all[k.at].block
 		if number[old] == 0 {
 			c.blocks = append(c.blocks, blocks[old])
 			number[old] = uint32(len(c.blocks)) // counted from 1, so that 0 is "not yet"
 		}
-		c.extents[i] = all[i].extent
+		c.extents[i] = all[k.at]
 		c.extents[i].block = number[old] - 1
 		counts[number[old]]++
-		c.procs[all[i].proc].to = i + 1
+		c.procs[k.key>>pageBits].to = i + 1
 	}
 	for i, from := 0, 0; i < len(c.procs); i++ {
 		c.procs[i].from, c.procs[i].to = from, max(from, c.procs[i].to)

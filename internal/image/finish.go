@@ -60,6 +60,9 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 // indexes resolves what was put, and returns the index of each shard. Shard 0's has what belongs to no block.
 func (w *Writer) indexes(present map[int][]Range) ([]*index, error) {
 	pids := slices.Sorted(maps.Keys(present))
+	if len(pids) > maxProcs {
+		return nil, fmt.Errorf("a checkpoint can't have %d processes, but %d at most: dump fewer at once", len(pids), maxProcs)
+	}
 	base := make([]uint32, len(w.shards)) // number of the first block of each shard
 	total := 0
 	for i, t := range w.shards {

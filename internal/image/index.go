@@ -13,6 +13,12 @@ import (
 // maxIndex bounds the length of an index before compression, in bytes. It is far above what a terabyte of memory needs.
 const maxIndex = 1 << 30
 
+// pageBits is how many bits the number of a page has; the rest of a word numbers processes where both are sorted together.
+const (
+	pageBits = 57 - 12
+	maxProcs = 1 << (64 - pageBits)
+)
+
 // index is the decoded index of one shard. The package comment describes it; the union of those of all shards describes the
 // checkpoint.
 type index struct {
@@ -209,7 +215,12 @@ func decodeIndex(b []byte) (*index, error) {
 	r := indexReader{b: b}
 	x := new(index)
 	pid := uint64(0)
-	for range r.count(1, "processes") {
+	procs := r.count(1, "processes")
+	if procs > maxProcs {
+		r.fail("processes")
+		return nil, r.err
+	}
+	for range procs {
 		next := r.u(1<<31-1-pid, "pid")
 		if next == 0 {
 			r.fail("pid")

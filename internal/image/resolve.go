@@ -24,21 +24,25 @@ func (c *claim) end() uint64 { return c.page + c.pages }
 // resolve cuts claims, of one process, into those that count: of every page in present that with the highest order. The
 // result is sorted by address and without overlaps. present is sorted, and its ranges don't touch.
 func resolve(pid int, claims []claim, present []Range) ([]claim, error) {
-	slices.SortFunc(claims, func(a, b claim) int { return cmp.Compare(a.page, b.page) })
-	out := clipper{pid: pid, present: present}
+	sorted := make([]keyed, len(claims))
+	for i := range claims {
+		sorted[i] = keyed{claims[i].page, uint32(i)}
+	}
+	sorted = radixSort(sorted)
+	out := clipper{pid: pid, present: present, kept: make([]claim, 0, len(claims)+len(claims)/2)}
 	var active claimHeap // those that reach beyond at, the newest first
 	for next, at := 0, uint64(0); ; {
 		for len(active) > 0 && active[0].end() <= at {
 			heap.Pop(&active)
 		}
 		if len(active) == 0 {
-			if next == len(claims) {
+			if next == len(sorted) {
 				break
 			}
-			at = claims[next].page
+			at = sorted[next].key
 		}
-		for next < len(claims) && claims[next].page <= at {
-			heap.Push(&active, &claims[next])
+		for next < len(sorted) && sorted[next].key <= at {
+			heap.Push(&active, &claims[sorted[next].at])
 			next++
 		}
 		for active[0].end() <= at {
@@ -46,8 +50,8 @@ func resolve(pid int, claims []claim, present []Range) ([]claim, error) {
 		}
 		top := active[0]
 		until := top.end()
-		if next < len(claims) {
-			until = min(until, claims[next].page)
+		if next < len(sorted) {
+			until = min(until, sorted[next].key)
 		}
 		out.take(claim{at, until - at, top.order, top.block, top.first + uint32(at-top.page)})
 		at = until

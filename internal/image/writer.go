@@ -130,13 +130,15 @@ func (w *Writer) start(shards int) error {
 		if err != nil {
 			return err
 		}
-		head := header{uint32(i), uint32(shards), w.id}.encode()
-		if _, err := f.Write(head); err != nil {
+		w.shards = append(w.shards, &shard{no: i, w: f, off: headerSize})
+	}
+	// After all are there, because the target shares its buffers among them from the first byte on.
+	for i, t := range w.shards {
+		if _, err := t.w.Write(header{uint32(i), uint32(shards), w.id}.encode()); err != nil {
 			return err
 		}
-		w.shards = append(w.shards, &shard{no: i, w: f, off: headerSize})
-		w.free <- w.shards[i]
 		w.stored.Add(headerSize)
+		w.free <- t
 	}
 	return nil
 }

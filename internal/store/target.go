@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,8 @@ type FolderTarget struct {
 	made bool     // by CreateFolder
 
 	named, buffered bool // for tests: do as on a file system without unnamed files, without direct I/O
+
+	files atomic.Int32 // how many Create made
 
 	mu      sync.Mutex
 	writers []*fileWriter // guarded by mu
@@ -150,7 +153,14 @@ func (t *FolderTarget) Create(name string) (Writer, error) {
 		return nil, err
 	}
 	t.writers = append(t.writers, w)
+	t.files.Add(1)
 	return w, nil
+}
+
+// bufferSize shares the memory for buffers among the files there are so far.
+func (t *FolderTarget) bufferSize() int {
+	share := allBuffers / 2 / max(int(t.files.Load()), 1) &^ (align - 1)
+	return max(minBuffer, min(share, maxBuffer))
 }
 
 // Commit links the shards, makes that durable, then links the manifest, which is the atomic step.

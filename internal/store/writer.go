@@ -15,8 +15,9 @@ import (
 const (
 	// align is what direct I/O asks of addresses, offsets and lengths. Every disk that Linux knows takes pages.
 	align = 4096
-	// bufferSize is what goes to the disk in one call; each file being written has two such buffers.
-	bufferSize = 1 << 20
+	// maxBuffer and minBuffer bound what goes to the disk in one call. Each file being written has two such buffers, and those
+	// of a checkpoint together have allBuffers, as far as minBuffer lets them.
+	maxBuffer, minBuffer, allBuffers = 1 << 20, 64 << 10, 64 << 20
 )
 
 // fileWriter writes one file of a folder past the page cache (O_DIRECT): at the rates of today's disks the copy into the page
@@ -26,8 +27,7 @@ const (
 // Where a file system refuses direct I/O, the page cache is used, and told to begin to write at once (sync_file_range), so that
 // the fsync at the end has little left to do.
 type fileWriter struct {
-	dir      *os.File // of the target, not ours to close
-	folder   string   // its path, for messages
+	t        *FolderTarget
 	name     string
 	f        *os.File
 	unnamed  bool // no name until link
@@ -56,7 +56,7 @@ var _ Rereader = (*fileWriter)(nil)
 
 // newFileWriter opens a file in t's folder that gets its name when it is linked.
 func newFileWriter(t *FolderTarget, name string) (*fileWriter, error) {
-	w := &fileWriter{dir: t.dir, folder: t.path, name: name, direct: !t.buffered, unnamed: !t.named}
+	w := &fileWriter{t: t, name: name, direct: !t.buffered, unnamed: !t.named}
 	fd, err := -1, error(unix.EINVAL)
 	if w.direct {
 		fd, err = w.open(unix.O_DIRECT)
@@ -72,21 +72,21 @@ func newFileWriter(t *FolderTarget, name string) (*fileWriter, error) {
 	return w, nil
 }
 
-func (w *fileWriter) path() string { return filepath.Join(w.folder, w.name) }
+func (w *fileWriter) path() string { return filepath.Join(w.t.path, w.name) }
 
 // open makes an unnamed file, or a partial one where the file system has no unnamed files.
 func (w *fileWriter) open(flags int) (int, error) {
 	const mode = 0o600
 	flags |= unix.O_RDWR | unix.O_CLOEXEC
 	if w.unnamed {
-		fd, err := unix.Openat(int(w.dir.Fd()), ".", flags|unix.O_TMPFILE, mode)
+		fd, err := unix.Openat(int(w.t.dir.Fd()), ".", flags|unix.O_TMPFILE, mode)
 		// A kernel or file system that knows nothing of O_TMPFILE sees an attempt to open a directory for writing.
 		if !isAny(err, unix.EOPNOTSUPP, unix.EISDIR, unix.ENOSYS) {
 			return fd, err
 		}
 		w.unnamed = false
 	}
-	return unix.Openat(int(w.dir.Fd()), w.name+partial, flags|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, mode)
+	return unix.Openat(int(w.t.dir.Fd()), w.name+partial, flags|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, mode)
 }
 
 // Write takes p into the buffers. An error may be that of an earlier Write.
@@ -117,9 +117,10 @@ func (w *fileWriter) Write(p []byte) (int, error) {
 
 // start makes the buffers and the flusher. Files that nothing is written to go without.
 func (w *fileWriter) start() {
-	w.cur = alignedBuffer(bufferSize)[:0]
+	size := w.t.bufferSize()
+	w.cur = alignedBuffer(size)[:0]
 	w.free = make(chan []byte, 2)
-	w.free <- alignedBuffer(bufferSize)
+	w.free <- alignedBuffer(size)
 	w.work = make(chan flush, 1)
 	w.done.Add(1)
 	go w.flusher()
@@ -232,14 +233,14 @@ func (w *fileWriter) ReadAt(p []byte, off int64) (int, error) {
 func (w *fileWriter) link() error {
 	var err error
 	if w.unnamed {
-		fd, dir := int(w.f.Fd()), int(w.dir.Fd())
+		fd, dir := int(w.f.Fd()), int(w.t.dir.Fd())
 		err = unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), dir, w.name, unix.AT_SYMLINK_FOLLOW)
 		if errors.Is(err, unix.ENOENT) {
 			// Either the folder is gone or /proc is not mounted; the other way needs CAP_DAC_READ_SEARCH, but no /proc.
 			err = unix.Linkat(fd, "", dir, w.name, unix.AT_EMPTY_PATH)
 		}
 	} else {
-		err = unix.Renameat2(int(w.dir.Fd()), w.name+partial, int(w.dir.Fd()), w.name, unix.RENAME_NOREPLACE)
+		err = unix.Renameat2(int(w.t.dir.Fd()), w.name+partial, int(w.t.dir.Fd()), w.name, unix.RENAME_NOREPLACE)
 		if isAny(err, unix.EINVAL, unix.ENOSYS) {
 			err = w.renameUnlessThere()
 		}
@@ -254,7 +255,7 @@ func (w *fileWriter) link() error {
 // renameUnlessThere is for file systems that can't rename without replacing; between its two steps there is a gap, which the
 // lock on the folder closes among dumps.
 func (w *fileWriter) renameUnlessThere() error {
-	dir := int(w.dir.Fd())
+	dir := int(w.t.dir.Fd())
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, w.name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil {
 		return unix.EEXIST
@@ -272,7 +273,7 @@ func (w *fileWriter) Abort() error {
 	if w.unnamed || w.linked {
 		return nil
 	}
-	if err := unix.Unlinkat(int(w.dir.Fd()), w.name+partial, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := unix.Unlinkat(int(w.t.dir.Fd()), w.name+partial, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return explain("cannot remove", w.path()+partial, err)
 	}
 	return nil
