@@ -253,8 +253,8 @@ func lockedKB(maps []proc.Mapping) uint64 {
 	return total
 }
 
-// copyLast finds the pages that changed since the last round and begins to copy
-// them into RAM. CRIU dumps the state at the same time.
+// copyLast begins to find the pages that changed since the last round and to
+// copy them into RAM. CRIU dumps the state at the same time.
 //
 // Executable memory is copied before CRIU is let on: CRIU runs code in the
 // processes through an instruction that it puts into their executable memory
@@ -263,20 +263,44 @@ func (d *dump) copyLast(ctx context.Context) error {
 	d.present = make(map[int][]image.Range)
 	d.buffer = capture.NewBuffer(d.opts.FinalBuffer, func(b image.PageBlock) error { return d.writer.PutPages(d.round, b) })
 
-	var code, others []changed
-	for pid, ranges := range d.hidden {
-		c, o, err := d.scanFrozen(pid, ranges)
-		if err != nil {
-			return err
-		}
-		code, others = append(code, c...), append(others, o...)
-	}
-	if err := d.copyFrozen(ctx, code); err != nil {
+	code, others := d.splitCode()
+	if err := d.copyChanged(ctx, code); err != nil {
 		return err
 	}
 	d.last = make(chan error, 1)
-	go func() { d.last <- d.copyFrozen(ctx, others) }()
+	go func() { d.last <- d.copyChanged(ctx, others) }()
 	return nil
+}
+
+// splitCode parts the hidden memory into what overlaps executable memory and
+// the rest.
+func (d *dump) splitCode() (code, others map[int][]proc.Range) {
+	code, others = make(map[int][]proc.Range), make(map[int][]proc.Range)
+	for pid, ranges := range d.hidden {
+		executable := executableOf(d.processes[pid].maps)
+		for _, r := range ranges {
+			into := others
+			if executable(r) {
+				into = code
+			}
+			into[pid] = append(into[pid], r)
+		}
+	}
+	return code, others
+}
+
+// copyChanged copies the pages in some hidden memory that changed since the
+// last round.
+func (d *dump) copyChanged(ctx context.Context, memory map[int][]proc.Range) error {
+	var pages []changed
+	for pid, ranges := range memory {
+		found, err := d.scanFrozen(pid, ranges)
+		if err != nil {
+			return err
+		}
+		pages = append(pages, found...)
+	}
+	return d.copyFrozen(ctx, pages)
 }
 
 // changed is a run of pages that has to be copied during the freeze.
@@ -299,32 +323,28 @@ func (d *dump) copyFrozen(ctx context.Context, pages []changed) error {
 	return err
 }
 
-// scanFrozen notes which pages a frozen process has and returns those that
-// changed since the last round: in executable memory, and in all other.
-func (d *dump) scanFrozen(pid int, ranges []proc.Range) (code, others []changed, err error) {
+// scanFrozen notes which pages a frozen process has in some ranges and returns
+// those that changed since the last round.
+func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 	pagemap, err := proc.OpenPagemap(pid)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer pagemap.Close()
-	p, label := d.processes[pid], d.label(pid)
-	executable := executableOf(p.maps)
+	var pages []changed
+	label, tracked := d.label(pid), d.processes[pid].tracker != nil
 	for _, r := range ranges {
-		into := &others
-		if executable(r) {
-			into = &code
-		}
 		err := pagemap.Scan(r, func(run proc.Run) {
 			d.notePresent(label, run.Range)
-			if run.Changed() || p.tracker == nil {
-				*into = append(*into, changed{pid, run.Range})
+			if run.Changed() || !tracked {
+				pages = append(pages, changed{pid, run.Range})
 			}
 		})
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	return code, others, nil
+	return pages, nil
 }
 
 func (d *dump) notePresent(label int, r proc.Range) {
@@ -334,6 +354,14 @@ func (d *dump) notePresent(label int, r proc.Range) {
 		return
 	}
 	d.present[label] = append(list, image.Range(r))
+}
+
+// sortPresent puts the present pages of each process in address order: memory
+// with code in it was noted first.
+func (d *dump) sortPresent() {
+	for _, list := range d.present {
+		slices.SortFunc(list, func(a, b image.Range) int { return cmp.Compare(a.Start, b.Start) })
+	}
 }
 
 // executableOf answers whether a range overlaps executable memory.
@@ -362,6 +390,7 @@ func (d *dump) finishLast(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.sortPresent()
 	if d.lazy != nil {
 		err = d.copyMissing(ctx)
 	}
@@ -389,8 +418,8 @@ func (d *dump) copyMissing(ctx context.Context) error {
 			extra = append(extra, image.Range(r))
 		}
 		d.present[label] = append(d.present[label], extra...)
-		slices.SortFunc(d.present[label], func(a, b image.Range) int { return cmp.Compare(a.Start, b.Start) })
 	}
+	d.sortPresent()
 	if err := d.copyFrozen(ctx, pages); err != nil {
 		return err
 	}

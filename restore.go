@@ -47,9 +47,10 @@ type RestoreResult struct {
 	PID         int           `json:"pid"`  // of the root, as this machine sees it
 	PIDs        []int         `json:"pids"` // of all processes, as they see themselves
 	Manifest    *Manifest     `json:"-"`
-	BytesMemory int64         `json:"bytes_memory"` // put in place
-	Took        time.Duration `json:"took_ns"`      // until all memory was in place
-	ToResume    time.Duration `json:"to_resume_ns"` // until the tree ran
+	BytesMemory int64         `json:"bytes_memory"`       // put in place
+	Took        time.Duration `json:"took_ns"`            // until all memory was in place
+	ToResume    time.Duration `json:"to_resume_ns"`       // until the tree ran
+	Warnings    []string      `json:"warnings,omitempty"` // what was not as on the machine of the checkpoint
 }
 
 // Restore brings a process tree back from a checkpoint. The root of the tree
@@ -189,8 +190,8 @@ func (r *restore) restoreState(ctx context.Context) error {
 		switch at {
 		case criu.NamespacesMade:
 			return r.rootIs(pid)
-		case criu.PostRestore:
-			return r.whenStateIsRestored(ctx)
+		case criu.PreResume:
+			return r.beforeResume(ctx, session)
 		}
 		return nil
 	})
@@ -214,14 +215,19 @@ func (r *restore) rootIs(pid int) error {
 	return r.guard.Watch(pid)
 }
 
-// whenStateIsRestored fills the memory of a tree that is complete but for that.
-// It is the last notification whose failure makes CRIU kill the tree: later
-// ones are only logged.
-func (r *restore) whenStateIsRestored(ctx context.Context) error {
+// beforeResume fills the memory of a tree that stands still for the last time.
+// CRIU does not listen to a failure here and would let the tree go, so it is
+// ended on the spot.
+func (r *restore) beforeResume(ctx context.Context, session *criu.Session) error {
 	if r.opts.Lazy {
 		return nil
 	}
-	return r.do(StepFill, func() error { return r.fill(ctx) })
+	err := r.do(StepFill, func() error { return r.fill(ctx) })
+	if err != nil {
+		err = errors.Join(err, r.killTree())
+		session.Abandon()
+	}
+	return err
 }
 
 // fill puts all memory in place.
