@@ -1,0 +1,126 @@
+//go:build linux && (amd64 || arm64)
+
+package guard
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// processName is the guard's argv[0], and how init knows it.
+const processName = "stasis-guard"
+
+// socketFD is the guard's end of the socket.
+const socketFD = 3
+
+// init turns this process into the guard if that is what it was started for.
+func init() {
+	if len(os.Args) != 1 || os.Args[0] != processName || !isSocket(socketFD) {
+		return
+	}
+	unix.CloseOnExec(socketFD)
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
+	w := watch{}
+	if w.listen() {
+		w.fire()
+	}
+	os.Exit(0)
+}
+
+func isSocket(fd int) bool {
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	return err == nil && kind == unix.SOCK_SEQPACKET
+}
+
+// watch is the guard's state.
+type watch struct {
+	watched []process
+	held    []int
+}
+
+// listen does as it is told until the end. It reports whether that is a bad
+// one: told so, or the other side gone without a word.
+func (w *watch) listen() (bad bool) {
+	message, rights := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(4))
+	for {
+		var n, oob int
+		err := retry(func() (err error) {
+			n, oob, _, _, err = unix.Recvmsg(socketFD, message, rights, unix.MSG_CMSG_CLOEXEC)
+			return err
+		})
+		if err != nil || n == 0 {
+			return true
+		}
+		fd := descriptor(rights[:oob])
+		switch message[0] {
+		case opWatch:
+			err = w.add(string(message[1:n]), fd)
+		case opHold:
+			err = w.hold(fd)
+		case opRelease:
+			w.release()
+		case opDisarm:
+			answer(nil)
+			return false
+		case opFire:
+			w.fire()
+			answer(nil)
+			return false
+		default:
+			err = fmt.Errorf("unknown message %q", message[0])
+		}
+		answer(err)
+	}
+}
+
+// answer sends a null byte, and the error if there is one.
+func answer(err error) {
+	text := []byte{0}
+	if err != nil {
+		text = append(text, err.Error()...)
+	}
+	_ = unix.Sendmsg(socketFD, text[:min(len(text), maxMessage)], nil, nil, unix.MSG_NOSIGNAL)
+}
+
+// descriptor takes the descriptor out of a message, -1 if there is none.
+func descriptor(rights []byte) int {
+	messages, err := unix.ParseSocketControlMessage(rights)
+	if err != nil || len(messages) != 1 {
+		return -1
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return -1
+	}
+	return fds[0]
+}
+
+func (w *watch) add(text string, fd int) error {
+	pid, err := strconv.Atoi(text)
+	if err != nil || fd < 0 {
+		return fmt.Errorf("no process to watch in %q", text)
+	}
+	w.watched = append(w.watched, process{pid, fd})
+	return nil
+}
+
+func (w *watch) hold(fd int) error {
+	if fd < 0 {
+		return fmt.Errorf("no descriptor came: is the limit of open files (RLIMIT_NOFILE) reached?")
+	}
+	w.held = append(w.held, fd)
+	return nil
+}
+
+// release closes what is held.
+func (w *watch) release() {
+	for _, fd := range w.held {
+		_ = unix.Close(fd)
+	}
+	w.held = nil
+}
