@@ -13,3 +13,9 @@ import "embed"
 //
 //go:embed src
 var Subject embed.FS
+
+// Servers holds one server in several languages, see servers/README.md, and
+// what tests need to start others.
+//
+//go:embed servers
+var Servers embed.FS

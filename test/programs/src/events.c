@@ -295,7 +295,8 @@ static void expect_change(const char *what, int wd, uint32_t mask, const char *n
 	if (n < (ssize_t)sizeof u.ev)
 		bad("%s: no event", what);
 	else if (u.ev.wd != wd || u.ev.mask != mask || (*name && strcmp(u.ev.name, name)))
-		bad("%s: watch %d mask %x, should be watch %d mask %x", what, u.ev.wd, u.ev.mask, wd, mask);
+		bad("%s: watch %d mask %x name %s, should be watch %d mask %x name %s", what, u.ev.wd, u.ev.mask,
+		    u.ev.len ? u.ev.name : "none", wd, mask, *name ? name : "none");
 	else if (n > (ssize_t)(sizeof u.ev + u.ev.len))
 		bad("%s: more than one event", what);
 }

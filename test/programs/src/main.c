@@ -282,6 +282,8 @@ int main(int argc, char **argv)
 	sigaddset(&set, SIGUSR2);
 	sigaddset(&set, SIGTERM);
 	sigprocmask(SIG_BLOCK, &set, NULL);
+	/* A child that died is told in an answer, which the program must live to give. */
+	signal(SIGPIPE, SIG_IGN);
 
 	for (int i = 2; i < argc; i++)
 		setup_one(argv[i]);

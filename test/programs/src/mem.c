@@ -20,6 +20,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool check_waits;
 static atomic_ullong written;
 static atomic_long gap_max, slow_max;
+static atomic_llong gap_end; /* when the longest standstill ended, by now_us */
 
 static void raise_to(atomic_long *a, long v)
 {
@@ -75,7 +76,10 @@ static void *watcher(void *arg)
 		if (!m.spin)
 			nap_us(50);
 		int64_t now = now_us();
-		raise_to(&gap_max, now - last);
+		if (now - last > atomic_load(&gap_max)) {
+			atomic_store(&gap_end, now);
+			atomic_store(&gap_max, now - last);
+		}
 		last = now;
 	}
 	return NULL;
@@ -182,14 +186,16 @@ static void check(void)
 /* The longest times are since the last report; pages is the number written since the start. */
 static void report(FILE *f)
 {
-	fprintf(f, " gap_us=%ld slow_us=%ld written=%llu", atomic_exchange(&gap_max, 0), atomic_exchange(&slow_max, 0),
-		(unsigned long long)written);
+	if (m.watch)
+		fprintf(f, " gap_us=%ld gap_end_us=%lld", atomic_exchange(&gap_max, 0), (long long)gap_end);
+	if (m.rate)
+		fprintf(f, " slow_us=%ld written=%llu", atomic_exchange(&slow_max, 0), (unsigned long long)written);
 }
 
 const struct feature feature_mem = {
 	.name = "mem",
 	.help = "mib=16 rate=10 (MB/s) writers=1 hot=100 (%) touched=100 (%) fill=noise|text thp=yes|no watch=nap|spin|no; "
-		"reports gap_us, slow_us, written",
+		"reports gap_us, gap_end_us, slow_us, written",
 	.setup = setup,
 	.start = start,
 	.check = check,

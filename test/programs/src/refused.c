@@ -1,6 +1,8 @@
 /* What CRIU can't take: for tests of messages that name it. */
 #include "subject.h"
+#include <netinet/in.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 
 static int ring = -1;
 
@@ -54,4 +56,30 @@ static void traced_check(void)
 
 const struct feature feature_traced = {
 	.name = "traced", .help = "traced by a child, which CRIU refuses", .setup = traced_setup, .check = traced_check,
+};
+
+/* Go 1.24 and newer listen with multipath TCP unless told otherwise. */
+static int multipath;
+
+static void mptcp_setup(struct args *a)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	(void)a;
+	multipath = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
+	if (multipath < 0)
+		need("multipath TCP (%s)", strerror(errno));
+	if (bind(multipath, (void *)&at, sizeof at) || listen(multipath, 1))
+		die_errno("listen");
+}
+
+static void mptcp_check(void)
+{
+	int on = 0;
+	socklen_t len = sizeof on;
+	if (getsockopt(multipath, SOL_SOCKET, SO_ACCEPTCONN, &on, &len) || !on)
+		bad("it does not listen any more");
+}
+
+const struct feature feature_mptcp = {
+	.name = "mptcp", .help = "a multipath TCP listener, which CRIU refuses", .setup = mptcp_setup, .check = mptcp_check,
 };

@@ -41,23 +41,26 @@ static void filemap_setup(struct args *a)
 static void filemap_check(void)
 {
 	char page[PAGE];
-	for (size_t i = 0; i < N; i++) {
-		const char *why = page_wrong(file_mem + i * PAGE, i, i % 2 ? 1 : 2);
-		if (why)
-			bad("%s page: %s", i % 2 ? "file's" : "written", why);
-	}
+	const char *why = NULL;
+	for (size_t i = 0; i < N && !why; i++)
+		why = page_wrong(file_mem + i * PAGE, i, i % 2 ? 1 : 2);
+	if (why)
+		bad("mapping: %s", why);
 	check_all("read-only half", ro_mem, N / 2, N / 2, 1);
 	/* What was written privately must not have reached the file. */
 	int fd = open(file_path, O_RDONLY | O_CLOEXEC);
-	for (size_t i = 0; fd >= 0 && i < N; i++) {
-		read_full(file_path, fd, page, PAGE);
-		if (page_wrong(page, i, 1))
-			bad("the file itself changed: %s", page_wrong(page, i, 1));
-	}
-	if (fd < 0)
+	if (fd < 0) {
 		bad("%s: %s", file_path, strerror(errno));
-	else
-		close(fd);
+		return;
+	}
+	why = NULL;
+	for (size_t i = 0; i < N && !why; i++) {
+		read_full(file_path, fd, page, PAGE);
+		why = page_wrong(page, i, 1);
+	}
+	if (why)
+		bad("the file itself changed: %s", why);
+	close(fd);
 }
 
 const struct feature feature_filemap = {

@@ -32,7 +32,7 @@ static void handlers_setup(struct args *a)
 	sigaddset(&sa.sa_mask, SIGRTMAX);
 	once.sa_flags = SA_NODEFER;
 	if (sigaltstack(&alt, NULL) || sigaction(SIGHUP, &sa, NULL) || sigaction(SIGRTMAX - 1, &once, NULL) ||
-	    sigaction(SIGPIPE, &ignore, NULL))
+	    sigaction(SIGTSTP, &ignore, NULL))
 		die_errno("sigaction");
 }
 
@@ -51,9 +51,9 @@ static void handlers_check(void)
 	sigaction(SIGRTMAX - 1, NULL, &sa);
 	if (sa.sa_handler != plain_handler || !(sa.sa_flags & SA_NODEFER))
 		bad("the handler of a real-time signal is another");
-	sigaction(SIGPIPE, NULL, &sa);
+	sigaction(SIGTSTP, NULL, &sa);
 	if (sa.sa_handler != SIG_IGN)
-		bad("SIGPIPE is not ignored any more");
+		bad("SIGTSTP is not ignored any more");
 	sigaction(SIGXFSZ, NULL, &sa);
 	if (sa.sa_handler != SIG_DFL)
 		bad("SIGXFSZ got a handler");
@@ -151,6 +151,10 @@ static void pending_check(void)
 {
 	for (int i = 0; i < 3; i++)
 		take_pending("queued signal", QUEUED, SI_QUEUE, 100 + i);
+	sigset_t waiting;
+	sigpending(&waiting);
+	if (sigismember(&waiting, QUEUED))
+		bad("more than three queued signals wait");
 	take_pending("SIGWINCH", SIGWINCH, SI_USER, 0);
 	queue_them();
 	take_pending("signal of the main thread", TO_MAIN, SI_USER, 0);

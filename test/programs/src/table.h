@@ -58,3 +58,4 @@ F(prctls)
 /* what CRIU refuses */
 F(iouring)
 F(traced)
+F(mptcp)

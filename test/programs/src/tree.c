@@ -15,7 +15,8 @@ struct child {
 static struct {
 	char *base;
 	size_t pages;
-	int children, grandchildren, own; /* own: per cent of the pages that each process wrote after the fork */
+	int children, grandchildren;
+	int own, parent; /* per cent of the pages that each child, and the parent, wrote after the fork */
 	struct child child[MAXCHILDREN];
 } t;
 
@@ -24,7 +25,7 @@ static struct {
 /* After the fork a process writes some pages: which ones follows from the page's and the process's number. */
 static bool writes(size_t n, int who)
 {
-	return (int)(mix(n * 1000 + who) % 100) < t.own;
+	return (int)(mix(n * 1000 + who) % 100) < (who == PARENT ? t.parent : t.own);
 }
 
 /* Any other page is the parent's from before the fork. */
@@ -99,6 +100,8 @@ static void tree_setup(struct args *a)
 	t.children = arg_num(a, "children", 4);
 	t.grandchildren = arg_num(a, "grandchildren", 2);
 	t.own = arg_num(a, "own", 10);
+	/* CRIU's restore lets a child share what its parent has now, not what it had when it forked. */
+	t.parent = arg_num(a, "parent", 2);
 	if (t.children > MAXCHILDREN)
 		die("at most %d children", MAXCHILDREN);
 	t.base = map_anon(t.pages * PAGE, PROT_READ | PROT_WRITE, 0);
@@ -132,7 +135,7 @@ static void tree_check(void)
 
 const struct feature feature_tree = {
 	.name = "tree",
-	.help = "children=4 grandchildren=2 over mib=16 written before the fork, of which each rewrites own=10 % after it",
+	.help = "children=4 grandchildren=2 over mib=16 written before the fork, of which each child rewrites own=10 % after it, the parent parent=2 %",
 	.setup = tree_setup,
 	.start = tree_start,
 	.check = tree_check,
