@@ -202,6 +202,14 @@ func (f *FD) Gone(addr uint64) bool {
 	return errors.Is(f.ioctl("UFFDIO_CONTINUE", ioContinue, unsafe.Pointer(&a)), unix.ESRCH)
 }
 
+// Changing reports whether the mappings are changing: some thread is between a
+// change and the reading of its event. It asks for a zero page of a length that
+// can't be, which the kernel looks at only after it has looked at this.
+func (f *FD) Changing() bool {
+	a := argZeroPage{argRange: argRange{0, 1}}
+	return errors.Is(f.ioctl("UFFDIO_ZEROPAGE", ioZeroPage, unsafe.Pointer(&a)), unix.EAGAIN)
+}
+
 // callError tells errno apart by errors.Is without an allocation per call:
 // EEXIST and EAGAIN are daily bread to a pager.
 type callError struct {

@@ -105,11 +105,17 @@ func TestUnregisterLetsTheKernelServeAgain(t *testing.T) {
 
 func TestAChangeOfTheMappingsIsAnEvent(t *testing.T) {
 	f, mem, addr := armed(t, FeatureEventRemove|FeatureEventUnmap, 4, RegisterMissing)
+	if f.Changing() {
+		t.Fatal("Changing is true while nothing happens")
+	}
 	done := make(chan error, 1)
 	go func() { done <- unix.Madvise(mem[page:2*page], unix.MADV_DONTNEED) }()
 	ready(t, f)
 	if _, err := f.Copy(addr, make([]byte, page), 0); !errors.Is(err, unix.EAGAIN) {
 		t.Fatalf("Copy during a change: %v, want EAGAIN", err)
+	}
+	if !f.Changing() {
+		t.Fatal("Changing is false before the event was read")
 	}
 	var ev [1]Event
 	if n, err := f.ReadEvents(ev[:]); n != 1 || err != nil || ev[0].Kind != Remove || ev[0].Addr != addr+page || ev[0].End != addr+2*page {
@@ -117,6 +123,9 @@ func TestAChangeOfTheMappingsIsAnEvent(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+	if f.Changing() {
+		t.Fatal("Changing is true after the change")
 	}
 }
 

@@ -1,0 +1,242 @@
+//go:build linux && (amd64 || arm64)
+
+package pager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"stasis/internal/image"
+)
+
+// errClosed ends a Fill whose pager was closed.
+var errClosed = errors.New("the pager was closed before all memory was in place")
+
+// Fill puts all memory in place. It waits until CRIU has handed over every
+// process that has memory, copies every block into every task, then disarms the
+// tasks and closes their userfaultfds: the memory is complete and the pager has
+// nothing left to do. Whoever else holds copies of the descriptors should drop
+// them now.
+//
+// With an error the memory is incomplete. The tasks stay armed, and who touches
+// what is missing is served as before, if it can be.
+func (p *Pager) Fill(ctx context.Context) error {
+	if err := p.waitArrived(ctx); err != nil {
+		return err
+	}
+	wakeUp := context.AfterFunc(ctx, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.moved.Broadcast()
+	})
+	defer wakeUp()
+
+	p.begin()
+	workers := p.o.Workers
+	if p.o.Lazy {
+		workers = max(1, workers-1)
+	} else {
+		p.planBulk()
+	}
+	var all sync.WaitGroup
+	for range workers {
+		all.Go(func() { p.sweep(ctx) })
+	}
+	all.Wait()
+	if err := p.outcome(ctx); err != nil {
+		return err
+	}
+	for _, t := range p.current() {
+		t.disarm()
+		p.end(t)
+	}
+	return nil
+}
+
+// waitArrived waits for all processes that have memory. CRIU hands them over
+// before its notification post-restore; its last word on the socket comes later.
+func (p *Pager) waitArrived(ctx context.Context) error {
+	select {
+	case <-p.arrived:
+		return p.Err()
+	default:
+	}
+	select {
+	case <-p.arrived:
+	case <-p.received:
+	case <-ctx.Done():
+		return fmt.Errorf("cannot fill the memory: CRIU has not handed over all processes: %w", context.Cause(ctx))
+	case <-p.stop:
+		return errClosed
+	}
+	if err := p.Err(); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.awaits) > 0 {
+		missing := slices.Sorted(maps.Keys(p.awaits))
+		return fmt.Errorf("cannot fill the memory: CRIU ended before it handed over the memory of the processes %v: see its log", missing)
+	}
+	return nil
+}
+
+// begin forgets which blocks are done: faults were served before all tasks were
+// there, and a block can have pages for several.
+func (p *Pager) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := &p.blocks
+	for i, s := range b.states {
+		if s == done {
+			b.states[i] = todo
+		}
+	}
+	b.next = 0
+	p.joined++ // those that are busy look at all tasks again
+}
+
+// outcome says how the workers have ended.
+func (p *Pager) outcome(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.err != nil:
+		return p.err
+	case p.closed:
+		return errClosed
+	case !p.complete():
+		return fmt.Errorf("cannot fill the memory: %w", context.Cause(ctx))
+	}
+	return nil
+}
+
+// complete reports whether nothing is left to do, with p.mu held.
+func (p *Pager) complete() bool {
+	return p.blocks.busy == 0 && !slices.Contains(p.blocks.states, todo)
+}
+
+// sweep fills blocks until none is left.
+func (p *Pager) sweep(ctx context.Context) {
+	w := p.newWorker()
+	for {
+		i, ok := p.nextBlock(ctx)
+		if !ok {
+			return
+		}
+		if _, err := w.read(i); err != nil {
+			p.spoil(i, err)
+			return
+		}
+		w.fill(i)
+		p.tell()
+	}
+}
+
+// nextBlock takes the next block to fill: one near a recent fault, else the
+// next in order. It waits while others are busy, since what they do can put a
+// block back; false means that all is done, or that there is no point in going on.
+func (p *Pager) nextBlock(ctx context.Context) (int, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := &p.blocks
+	for p.err == nil && !p.closed && ctx.Err() == nil {
+		for n := len(b.hot); n > 0; n = len(b.hot) {
+			i := b.hot[n-1]
+			b.hot = b.hot[:n-1]
+			if b.states[i] == todo {
+				return b.take(i), true
+			}
+		}
+		for ; b.next < len(b.states); b.next++ {
+			if b.states[b.next] == todo {
+				return b.take(b.next), true
+			}
+		}
+		if b.busy == 0 {
+			return 0, false
+		}
+		p.moved.Wait()
+	}
+	return 0, false
+}
+
+// fill copies a busy block, which w has read, into every task that has pages of
+// it, and releases it. If a task joined meanwhile, it goes round again: that
+// child lacks what its parent lacked when it was born. Copying twice is
+// harmless, a page that is there stays.
+func (w *worker) fill(i int) {
+	p := w.p
+	pieces := p.src.Block(i).Pieces
+	for {
+		p.mu.Lock()
+		joined, tasks := p.joined, slices.Clone(p.tasks)
+		p.mu.Unlock()
+		if err := w.putPieces(tasks, pieces); err != nil {
+			p.spoil(i, err)
+			return
+		}
+		p.mu.Lock()
+		if p.joined == joined {
+			p.release(i, done)
+			p.mu.Unlock()
+			return
+		}
+		p.mu.Unlock()
+	}
+}
+
+func (w *worker) putPieces(tasks []*task, pieces []image.Piece) error {
+	for _, piece := range pieces {
+		from := uint64(piece.First) * pageSize
+		data := w.data[from:][:uint64(piece.Pages)*pageSize]
+		for _, t := range tasks {
+			if t.origin != piece.PID {
+				continue
+			}
+			if err := t.put(piece.Addr, data); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tell reports progress.
+func (p *Pager) tell() {
+	if p.o.OnProgress == nil {
+		return
+	}
+	p.report.Lock()
+	defer p.report.Unlock()
+	p.o.OnProgress(p.Progress())
+}
+
+// reap ends the children that have ended: a shell forks thousands, and nothing
+// says that they are gone. It looks at every 64th birth.
+func (p *Pager) reap() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.joined%64 != 0 {
+		return
+	}
+	tasks := slices.Clone(p.tasks)
+	p.running.Go(func() {
+		for _, t := range tasks {
+			if t.forked && t.ended() {
+				p.end(t)
+			}
+		}
+	})
+}
+
+// ended asks the kernel whether the address space is still there.
+func (t *task) ended() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return !t.gone && t.fd.Gone(1<<20)
+}
