@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"stasis/internal/store"
 	"stasis/internal/store/storetest"
@@ -293,6 +296,24 @@ func TestReadAllOfALargeShard(t *testing.T) {
 				t.Fatalf("block %d begins with %d", i, le.Uint64(data))
 			}
 			n += len(data)
+		}
+	}
+}
+
+// TestOwnLimitsAreNotDamage sees that a shard that only we can't open is not called damaged.
+func TestOwnLimitsAreNotDamage(t *testing.T) {
+	for _, cause := range []error{fs.ErrPermission, unix.EMFILE} {
+		m := smallCheckpoint(t, 2, "none", testID)
+		m.Fail = func(operation, name string) error {
+			if operation == "open" && name == "img-1" {
+				return cause
+			}
+			return nil
+		}
+		_, err := Open(m)
+		var d *DamageError
+		if !errors.Is(err, cause) || errors.As(err, &d) {
+			t.Errorf("%v became %v", cause, err)
 		}
 	}
 }

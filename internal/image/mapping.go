@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
-	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +12,7 @@ import (
 	"stasis/internal/store"
 )
 
-// resident is how much of a mapped shard is read before what was mapped of it is let go, in bytes. The page cache keeps it; this
+// resident is how much of mapped shards is read before all that was mapped is let go, in bytes. The page cache keeps it; this
 // only bounds what counts as our memory.
 const resident = 32 << 20
 
@@ -25,8 +24,7 @@ const resident = 32 << 20
 // ReadBlock returned is used as overwritten; nothing that writes checkpoints does that, they are never changed.
 type shardFile struct {
 	store.File
-	mapped []byte       // nil: not mapped
-	used   atomic.Int64 // bytes read since the mapping was last let go
+	mapped []byte // nil: not mapped
 }
 
 // newShardFile takes f over. Where it can't be mapped it is read.
@@ -47,11 +45,6 @@ func newShardFile(f store.File) *shardFile {
 // bytes returns n bytes of the shard, in the mapping or in buf's storage.
 func (s *shardFile) bytes(off int64, n int, buf *[]byte, mapped bool) ([]byte, error) {
 	if mapped && s.mapped != nil && off+int64(n) <= int64(len(s.mapped)) {
-		if s.used.Add(int64(n)) > resident {
-			s.used.Store(0)
-			// For a shared mapping this loses nothing: whoever still uses a part of it gets it back from the page cache.
-			_ = unix.Madvise(s.mapped, unix.MADV_DONTNEED)
-		}
 		return s.mapped[off : off+int64(n)], nil
 	}
 	if cap(*buf) < n {
@@ -65,6 +58,14 @@ func (s *shardFile) bytes(off int64, n int, buf *[]byte, mapped bool) ([]byte, e
 		return nil, err
 	}
 	return b, nil
+}
+
+// letGo makes what was read no longer count as our memory. For a shared mapping this loses nothing: whoever still uses a part of
+// it gets it back from the page cache.
+func (s *shardFile) letGo() {
+	if s != nil && s.mapped != nil {
+		_ = unix.Madvise(s.mapped, unix.MADV_DONTNEED)
+	}
 }
 
 // errTruncated says that a shard became shorter after it was opened.

@@ -3,10 +3,13 @@ package image
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
+	"golang.org/x/sys/unix"
 
 	"stasis/internal/codec"
 	"stasis/internal/store"
@@ -33,7 +36,8 @@ type Checkpoint struct {
 	filePieces [][]filePiece // of files, in order
 
 	shards    []*shardFile
-	resolve   Resolver // may be nil
+	used      atomic.Int64 // bytes of shards that were read since the mappings were last let go
+	resolve   Resolver     // may be nil
 	mu        sync.Mutex
 	ancestors map[ancestorShard]*shardFile // guarded by mu: those that were needed so far
 }
@@ -133,7 +137,7 @@ func (c *Checkpoint) openShard(i int) (*index, error) {
 	want := c.manifest.Shards[i]
 	f, err := c.src.Open(want.Name)
 	if err != nil {
-		return nil, c.damage(i, 0, "it can't be opened", err)
+		return nil, c.cannotOpen(i, err)
 	}
 	c.shards[i] = newShardFile(f)
 	if err := c.checkHeader(i, f); err != nil {
@@ -160,6 +164,16 @@ func (c *Checkpoint) openShard(i int) (*index, error) {
 	}
 	c.tails[i] = size - int64(foot.indexOffset)
 	return x, nil
+}
+
+// cannotOpen tells a shard that is not as it was from one that only we can't open.
+func (c *Checkpoint) cannotOpen(shard int, err error) error {
+	for _, ours := range []error{fs.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(err, ours) {
+			return fmt.Errorf("cannot read checkpoint %s: %w", c.src.Name(), err)
+		}
+	}
+	return c.damage(shard, 0, "it can't be opened", err)
 }
 
 // checkHeader sees that f is the shard that it should be.

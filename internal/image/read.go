@@ -53,11 +53,28 @@ func (c *Checkpoint) read(k *block, b *Buffer, mapped bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.count(k.len())
 	data, err := k.read(f, b, mapped)
 	if err != nil {
 		return nil, c.blockDamage(k, "a block there can't be used", err)
 	}
 	return data, nil
+}
+
+// count notes that so much of the shards is about to be read, and keeps what is mapped of them within bounds.
+func (c *Checkpoint) count(n int64) {
+	if c.used.Add(n) < resident {
+		return
+	}
+	c.used.Store(0)
+	for _, f := range c.shards {
+		f.letGo()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range c.ancestors {
+		f.letGo()
+	}
 }
 
 func (b *block) read(f *shardFile, buf *Buffer, mapped bool) (data []byte, err error) {

@@ -143,7 +143,7 @@ func (w *Writer) start(shards int) error {
 	return nil
 }
 
-// Written returns what was given to the Writer and what that became in the shards, both in bytes.
+// Written returns what was given to PutPages and PutFile and what that became in the shards, both in bytes.
 func (w *Writer) Written() (raw, stored int64) { return w.raw.Load(), w.stored.Load() }
 
 // scratch is what a call of PutPages or PutFile needs.
@@ -197,7 +197,6 @@ func (w *Writer) PutZero(round, pid int, ranges []Range) error {
 	defer w.mu.Unlock()
 	for _, r := range ranges {
 		w.zeros.add(zeroRec{order, r.Start / PageSize, r.Len() / PageSize, uint32(pid)})
-		w.raw.Add(int64(r.Len()))
 	}
 	return nil
 }

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// advice says what to do about the errors that writing to a folder meets. The error's own text is always kept.
+// advice says what to do about the errors that folders meet. The error's own text is always kept.
 var advice = []struct {
 	errno unix.Errno
 	todo  string
@@ -17,11 +17,11 @@ var advice = []struct {
 	{unix.EDQUOT, "the disk quota is used up: free some space or choose a folder on another disk"},
 	{unix.EFBIG, "a limit on file sizes is reached: use more shards, or raise the limit (ulimit -f)"},
 	{unix.EROFS, "the file system is read-only: choose a folder on another one"},
-	{unix.EACCES, "no permission: choose another folder, or run as a user who may write there"},
-	{unix.EPERM, "not permitted: choose another folder, or run as a user who may write there"},
+	{unix.EACCES, "no permission: choose another folder, or run as a user who has it"},
+	{unix.EPERM, "not permitted: choose another folder, or run as a user who may do that"},
 	{unix.EEXIST, "it appeared while the checkpoint was written: move it away or choose another folder"},
 	{unix.ENOTDIR, "it is not a folder: choose another path"},
-	{unix.ENOENT, "the folder is not there (its parent must exist; was it removed meanwhile?): make it, or choose another"},
+	{unix.ENOENT, "it is not there (a folder's parent must exist; was it removed meanwhile?): make it, or choose another path"},
 	{unix.EMFILE, "too many open files: raise the limit (ulimit -n) or use fewer shards"},
 	{unix.EIO, "the disk failed: look at the kernel's log and choose another disk"},
 	{unix.ESTALE, "the network file system lost it: dump again"},

@@ -48,7 +48,7 @@ func (d *Folder) Open(name string) (File, error) {
 	// Not to hang where someone put a named pipe.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open %s: %w", path, err)
+		return nil, explain("cannot open", path, err)
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
@@ -66,7 +66,7 @@ func (d *Folder) Manifest() ([]byte, error) {
 	path := filepath.Join(d.path, ManifestName)
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open %s: %w", path, err)
+		return nil, explain("cannot open", path, err)
 	}
 	defer f.Close()
 	m, err := io.ReadAll(io.LimitReader(f, MaxManifest+1))

@@ -92,7 +92,7 @@ type File interface {
 
 // Source is a checkpoint that is there to be read.
 type Source interface {
-	// Open opens the file of that name. Whoever opens it closes it.
+	// Open opens the file of that name. Whoever opens it closes it. One that is not there is fs.ErrNotExist.
 	Open(name string) (File, error)
 	// Manifest returns the manifest as it was committed.
 	Manifest() ([]byte, error)

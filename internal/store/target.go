@@ -207,9 +207,12 @@ func (t *FolderTarget) publish(m *fileWriter, manifest []byte) error {
 			return err
 		}
 	}
-	// The names of the shards must reach the disk before the manifest's does.
+	// The names of the folder and of the shards must reach the disk before the manifest's does.
 	if err := t.dir.Sync(); err != nil {
 		return explain("cannot sync the folder", t.path, err)
+	}
+	if err := t.syncParent(); err != nil {
+		return err
 	}
 	if err := t.link(m); err != nil {
 		return err
@@ -217,8 +220,25 @@ func (t *FolderTarget) publish(m *fileWriter, manifest []byte) error {
 	if err := t.dir.Sync(); err != nil {
 		return explain("cannot sync the folder", t.path, err)
 	}
-	if t.made {
-		return syncDir(filepath.Dir(t.path))
+	return nil
+}
+
+// syncParent makes the folder's own name durable, where CreateFolder gave it.
+func (t *FolderTarget) syncParent() error {
+	if !t.made {
+		return nil
+	}
+	parent, err := openDir(filepath.Dir(t.path))
+	if err != nil {
+		// One may make folders where one may not read; the whole file system can be synced all the same.
+		if err := unix.Syncfs(int(t.dir.Fd())); err != nil {
+			return explain("cannot sync the file system of", t.path, err)
+		}
+		return nil
+	}
+	defer parent.Close()
+	if err := parent.Sync(); err != nil {
+		return explain("cannot sync the folder", filepath.Dir(t.path), err)
 	}
 	return nil
 }
@@ -251,18 +271,6 @@ func (t *FolderTarget) samePath() (bool, error) {
 		return false, err
 	}
 	return os.SameFile(at, open), nil
-}
-
-func syncDir(path string) error {
-	d, err := openDir(path)
-	if err != nil {
-		return explain("cannot sync the folder", path, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return explain("cannot sync the folder", path, err)
-	}
-	return nil
 }
 
 // Abort removes all files, and the folder where CreateFolder made it and nothing else is in it.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
 
@@ -109,7 +110,7 @@ func (m *Memory) Open(name string) (store.File, error) {
 	}
 	b, ok := m.Files[name]
 	if !ok {
-		return nil, fmt.Errorf("there is no file %s", name)
+		return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 	}
 	return memoryFile{bytes.NewReader(b)}, nil
 }
