@@ -81,7 +81,17 @@ type DumpResult struct {
 // tree runs on as before. Cancelling the context has the same effect, up to the
 // moment of the publication.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
-	d := &dump{opts: opts, begun: time.Now()}
+	result, err := dumpOnce(ctx, opts, false)
+	if errors.Is(err, errFlagsChanged) {
+		result, err = dumpOnce(ctx, opts, true)
+	}
+	return result, err
+}
+
+// dumpOnce makes a dump; an exact one trusts nothing that was read before the
+// freeze.
+func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, error) {
+	d := &dump{opts: opts, begun: time.Now(), exact: exact}
 	defer d.cleanUp()
 	if err := d.do(StepPrepare, func() error { return d.prepare(ctx) }); err != nil {
 		return nil, err

@@ -20,6 +20,9 @@ const goneLimit = 15 * time.Second
 
 // writeKept writes what was kept in RAM during the freeze, and CRIU's images.
 func (d *dump) writeKept() error {
+	if err := d.checkFlags(); err != nil {
+		return err
+	}
 	if err := d.buffer.Drain(); err != nil {
 		return err
 	}

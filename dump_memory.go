@@ -185,12 +185,13 @@ func (d *dump) hideMemory() error {
 		if p == nil || p.task.StartTime != task.StartTime {
 			continue
 		}
-		ranges, err := stillOurs(p)
+		now, err := frozenMappings(p)
 		if err != nil {
 			return err
 		}
-		if len(ranges) > 0 {
+		if ranges := stillOurs(p, now); len(ranges) > 0 {
 			d.hidden[task.PID] = ranges
+			d.describeMappings(p, now, ranges)
 		}
 	}
 	if d.engine == EngineBlind {
@@ -209,23 +210,23 @@ func (d *dump) forked() bool {
 	return false
 }
 
-// stillOurs lists the addresses of a frozen process that were chosen while it
-// ran and that are still private and anonymous. Locking is the one property
-// that counts and that the quick list of mappings does not show: when the
-// amount of locked memory has changed, the slow list is read.
-func stillOurs(p *process) ([]proc.Range, error) {
+// frozenMappings lists the mappings of a frozen process. Locking is the one
+// property that counts and that the quick list does not show: when the amount of
+// locked memory has changed, the slow list is read.
+func frozenMappings(p *process) ([]proc.Mapping, error) {
 	task, err := proc.ReadTask(p.task.PID)
 	if err != nil {
 		return nil, err
 	}
-	list := proc.Maps
 	if task.LockedKB != lockedKB(p.maps) {
-		list = proc.Smaps
+		return proc.Smaps(task.PID)
 	}
-	now, err := list(task.PID)
-	if err != nil {
-		return nil, err
-	}
+	return proc.Maps(task.PID)
+}
+
+// stillOurs lists the addresses of a frozen process that were chosen while it
+// ran and that are still private and anonymous.
+func stillOurs(p *process, now []proc.Mapping) []proc.Range {
 	var ranges []proc.Range
 	i := 0
 	for _, m := range now {
@@ -240,7 +241,7 @@ func stillOurs(p *process) ([]proc.Range, error) {
 			ranges = append(ranges, r)
 		}
 	}
-	return ranges, nil
+	return ranges
 }
 
 func lockedKB(maps []proc.Mapping) uint64 {

@@ -25,6 +25,7 @@ import (
 type dump struct {
 	opts  DumpOptions
 	begun time.Time
+	exact bool // trust nothing that was read before the freeze
 
 	// prepare
 	criu    *criu.Binary
@@ -62,6 +63,8 @@ type process struct {
 	tracker track.Tracker  // nil: its memory is copied during the freeze
 	maps    []proc.Mapping // as smaps showed them in the last round
 	ours    []proc.Mapping // those of maps that Stasis copies
+
+	described []proc.Mapping // what CRIU was told instead of smaps; nil: nothing
 }
 
 // prepare checks the request and the tree, and opens everything that the dump

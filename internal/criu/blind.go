@@ -23,12 +23,16 @@ import (
 //go:embed preload/blind_amd64.so
 var blindLibrary []byte
 
-// Layout of struct table in preload/blind.c.
+// Layout of struct table and struct lists in preload/blind.c.
 const (
 	tableMagic = 0x31444e494c425453
 	tableBytes = 4 << 20
 	entryBytes = 24
 	maxHidden  = (tableBytes - 16) / entryBytes
+
+	listsBytes = 4 << 20
+	maxLists   = 512
+	firstText  = 8 + maxLists*entryBytes // offset of the first list's text
 )
 
 // Blind hides memory from CRIU. It holds the preloaded library and the table of
@@ -36,6 +40,8 @@ const (
 type Blind struct {
 	library, table *os.File
 	shared         []byte
+	lists          int // number of mapping lists given
+	texts          int // where the text of the next one goes
 }
 
 // NewBlind prepares the library and an empty table; Close frees them.
@@ -51,12 +57,12 @@ func NewBlind() (*Blind, error) {
 		library.Close()
 		return nil, err
 	}
-	b := &Blind{library: library, table: table}
-	if err := table.Truncate(tableBytes); err != nil {
+	b := &Blind{library: library, table: table, texts: firstText}
+	if err := table.Truncate(tableBytes + listsBytes); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("make the table of hidden memory: %w", err)
 	}
-	b.shared, err = unix.Mmap(int(table.Fd()), 0, tableBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	b.shared, err = unix.Mmap(int(table.Fd()), 0, tableBytes+listsBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		b.Close()
 		return nil, fmt.Errorf("map the table of hidden memory: %w", err)
@@ -80,15 +86,42 @@ func (b *Blind) Hide(ranges map[int][]proc.Range) map[int][]proc.Range {
 	entries := largest(flatten(ranges), maxHidden)
 	hidden := make(map[int][]proc.Range, len(ranges))
 	for i, e := range entries {
-		at := b.shared[16+i*entryBytes:]
-		for j, v := range []uint64{uint64(e.pid), e.Start, e.End} {
-			*(*uint64)(unsafe.Pointer(&at[8*j])) = v
-		}
+		b.put(16+i*entryBytes, uint64(e.pid), e.Start, e.End)
 		hidden[e.pid] = append(hidden[e.pid], e.Range)
 	}
 	// Last, so that the library sees either nothing or the whole table.
 	atomic.StoreUint64((*uint64)(unsafe.Pointer(&b.shared[8])), uint64(len(entries)))
 	return hidden
+}
+
+// Mappings gives CRIU the list of a frozen process' mappings, so that it need
+// not read smaps: each mapping has its line of maps and its flags. It returns
+// false when there is no room; CRIU then reads smaps.
+func (b *Blind) Mappings(pid int, mappings []proc.Mapping) bool {
+	lists := b.shared[tableBytes:]
+	text := make([]byte, 0, 256*len(mappings))
+	for _, m := range mappings {
+		text = append(text, m.Line...)
+		text = append(text, "\nVmFlags: "...)
+		text = append(text, m.Flags...)
+		text = append(text, '\n')
+	}
+	if b.lists == maxLists || b.texts+len(text) > listsBytes {
+		return false
+	}
+	copy(lists[b.texts:], text)
+	b.put(tableBytes+8+b.lists*entryBytes, uint64(pid), uint64(b.texts), uint64(len(text)))
+	b.texts += len(text)
+	b.lists++
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(&lists[0])), uint64(b.lists))
+	return true
+}
+
+// put writes an entry of three numbers to the shared memory.
+func (b *Blind) put(at int, values ...uint64) {
+	for i, v := range values {
+		*(*uint64)(unsafe.Pointer(&b.shared[at+8*i])) = v
+	}
 }
 
 type hiddenRange struct {

@@ -1,21 +1,106 @@
 package criu
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
-// remedies maps a part of a line in CRIU's log to what a user can do about it.
-// The first that matches, over the lines from the last to the first, is taken.
-var remedies = []struct{ part, remedy string }{
-	{"Connected TCP socket", "dump with --tcp-established to keep the connection or --tcp-close to drop it"},
+// explanation is what a line of CRIU's log means.
+type explanation struct {
+	parts  []string // the line holds all of them
+	cause  string
+	remedy string
 }
 
-// Remedy says what to do about the errors of a CRIU log, or is empty.
+func (e *explanation) fits(line string) bool {
+	for _, part := range e.parts {
+		if !strings.Contains(line, part) {
+			return false
+		}
+	}
+	return true
+}
+
+// Remedy says what the errors of a CRIU log mean and what to do about them, or
+// is empty. The first error is mostly the reason for those that follow it, so
+// the first that is known counts; what only tells of a consequence counts
+// where nothing else is known. The line itself is quoted unless it is the last,
+// which [Error] quotes.
 func Remedy(lines []string) string {
-	for i := len(lines) - 1; i >= 0; i-- {
-		for _, r := range remedies {
-			if strings.Contains(lines[i], r.part) {
-				return r.remedy
+	for _, table := range [][]explanation{causes, consequences} {
+		for i, line := range lines {
+			e := find(table, line)
+			switch {
+			case e == nil:
+				continue
+			case i == len(lines)-1:
+				return e.cause + ": " + e.remedy
+			default:
+				return fmt.Sprintf("%s, as it said before: %q: %s", e.cause, line, e.remedy)
 			}
 		}
 	}
 	return ""
+}
+
+func find(table []explanation, line string) *explanation {
+	for i := range table {
+		if table[i].fits(line) {
+			return &table[i]
+		}
+	}
+	return nil
+}
+
+// one makes an entry for lines that hold a text.
+func one(part, cause, remedy string) explanation {
+	return explanation{parts: []string{part}, cause: cause, remedy: remedy}
+}
+
+// both makes an entry for lines that hold two texts.
+func both(first, second, cause, remedy string) explanation {
+	return explanation{parts: []string{first, second}, cause: cause, remedy: remedy}
+}
+
+// table joins the parts of a table.
+func table(parts ...[]explanation) []explanation {
+	var all []explanation
+	for _, part := range parts {
+		all = append(all, part...)
+	}
+	return all
+}
+
+// causes are the lines that say what is wrong. Within each part the special
+// comes before the general.
+var causes = table(
+	ofSockets, ofDescriptors, ofFiles, ofTerminals, ofProcesses, ofNumbers,
+	ofMemory, ofMounts, ofNamespaces, ofCgroups, ofRights, ofHost, ofImages,
+)
+
+// consequences are lines that mostly follow from an error that was told before.
+var consequences = []explanation{
+	one("RPC client reported script error", "Stasis stopped CRIU because of an error of its own",
+		"the error above is the reason"),
+	one("action scripts failed", "an action script failed",
+		"run the script of --action-script by hand, with CRTOOLS_SCRIPT_ACTION set, and see what it says"),
+	both("Script ", "exited with", "an action script failed",
+		"run the script of --action-script by hand, with CRTOOLS_SCRIPT_ACTION set, and see what it says"),
+	one("killed by signal 9", "a process was killed while it was being restored",
+		"see whether the kernel's log (dmesg) tells of a lack of memory"),
+	one("killed by signal 11", "CRIU's own code crashed in a restored process",
+		"install a newer CRIU; if it stays, report it with the log (--log-level 4)"),
+	one("died too early", "a process ended while it was being restored",
+		"run it again with --log-level 4 and look for the first error"),
+	one("killed by signal", "a process ended while it was being restored",
+		"run it again with --log-level 4 and look for the first error"),
+	one("exited, status=", "a process could not be restored",
+		"run it again with --log-level 4 and look for the first error"),
+	one("No space left on device", "a disk is full", "make room on the disk of the folder for work files, and on /run and /tmp"),
+	one("Disk quota exceeded", "a disk quota is used up", "make room, or raise the quota"),
+	one("Read-only file system", "a file system is mounted read-only", "mount it for writing, or choose another folder"),
+	one("Too many open files", "a limit of open files is too low", "raise it with ulimit -n, or LimitNOFILE of the service, and restore as root"),
+	one("Cannot allocate memory", "the machine is out of memory", "end other programs, add swap space, or raise the limit of the memory cgroup"),
+	one("Operation not permitted", "CRIU lacks a right", "run as root with all capabilities; stasis check names those that are missing"),
+	one("Permission denied", "CRIU may not open a file", "run as root, and see whether SELinux or AppArmor stands in the way (dmesg)"),
 }

@@ -24,6 +24,7 @@ type Mapping struct {
 	Dev    string
 	Inode  uint64
 	Path   string // file, "[heap]", "[stack]", "[anon:NAME]" or empty
+	Line   string // all of this as it stands in maps
 
 	// The rest is known only from Smaps.
 
@@ -154,7 +155,7 @@ func parseMapping(line string) (Mapping, error) {
 	if m.Inode, err = strconv.ParseUint(fields[4], 10, 64); err != nil {
 		return m, err
 	}
-	m.Perms, m.Dev = fields[1], fields[3]
+	m.Perms, m.Dev, m.Line = fields[1], fields[3], line
 	if len(fields) == 6 {
 		m.Path = strings.TrimLeft(fields[5], " ")
 	}

@@ -6,9 +6,14 @@
  * ioctl(PAGEMAP_SCAN). The ioctl() below answers for CRIU: what lies in a
  * hidden range is "not there", everything else is asked from the kernel.
  *
- * The hidden ranges stand in memory shared with Stasis (struct table), which
- * fills it while the processes are frozen and sets `count` last. Entries are
- * sorted by process, then address, and do not overlap.
+ * CRIU reads the mappings of a process from /proc/PID/smaps, for which the
+ * kernel walks all page tables, and uses only the first line of each mapping
+ * and its VmFlags. The openat64() below gives CRIU a list of just these where
+ * Stasis has made one.
+ *
+ * Both stand in memory shared with Stasis (struct table, struct lists), which
+ * fills it while the processes are frozen and sets `count` last. Hidden ranges
+ * are sorted by process, then address, and do not overlap.
  *
  * No C library of a certain version is needed: the two functions used of it
  * exist in every one, and system calls are made directly. Rebuild with
@@ -18,9 +23,14 @@
 typedef unsigned int u32;
 typedef unsigned long u64;
 
+#define NR_WRITE 1
+#define NR_CLOSE 3
+#define NR_LSEEK 8
 #define NR_MMAP 9
 #define NR_IOCTL 16
 #define NR_READLINK 89
+#define NR_OPENAT 257
+#define NR_MEMFD_CREATE 319
 #define PROT_READ 1
 #define MAP_SHARED 1
 
@@ -50,6 +60,18 @@ struct table {
 	u64 magic;
 	u64 count;
 	struct hidden hidden[];
+};
+
+/* The lists of mappings: behind the table of hidden ranges. */
+#define LISTS_BYTES (4UL << 20)
+
+struct list {
+	u64 pid, offset, length; /* offset from the start of struct lists */
+};
+
+struct lists {
+	u64 count;
+	struct list list[];
 };
 
 extern int *__errno_location(void);
@@ -90,24 +112,23 @@ __attribute__((constructor)) static void map_table(void)
 
 	if (fd < 0)
 		return;
-	at = syscall6(NR_MMAP, 0, TABLE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+	at = syscall6(NR_MMAP, 0, TABLE_BYTES + LISTS_BYTES, PROT_READ, MAP_SHARED, fd, 0);
 	if (at < 0 && at > -4096)
 		return;
 	if (((const struct table *)at)->magic == TABLE_MAGIC)
 		table = (const struct table *)at;
 }
 
-/* The process whose page map a descriptor is: "/proc/PID/pagemap". */
-static long pagemap_owner(int fd)
+/* What a descriptor is, as a path of less than `size` bytes; 0 if unknown. */
+static long path_of(int fd, char *path, long size)
 {
-	char link[32] = "/proc/self/fd/", path[64];
+	char link[32] = "/proc/self/fd/";
 	char digits[12];
-	const char *p, *name = "/pagemap";
 	int n = 0, at = 14;
-	long len, pid;
+	long len;
 
 	if (fd < 0)
-		return -1;
+		return 0;
 	do
 		digits[n++] = '0' + fd % 10;
 	while (fd /= 10);
@@ -115,21 +136,50 @@ static long pagemap_owner(int fd)
 		link[at++] = digits[--n];
 	link[at] = 0;
 
-	len = syscall6(NR_READLINK, (long)link, (long)path, sizeof(path) - 1, 0, 0, 0);
+	len = syscall6(NR_READLINK, (long)link, (long)path, size - 1, 0, 0, 0);
 	if (len <= 0)
-		return -1;
+		return 0;
 	path[len] = 0;
-	/* proc may be mounted elsewhere: the pid is the last folder. */
-	for (p = path + len; p > path && *p != '/'; p--)
+	return len;
+}
+
+static int same(const char *a, const char *b)
+{
+	for (; *a && *a == *b; a++, b++)
 		;
-	for (n = 0; name[n] && p[n] == name[n]; n++)
-		;
-	if (name[n] || p[n])
+	return *a == *b;
+}
+
+/* The part of a path behind its last slash that stands before `end`. */
+static const char *last_part(const char *path, const char *end)
+{
+	while (end > path && end[-1] != '/')
+		end--;
+	return end;
+}
+
+/*
+ * The process whose page map a descriptor is: "/proc/PID/pagemap". proc may be
+ * mounted elsewhere, so only the end of the path counts.
+ */
+static long pagemap_owner(int fd)
+{
+	char path[64];
+	long len = path_of(fd, path, sizeof(path));
+	const char *name = last_part(path, path + len);
+
+	if (!len || !same(name, "pagemap") || name == path)
 		return -1;
-	for (; p > path && p[-1] != '/'; p--)
-		;
-	pid = parse(p);
-	return pid;
+	return parse(last_part(path, name - 1));
+}
+
+/* The process whose folder in proc a descriptor is: "/proc/PID". */
+static long folder_owner(int fd)
+{
+	char path[64];
+	long len = path_of(fd, path, sizeof(path));
+
+	return len ? parse(last_part(path, path + len)) : -1;
 }
 
 /* The first hidden range of the process that ends behind `at`. */
@@ -198,17 +248,65 @@ static int asks_for_pages(const struct scan *arg)
 	       (arg->anyof & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED));
 }
 
-__attribute__((visibility("default"))) int ioctl(int fd, u64 request, void *arg)
+static long result(long ret)
 {
-	long ret, pid;
-
-	if (request == PAGEMAP_SCAN && table && asks_for_pages(arg) && (pid = pagemap_owner(fd)) > 0)
-		ret = scan_visible(fd, pid, arg);
-	else
-		ret = syscall6(NR_IOCTL, fd, request, (long)arg, 0, 0, 0);
 	if (ret < 0 && ret > -4096) {
 		*__errno_location() = -ret;
 		return -1;
 	}
 	return ret;
+}
+
+__attribute__((visibility("default"))) int ioctl(int fd, u64 request, void *arg)
+{
+	long pid;
+
+	if (request == PAGEMAP_SCAN && table && asks_for_pages(arg) && (pid = pagemap_owner(fd)) > 0)
+		return result(scan_visible(fd, pid, arg));
+	return result(syscall6(NR_IOCTL, fd, request, (long)arg, 0, 0, 0));
+}
+
+/* The list that Stasis has made of a process' mappings, or 0. */
+static const struct list *list_of(const struct lists *lists, u64 pid)
+{
+	u64 count = __atomic_load_n(&lists->count, __ATOMIC_ACQUIRE);
+
+	for (u64 i = 0; i < count; i++)
+		if (lists->list[i].pid == pid)
+			return &lists->list[i];
+	return 0;
+}
+
+/* A file in memory with the list in it, to be read from its start. */
+static long open_list(const struct lists *lists, const struct list *list)
+{
+	const char *text = (const char *)lists + list->offset;
+	long fd = syscall6(NR_MEMFD_CREATE, (long)"smaps", 0, 0, 0, 0, 0);
+	long written = 0;
+
+	if (fd < 0)
+		return fd;
+	while (written < (long)list->length) {
+		long n = syscall6(NR_WRITE, fd, (long)text + written, list->length - written, 0, 0, 0);
+
+		if (n <= 0) {
+			syscall6(NR_CLOSE, fd, 0, 0, 0, 0, 0);
+			return n ? n : -5; /* EIO */
+		}
+		written += n;
+	}
+	syscall6(NR_LSEEK, fd, 0, 0, 0, 0, 0);
+	return fd;
+}
+
+__attribute__((visibility("default"))) int openat64(int dir, const char *path, int flags, u32 mode)
+{
+	if (table && same(path, "smaps")) {
+		const struct lists *lists = (const struct lists *)((const char *)table + TABLE_BYTES);
+		const struct list *list = list_of(lists, folder_owner(dir));
+
+		if (list)
+			return result(open_list(lists, list));
+	}
+	return result(syscall6(NR_OPENAT, dir, (long)path, flags, mode, 0, 0));
 }
