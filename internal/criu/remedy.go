@@ -36,7 +36,7 @@ func Remedy(lines []string) string {
 			case i == len(lines)-1:
 				return e.cause + ": " + e.remedy
 			default:
-				return fmt.Sprintf("%s, as it said before: %q: %s", e.cause, line, e.remedy)
+				return fmt.Sprintf("%s: %s (CRIU's log: %q)", e.cause, e.remedy, line)
 			}
 		}
 	}

@@ -69,6 +69,8 @@ var ofSockets = []explanation{
 var ofDescriptors = []explanation{
 	one("anon_inode:[io_uring]", "a program uses io_uring, which CRIU cannot dump",
 		"start it without io_uring (for Node.js UV_USE_IO_URING=0), or set kernel.io_uring_disabled=2 before it starts"),
+	one("send_fds failed (-22)", "a program has something open that the kernel does not hand over, most likely io_uring",
+		"start it without io_uring (for Node.js UV_USE_IO_URING=0); stasis check PID names the descriptor"),
 	one("anon_inode:[userfaultfd]", "a program holds a userfaultfd, which CRIU cannot dump",
 		"end what uses it (another Stasis, a live migration, a garbage collector) before the dump"),
 	one("anon_inode:[perf_event]", "a program measures itself with perf_event, which CRIU cannot dump", "end the profiler before the dump"),
