@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"stasis/internal/criu"
@@ -95,6 +96,7 @@ type restore struct {
 	work       *workdir.Dir
 	pager      *pager.Pager // nil when CRIU has all memory
 	guard      *guard.Guard
+	early      sync.Once // the root is watched before CRIU tells of it
 	result     RestoreResult
 	done       bool
 }
@@ -188,7 +190,7 @@ func (r *restore) restoreState(ctx context.Context) error {
 	}
 	pid, err := session.Restore(ctx, func(ctx context.Context, at criu.Notification, pid int) error {
 		switch at {
-		case criu.NamespacesMade:
+		case criu.NamespacesMade, criu.PostRestore: // the first only where namespaces are made
 			return r.rootIs(pid)
 		case criu.PreResume:
 			return r.beforeResume(ctx, session)
@@ -205,8 +207,8 @@ func (r *restore) restoreState(ctx context.Context) error {
 	return r.fail(StepRestore, nil, err)
 }
 
-// rootIs notes the root of the tree, which has just been born, and puts the
-// tree under guard.
+// rootIs notes the root of the tree, whose memory is not filled yet, and puts
+// the tree under guard.
 func (r *restore) rootIs(pid int) error {
 	r.result.PID = pid
 	if r.guard == nil {

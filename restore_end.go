@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 
@@ -29,11 +30,26 @@ func (r *restore) startPager() error {
 	}
 	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint, pager.Options{
 		Lazy:         r.opts.Lazy,
-		OnDescriptor: r.guard.Hold,
+		OnDescriptor: r.hold,
 		OnProgress:   r.filled,
 		OnError:      func(error) { r.killTree() }, // Fill returns the error
 	})
 	return err
+}
+
+// hold gives a userfaultfd of the tree to the guard. With the first of them
+// comes the first chance to watch the root: CRIU tells its pid only when all
+// processes are restored, and until then it is a child of Stasis, not of CRIU.
+// Where it has a pid namespace, CRIU tells its pid at once.
+func (r *restore) hold(fd int) error {
+	pid := r.checkpoint.Manifest().RootPID
+	if task, err := proc.ReadTask(pid); err == nil && task.PPID == os.Getpid() {
+		r.early.Do(func() { err = r.guard.Watch(pid) })
+		if err != nil {
+			return err
+		}
+	}
+	return r.guard.Hold(fd)
 }
 
 // hasMemory says whether any memory comes from Stasis and not from CRIU.
