@@ -19,7 +19,7 @@ import (
 )
 
 // patience bounds every wait. The machine may be busy with other tests.
-const patience = 90 * time.Second
+const patience = 30 * time.Second
 
 // workerVariable marks this test binary as a worker.
 const workerVariable = "STASIS_FAULTS_WORKER"
