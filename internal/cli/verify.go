@@ -1,0 +1,67 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) verifyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify DIR",
+		Short: "Read a whole checkpoint and check all of it",
+		Long: `Reads every block of a checkpoint and compares it with its checksum. DIR is a folder or the name of a checkpoint in the default
+folder. All damage that is found is listed, up to 20 places.
+
+A restore checks what it reads as well: it never needs this, but this finds damage while there still is another copy.`,
+		Example:           "  stasis verify before-update",
+		Args:              oneArg("the checkpoint"),
+		ValidArgsFunction: a.completeCheckpoint,
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.runVerify(cmd.Context(), args[0]) },
+	}
+}
+
+// verifyReport is the result for programs; damage is an error instead.
+type verifyReport struct {
+	ID             string `json:"id"`
+	Name           string `json:"name"`
+	OK             bool   `json:"ok"`
+	Blocks         int    `json:"blocks"` // of memory
+	Bytes          int64  `json:"bytes"`  // that were read
+	TookUS         int64  `json:"took_us"`
+	BytesPerSecond int64  `json:"bytes_per_second"`
+}
+
+func (a *app) runVerify(ctx context.Context, arg string) error {
+	checkpoint, err := a.open(arg)
+	if err != nil {
+		return err
+	}
+	defer checkpoint.Close()
+	view := a.progress()
+	defer view.Close()
+	begun := time.Now()
+	err = checkpoint.Verify(ctx, runtime.NumCPU(), func(done, total int64) { view.show("reading", done, total) })
+	took := time.Since(begun)
+	view.Close()
+	if err != nil {
+		return err
+	}
+	m := checkpoint.Manifest()
+	report := verifyReport{ID: m.ID, Name: m.Name, OK: true, Blocks: checkpoint.Blocks(), TookUS: took.Microseconds()}
+	for _, shard := range m.Shards {
+		report.Bytes += shard.Size
+	}
+	report.BytesPerSecond = perSecond(report.Bytes, took)
+	if a.output == outputJSON {
+		return a.writeJSON(report)
+	}
+	if !a.quiet {
+		fmt.Fprintf(a.out, "checkpoint %s is whole: %s, %s in %s, read in %s (%s)\n", printable(m.Name),
+			plural(report.Blocks, "block"), inBytes(report.Bytes), plural(len(m.Shards), "stream"), span(took), rate(report.Bytes, took))
+	}
+	return nil
+}
