@@ -205,8 +205,11 @@ func (d *dump) fail(step Step, kind, err error) error {
 	return &stepError{step: step, kind: kind, err: fmt.Errorf("dump of process %d: %w", d.opts.PID, err)}
 }
 
+// report tells of progress, from whichever goroutine, one call at a time.
 func (d *dump) report(p Progress) {
 	if d.opts.Progress != nil {
+		d.reporting.Lock()
+		defer d.reporting.Unlock()
 		d.opts.Progress(p)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"stasis/internal/capture"
@@ -26,6 +27,8 @@ type dump struct {
 	opts  DumpOptions
 	begun time.Time
 	exact bool // trust nothing that was read before the freeze
+
+	reporting sync.Mutex // held while opts.Progress runs
 
 	// prepare
 	criu    *criu.Binary
