@@ -20,7 +20,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool check_waits;
 static atomic_ullong written;
 static atomic_long gap_max, slow_max;
-static atomic_llong gap_end; /* when the longest standstill ended, by now_us */
+/*
+ * The longest jump of the wall clock and when it ended. A restored program can tell by it when it went on: for its
+ * CLOCK_MONOTONIC no time has passed since the dump.
+ */
+static atomic_llong jump_max, jump_end;
 
 static void raise_to(atomic_long *a, long v)
 {
@@ -68,19 +72,28 @@ static void *writer(void *arg)
 	return NULL;
 }
 
+static int64_t wall_us(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	return t.tv_sec * 1000000LL + t.tv_nsec / 1000;
+}
+
 static void *watcher(void *arg)
 {
 	(void)arg;
 	prctl(PR_SET_TIMERSLACK, 1); /* else each nap is 50 µs longer than asked */
-	for (int64_t last = now_us();;) {
+	for (int64_t last = now_us(), wall_last = wall_us();;) {
 		if (!m.spin)
 			nap_us(50);
-		int64_t now = now_us();
-		if (now - last > atomic_load(&gap_max)) {
-			atomic_store(&gap_end, now);
-			atomic_store(&gap_max, now - last);
+		int64_t now = now_us(), wall = wall_us();
+		raise_to(&gap_max, now - last);
+		if (wall - wall_last > jump_max) {
+			jump_end = wall;
+			jump_max = wall - wall_last;
 		}
 		last = now;
+		wall_last = wall;
 	}
 	return NULL;
 }
@@ -186,8 +199,10 @@ static void check(void)
 /* The longest times are since the last report; pages is the number written since the start. */
 static void report(FILE *f)
 {
-	if (m.watch)
-		fprintf(f, " gap_us=%ld gap_end_us=%lld", atomic_exchange(&gap_max, 0), (long long)gap_end);
+	if (m.watch) {
+		atomic_store(&jump_max, 0);
+		fprintf(f, " gap_us=%ld jump_end_us=%lld", atomic_exchange(&gap_max, 0), (long long)jump_end);
+	}
 	if (m.rate)
 		fprintf(f, " slow_us=%ld written=%llu", atomic_exchange(&slow_max, 0), (unsigned long long)written);
 }
@@ -195,7 +210,7 @@ static void report(FILE *f)
 const struct feature feature_mem = {
 	.name = "mem",
 	.help = "mib=16 rate=10 (MB/s) writers=1 hot=100 (%) touched=100 (%) fill=noise|text thp=yes|no watch=nap|spin|no; "
-		"reports gap_us, gap_end_us, slow_us, written",
+		"reports gap_us, jump_end_us, slow_us, written",
 	.setup = setup,
 	.start = start,
 	.check = check,
