@@ -31,8 +31,12 @@ type RestoreOptions struct {
 	// still cope with, such as another kernel or a changed file.
 	Force bool
 
-	CRIU     *CRIUOptions // nil: as the dump had them
-	CRIUPath string       // "": the first that is new enough
+	// Sibling makes the root of the tree a child of this process' parent.
+	Sibling bool
+
+	CRIUPath string // "": the first that is new enough
+	// AdjustCRIU, if set, changes the options that the dump was made with.
+	AdjustCRIU func(*CRIUOptions)
 
 	// Stdout and Stderr of CRIU's helpers; the restored tree has its own.
 	Progress func(Progress)         // as for a dump
@@ -125,8 +129,8 @@ func (r *restore) open(ctx context.Context) error {
 	if r.criuOpts, err = criuOptionsOf(m); err != nil {
 		return r.fail(StepOpen, ErrDamaged, err)
 	}
-	if r.opts.CRIU != nil {
-		r.criuOpts = *r.opts.CRIU
+	if r.opts.AdjustCRIU != nil {
+		r.opts.AdjustCRIU(&r.criuOpts)
 	}
 	if err := r.criuOpts.Validate(); err != nil {
 		return r.fail(StepOpen, ErrInput, err)

@@ -69,7 +69,19 @@ func (r *restore) startCRIU() (*criu.Session, error) {
 	}
 	sibling, lazy := true, r.pager != nil
 	opts.RstSibling, opts.LazyPages = &sibling, &lazy
-	return r.criu.Start(criu.Request{Opts: opts, WorkDir: r.work.Path(), LogName: "restore.log", Files: files})
+	request := criu.Request{
+		Opts: opts, WorkDir: r.work.Path(), LogName: "restore.log", Files: files, Sibling: r.opts.Sibling,
+	}
+	if r.criuOpts.ShellJob {
+		// CRIU gives the tree the terminal that it has itself.
+		tty, err := os.Open("/dev/tty")
+		if err != nil {
+			return nil, fmt.Errorf("the tree was dumped as a shell job, so it has to be restored from a terminal: %w", err)
+		}
+		defer tty.Close()
+		request.Stdin = tty
+	}
+	return r.criu.Start(request)
 }
 
 // killTree ends what a failed restore left. CRIU kills what it has not let go;

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -11,8 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"stasis"
-	"stasis/internal/image"
-	"stasis/internal/store"
 )
 
 // restoreFlags are the flags of a restore.
@@ -21,6 +18,7 @@ type restoreFlags struct {
 	streams int
 	lazy    bool
 	detach  bool
+	sibling bool
 	force   bool
 	pidfile string
 	inherit []string
@@ -86,6 +84,7 @@ func (f *restoreFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.force, "force", false, "restore although a check found a conflict that can be coped with, such as another kernel or a changed file")
 	flags.StringVar(&f.pidfile, "pidfile", "", "write the process id of the root to `FILE`")
 	flags.StringArrayVar(&f.inherit, "inherit-fd", nil, "descriptor N of this command for an external resource, `fd[N]:KEY`; may be repeated")
+	flags.BoolVarP(&f.sibling, "restore-sibling", "S", false, "with --detach: the root becomes a child of the caller of this command")
 	addCRIUFlags(cmd, "restore", &f.criu)
 }
 
@@ -97,6 +96,9 @@ func (a *app) runRestore(cmd *cobra.Command, pathFlag string, f *restoreFlags) (
 	}
 	if cmd.Flags().Changed("stream") && f.streams < 1 {
 		return badInput("--stream %d: leave it out, the checkpoint knows how many streams it has", f.streams)
+	}
+	if f.sibling && !f.detach {
+		return badInput("--restore-sibling: only the caller of this command can wait for such a process; add --detach")
 	}
 	if err := f.criu.Validate(); err != nil {
 		return badInput("%w", err)
@@ -112,7 +114,7 @@ func (a *app) runRestore(cmd *cobra.Command, pathFlag string, f *restoreFlags) (
 	}
 	defer func() { err = errors.Join(err, pidfile.Close()) }()
 
-	options := stasis.RestoreOptions{Streams: f.streams, Lazy: f.lazy, Force: f.force, CRIUPath: a.criuPath}
+	options := stasis.RestoreOptions{Streams: f.streams, Lazy: f.lazy, Force: f.force, Sibling: f.sibling, CRIUPath: a.criuPath}
 	cleanUp := func() error { return nil }
 	if f.path == standardStream {
 		received, err := a.receive(ctx)
@@ -123,9 +125,7 @@ func (a *app) runRestore(cmd *cobra.Command, pathFlag string, f *restoreFlags) (
 	} else if options.Dir, err = a.locate(f.path); err != nil {
 		return err
 	}
-	if options.CRIU, err = restoreCRIU(cmd, options.Dir, f, inherited); err != nil {
-		return errors.Join(err, cleanUp())
-	}
+	options.AdjustCRIU = adjustCRIU(cmd, f, inherited)
 	result, err := a.restoreAndTell(ctx, f, options, pidfile)
 	if err = errors.Join(err, cleanUp()); err != nil || f.detach {
 		return err
@@ -137,42 +137,19 @@ func (a *app) runRestore(cmd *cobra.Command, pathFlag string, f *restoreFlags) (
 	return exitStatus(code)
 }
 
-// restoreCRIU gives CRIU's options for a restore: nil, which are those of the dump, unless others were given.
-func restoreCRIU(cmd *cobra.Command, dir string, f *restoreFlags, inherited map[string]*os.File) (*stasis.CRIUOptions, error) {
+// adjustCRIU changes the options of the dump as the flags say; nil when they say nothing.
+func adjustCRIU(cmd *cobra.Command, f *restoreFlags, inherited map[string]*os.File) func(*stasis.CRIUOptions) {
 	given := len(inherited) > 0
 	for _, c := range criuFlags {
 		given = given || cmd.Flags().Changed(c.name)
 	}
 	if !given {
-		return nil, nil
+		return nil
 	}
-	dumped, err := dumpedCRIU(dir)
-	if err != nil {
-		return nil, err
+	return func(o *stasis.CRIUOptions) {
+		*o = overrideCRIU(cmd.Flags(), o, &f.criu)
+		o.InheritFDs = inherited
 	}
-	merged := overrideCRIU(cmd.Flags(), dumped, &f.criu)
-	merged.InheritFDs = inherited
-	return &merged, nil
-}
-
-// dumpedCRIU reads the options that a checkpoint was dumped with.
-func dumpedCRIU(dir string) (*stasis.CRIUOptions, error) {
-	folder, err := store.OpenFolder(dir)
-	if err != nil {
-		return nil, err
-	}
-	checkpoint, err := image.Open(folder)
-	if err != nil {
-		return nil, err
-	}
-	defer checkpoint.Close()
-	dumped := new(stasis.CRIUOptions)
-	if raw := checkpoint.Manifest().Options["criu"]; raw != "" {
-		if err := json.Unmarshal([]byte(raw), dumped); err != nil {
-			return nil, fmt.Errorf("the options in the manifest of %s: %w", dir, err)
-		}
-	}
-	return dumped, nil
 }
 
 func (a *app) restoreAndTell(ctx context.Context, f *restoreFlags, options stasis.RestoreOptions, pidfile *pidfile) (*stasis.RestoreResult, error) {

@@ -28,26 +28,35 @@ func TestRestoreOptions(t *testing.T) {
 		name string
 		args []string
 		want stasis.RestoreOptions
+		criu *stasis.CRIUOptions // what the dump's become; nil: they stay
 	}{
-		{"plain", []string{"restore", "process", "--path", dir}, stasis.RestoreOptions{Dir: dir}},
-		{"as CRIU", []string{"restore", "-D", dir, "--restore-detached"}, stasis.RestoreOptions{Dir: dir}},
-		{"named", []string{"restore", "process", "--path", "named"}, stasis.RestoreOptions{Dir: filepath.Join(b.dir, "named")}},
+		{"plain", []string{"restore", "process", "--path", dir}, stasis.RestoreOptions{Dir: dir}, nil},
+		{"as CRIU", []string{"restore", "-D", dir, "--restore-detached"}, stasis.RestoreOptions{Dir: dir}, nil},
+		{"named", []string{"restore", "process", "--path", "named"}, stasis.RestoreOptions{Dir: filepath.Join(b.dir, "named")}, nil},
 		{"all of ours", []string{"restore", "process", "--path", dir, "--stream", "2", "--lazy", "--force", "--criu", "/opt/criu"},
-			stasis.RestoreOptions{Dir: dir, Streams: 2, Lazy: true, Force: true, CRIUPath: "/opt/criu"}},
+			stasis.RestoreOptions{Dir: dir, Streams: 2, Lazy: true, Force: true, CRIUPath: "/opt/criu"}, nil},
+		{"as a sibling", []string{"restore", "-D", dir, "-d", "-S"}, stasis.RestoreOptions{Dir: dir, Sibling: true}, nil},
 		{"over the dump's", []string{"restore", "process", "--path", dir, "--tcp-close", "--external", "a", "--external", "b", "-v2"},
-			stasis.RestoreOptions{Dir: dir, CRIU: &stasis.CRIUOptions{ShellJob: true, TCPClose: true, External: []string{"a", "b"}, GhostLimit: 5, LogLevel: 2}}},
+			stasis.RestoreOptions{Dir: dir}, &stasis.CRIUOptions{ShellJob: true, TCPClose: true, External: []string{"a", "b"}, GhostLimit: 5, LogLevel: 2}},
 		{"switched off", []string{"restore", "process", "--path", dir, "-j=false"},
-			stasis.RestoreOptions{Dir: dir, CRIU: &stasis.CRIUOptions{TCPEstablished: true, External: []string{"a"}, GhostLimit: 5}}},
+			stasis.RestoreOptions{Dir: dir}, &stasis.CRIUOptions{TCPEstablished: true, External: []string{"a"}, GhostLimit: 5}},
 	} {
 		if code := b.run(append(test.args, "--detach")...); code != exitOK || b.restored == nil {
 			t.Errorf("%s: exit code %d: %s", test.name, code, b.err.String())
 			continue
 		}
 		got := *b.restored
-		got.Progress, got.Resumed = nil, nil
-		if got.CRIU != nil {
-			got.CRIU.InheritFDs = nil
+		if (got.AdjustCRIU == nil) != (test.criu == nil) {
+			t.Errorf("%s: the dump's options of CRIU change: %t", test.name, got.AdjustCRIU != nil)
+		} else if test.criu != nil {
+			criu := stasis.CRIUOptions{ShellJob: true, TCPEstablished: true, External: []string{"a"}, GhostLimit: 5}
+			got.AdjustCRIU(&criu)
+			criu.InheritFDs = nil
+			if !reflect.DeepEqual(&criu, test.criu) {
+				t.Errorf("%s:\n got %+v\nwant %+v", test.name, &criu, test.criu)
+			}
 		}
+		got.Progress, got.Resumed, got.AdjustCRIU = nil, nil, nil
 		if !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s:\n got %+v\nwant %+v", test.name, got, test.want)
 		}

@@ -55,6 +55,10 @@ type Request struct {
 	Stdin   io.Reader  // nil: /dev/null
 	Stdout  io.Writer
 	Stderr  io.Writer
+
+	// Sibling makes CRIU, and with it the root of a restored tree, a child of
+	// this process' parent.
+	Sibling bool
 }
 
 // FD is the number that the i-th of Request.Files has in the CRIU process.
@@ -68,6 +72,7 @@ type Session struct {
 	cmd    *exec.Cmd
 	socket *os.File
 	req    Request
+	pidfd  int // of a CRIU that is no child of ours
 
 	mu        sync.Mutex
 	abandoned bool // guarded by mu
@@ -95,7 +100,12 @@ func (b *Binary) Start(req Request) (*Session, error) {
 	}
 	s.cmd.ExtraFiles = append(s.cmd.ExtraFiles, req.Files...)
 	// Signals from the terminal go to Stasis alone, which then decides.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: req.Opts.GetShellJob() == false}
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: !req.Opts.GetShellJob()}
+	if req.Sibling {
+		s.cmd.SysProcAttr.Cloneflags = unix.CLONE_PARENT
+		s.pidfd = -1
+		s.cmd.SysProcAttr.PidFD = &s.pidfd
+	}
 	if err := s.cmd.Start(); err != nil {
 		ours.Close()
 		return nil, fmt.Errorf("start %s: %w", b.Path, err)
@@ -137,7 +147,7 @@ func (s *Session) Abandon() {
 // controller gone, undoes it and ends.
 func (s *Session) Close() error {
 	s.socket.Close()
-	err := s.cmd.Wait()
+	err := s.wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
@@ -145,6 +155,20 @@ func (s *Session) Close() error {
 		return nil
 	}
 	return err
+}
+
+// wait waits for the end of CRIU. Its exit code is known only to its parent.
+func (s *Session) wait() error {
+	if !s.req.Sibling {
+		return s.cmd.Wait()
+	}
+	defer unix.Close(s.pidfd)
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(s.pidfd), Events: unix.POLLIN}}, -1)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // run sends the request and serves the notifications until the reply.
@@ -166,17 +190,23 @@ func (s *Session) run(ctx context.Context, kind rpc.CriuReqType, h Handler) (*rp
 	var refused error
 	for {
 		resp, err := s.receive()
+		if refused != nil && (err != nil || resp.GetType() != rpc.CriuReqType_NOTIFY) {
+			return nil, refused // what CRIU says about it is only its consequence
+		}
 		if err != nil {
-			return nil, s.explain(errors.Join(refused, err))
+			return nil, s.explain(err)
 		}
 		if resp.GetType() != rpc.CriuReqType_NOTIFY {
 			if !resp.GetSuccess() || resp.GetType() != kind {
-				return nil, s.explain(errors.Join(refused, replyError(resp)))
+				return nil, s.explain(replyError(resp))
 			}
-			return resp, refused
+			return resp, nil
 		}
 		notify := resp.GetNotify()
-		if refused = errors.Join(refused, h(ctx, Notification(notify.GetScript()), int(notify.GetPid()))); refused == nil {
+		if refused == nil {
+			refused = h(ctx, Notification(notify.GetScript()), int(notify.GetPid()))
+		}
+		if refused == nil {
 			refused = ctx.Err()
 		}
 		if s.wasAbandoned() {
@@ -185,7 +215,7 @@ func (s *Session) run(ctx context.Context, kind rpc.CriuReqType, h Handler) (*rp
 		ok := refused == nil
 		kind := rpc.CriuReqType_NOTIFY
 		if err := s.send(&rpc.CriuReq{Type: &kind, NotifySuccess: &ok}); err != nil {
-			return nil, s.explain(errors.Join(refused, err))
+			return nil, errors.Join(refused, s.explain(err))
 		}
 	}
 }
