@@ -78,7 +78,8 @@ type DumpResult struct {
 //
 // It returns when the checkpoint is durable and the tree has been dealt with as
 // Options.After says. When it returns an error, there is no checkpoint and the
-// tree runs on as before. Cancelling the context has the same effect, up to the
+// tree runs on as before; only where the tree could not be ended at last, there
+// is a checkpoint, and the error says so. Cancelling the context has the same effect, up to the
 // moment of the publication.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
@@ -136,7 +137,11 @@ func (d *dump) dumpState(ctx context.Context) error {
 		return nil
 	})
 	d.thawed = time.Now()
-	err = errors.Join(err, ignoreKilled(session.Close()))
+	closed := session.Close()
+	if err != nil && criu.WasKilled(closed) {
+		err = errors.Join(err, d.rescue())
+	}
+	err = errors.Join(err, howCRIUEnded(err, closed))
 	if d.manifest != nil && errors.Is(err, criu.ErrAbandoned) {
 		return nil // published, and ended on purpose
 	}
@@ -169,7 +174,10 @@ func (d *dump) whenStateIsWritten(ctx context.Context, session *criu.Session) er
 		return nil
 	}
 	d.thawed = time.Now()
-	if err := d.keep(); err != nil {
+	if err := d.do(StepWrite, d.writeKept); err != nil {
+		return err
+	}
+	if err := d.do(StepPublish, func() error { return d.publishFrozen(session) }); err != nil {
 		return err
 	}
 	return d.do(StepEnd, func() error { return d.endTree(session) })

@@ -61,6 +61,25 @@ func (d *dump) publish() error {
 	return nil
 }
 
+// publishFrozen publishes the checkpoint of a tree that is to end with it. When
+// CRIU has died, the kernel has let the tree go, and it is ahead of the
+// checkpoint.
+func (d *dump) publishFrozen(session *criu.Session) error {
+	if !session.Alive() {
+		return errors.New("CRIU has ended while the checkpoint was written, and the tree goes on: dump it again")
+	}
+	return d.publish()
+}
+
+// rescue undoes what a CRIU that was killed has left on the tree.
+func (d *dump) rescue() error {
+	var pids []int
+	for _, task := range d.tree {
+		pids = append(pids, task.PID)
+	}
+	return criu.Rescue(d.work.Path(), pids)
+}
+
 // notePause takes CRIU's own measure of the freeze. A lazy dump has none: CRIU
 // starts its statistics anew when it serves pages.
 func (d *dump) notePause() {
@@ -99,6 +118,9 @@ func (d *dump) describe() (*Manifest, error) {
 // the signal before anything else, so none of them runs another instruction;
 // CRIU is killed before it could undo what a later restore needs.
 func (d *dump) endTree(session *criu.Session) error {
+	if !session.Alive() {
+		return errors.New("the checkpoint is complete, but CRIU has ended, so that the tree went on after it and was not ended: end it, or remove the checkpoint and dump again")
+	}
 	signal := unix.SIGKILL
 	if d.opts.After == AfterStop {
 		signal = unix.SIGSTOP

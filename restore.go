@@ -204,7 +204,7 @@ func (r *restore) restoreState(ctx context.Context) error {
 	if pid > 0 {
 		r.result.PID = pid
 	}
-	err = errors.Join(err, ignoreKilled(session.Close()))
+	err = errors.Join(err, howCRIUEnded(err, session.Close()))
 	if err == nil {
 		r.resumed()
 	}

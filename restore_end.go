@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -148,12 +147,14 @@ func procRanges(ranges []image.Range) []proc.Range {
 	return list
 }
 
-// ignoreKilled drops the exit status of CRIU, whose reply has said it all.
-func ignoreKilled(err error) error {
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+// howCRIUEnded drops the exit status of CRIU, whose reply has said it all, but
+// for a signal that kept it from a reply.
+func howCRIUEnded(err, closed error) error {
+	if err != nil && criu.WasKilled(closed) {
+		return fmt.Errorf("somebody ended CRIU (%w): try again; if the machine was short of memory, the kernel's log says so", closed)
+	}
+	if exit := (*exec.ExitError)(nil); errors.As(closed, &exit) {
 		return nil
 	}
-	return err
+	return closed
 }
-
-var _ = slices.Clone[[]int]

@@ -102,12 +102,8 @@ func TestStasisKilledInARestore(t *testing.T) {
 					w := start(t, plan{Restore: true, Dir: s.dir, Lazy: lazy, Wait: []string{point}})
 					w.reach(point)
 					w.kill()
-					// The worker's helpers include the tree.
-					tree := s.tree
-					s.tree = nil
-					s.nothingLeft(w)
-					s.tree = tree
 					s.gone()
+					s.nothingLeft(w)
 					if !s.checkpoint() {
 						t.Error("the checkpoint is gone")
 					}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,8 @@ type scene struct {
 	tree   []identity
 	dir    string // of the next checkpoint; not there yet
 	mounts string
+
+	address string // of its connections
 }
 
 // features of the program: much state that must not be lost, little memory. Its
@@ -76,6 +79,9 @@ func newScene(t *testing.T) *scene {
 	s.look()
 	s.newDir()
 	s.mounts = mounts(t)
+	// The program's own loopback address, see any_port in its sources.
+	ip := 127<<24 + 64<<16 + s.p.PID()
+	s.address = fmt.Sprintf("%d.%d.%d.%d", ip>>24, ip>>16&255, ip>>8&255, ip&255)
 	return s
 }
 
@@ -174,8 +180,9 @@ func free(id identity) error {
 // and no mount of theirs. Folders in memory are left to the next run.
 func (s *scene) nothingLeft(w *worker) {
 	s.t.Helper()
+	tree, _ := proc.Tree(s.p.PID())
 	for _, id := range w.left {
-		if s.has(id) {
+		if slices.ContainsFunc(tree, func(task *proc.Task) bool { return task.PID == id.pid }) {
 			continue
 		}
 		within(s.t, "the end of the worker's helpers", func() error {
@@ -194,27 +201,15 @@ func (s *scene) nothingLeft(w *worker) {
 	}
 }
 
-func (s *scene) has(id identity) bool {
-	for _, known := range s.tree {
-		if known == id {
-			return true
-		}
-	}
-	return false
-}
-
-// networkLock finds CRIU's rules about connections of the tree: a table of
-// nftables, or a chain of iptables.
+// networkLock finds the locked connections of the tree in the firewall, where
+// CRIU names them by their addresses.
 func (s *scene) networkLock() string {
 	s.t.Helper()
-	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
-		for line := range strings.Lines(string(out)) {
-			if strings.HasSuffix(strings.TrimSpace(line), fmt.Sprintf("CRIU-%d", s.p.PID())) {
-				return line
-			}
-		}
+	out, err := exec.Command(require.Program(s.t, "nft"), "list", "ruleset").CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("nft: %v: %s", err, out)
 	}
-	if out, err := exec.Command("iptables-save").Output(); err == nil && strings.Contains(string(out), "-A CRIU") {
+	if strings.Contains(string(out), s.address+" ") {
 		return string(out)
 	}
 	return ""

@@ -19,7 +19,7 @@ import (
 )
 
 // patience bounds every wait. The machine may be busy with other tests.
-const patience = 30 * time.Second
+const patience = 10 * time.Second
 
 // workerVariable marks this test binary as a worker.
 const workerVariable = "STASIS_FAULTS_WORKER"
@@ -255,7 +255,8 @@ func (w *worker) criu() int {
 	}
 	for _, pid := range children {
 		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if strings.Contains(string(line), "\x00swrk\x00") {
+		// It changes its name when it has its request.
+		if strings.Contains(string(line), "\x00swrk\x00") || strings.Contains(string(line), "criu: ") {
 			return pid
 		}
 	}
