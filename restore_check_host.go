@@ -153,13 +153,15 @@ func (c *conflicts) checkPorts(m *Manifest) {
 		if at < 0 {
 			continue
 		}
-		owner := "another program"
-		if pid, comm := proc.SocketOwner(listeners[at].Inode); c.holders[pid] {
+		inode, who := listeners[at].Inode, "another program"
+		owner, known := proc.SocketOwners(map[uint64]bool{inode: true})[inode]
+		if c.holders[owner.PID] {
 			continue // it has to end for its pid already
-		} else if pid != 0 {
-			owner = fmt.Sprintf("process %d (%s)", pid, comm)
 		}
-		c.object("process %d (%s) of the tree listens on %s, which %s has taken: end that program", p.PID, p.Comm, address, owner)
+		if known {
+			who = fmt.Sprintf("process %d (%s)", owner.PID, owner.Comm)
+		}
+		c.object("process %d (%s) of the tree listens on %s, which %s has taken: end that program", p.PID, p.Comm, address, who)
 	}
 }
 

@@ -113,21 +113,23 @@ func (f *Files) SocketProtocol(fd int) (string, error) {
 
 // DescriptorInfo is what /proc/PID/fdinfo says about a descriptor.
 type DescriptorInfo struct {
-	Flags int      // as open(2) takes them
-	Locks []string // file locks and leases that the process holds by it: "POSIX ADVISORY WRITE", …
+	Flags    int      // as open(2) takes them
+	MountID  int      // of the mount that it was opened on, as in mountinfo
+	Terminal int      // of the master of a terminal: its number N of /dev/pts/N; else -1
+	Locks    []string // file locks and leases that the process holds by it: "POSIX ADVISORY WRITE", …
 }
 
 // Info describes how a descriptor was opened and what is locked by it.
 func (f *Files) Info(fd int) (DescriptorInfo, error) {
 	raw, err := os.ReadFile(path(f.pid, "fdinfo", strconv.Itoa(fd)))
 	if err != nil {
-		return DescriptorInfo{}, gone(f.pid, "fdinfo", err)
+		return DescriptorInfo{Terminal: -1}, gone(f.pid, "fdinfo", err)
 	}
 	return parseInfo(string(raw))
 }
 
 func parseInfo(raw string) (DescriptorInfo, error) {
-	var info DescriptorInfo
+	info := DescriptorInfo{Terminal: -1}
 	for line := range strings.Lines(raw) {
 		key, value, ok := strings.Cut(line, ":")
 		if !ok {
@@ -140,11 +142,38 @@ func parseInfo(raw string) (DescriptorInfo, error) {
 				return info, fmt.Errorf("read fdinfo: flags %q: %w", fields[0], err)
 			}
 			info.Flags = int(flags)
+		case key == "mnt_id" && len(fields) == 1:
+			info.MountID, _ = strconv.Atoi(fields[0])
+		case key == "tty-index" && len(fields) == 1:
+			if n, err := strconv.Atoi(fields[0]); err == nil {
+				info.Terminal = n
+			}
 		case key == "lock" && len(fields) > 4: // "1: POSIX  ADVISORY  WRITE 123 08:01:99 0 EOF"
 			info.Locks = append(info.Locks, strings.Join(fields[1:4], " "))
 		}
 	}
 	return info, nil
+}
+
+// Mounts are the ids of the mounts that a process sees, and where they are.
+func Mounts(pid int) (map[int]string, error) {
+	raw, err := readFile(pid, "mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	mounts := make(map[int]string)
+	for line := range strings.Lines(string(raw)) {
+		fields := strings.Fields(line)
+		if len(fields) < 5 {
+			continue
+		}
+		id, err := strconv.Atoi(fields[0])
+		if err != nil {
+			return nil, fmt.Errorf("read mountinfo of process %d: %w", pid, err)
+		}
+		mounts[id] = fields[4]
+	}
+	return mounts, nil
 }
 
 // StatMapping describes the file behind a mapping, which need not have a name

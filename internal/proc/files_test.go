@@ -72,6 +72,10 @@ func TestFiles(t *testing.T) {
 	if err != nil || info.Flags&unix.O_APPEND == 0 || !slices.Equal(info.Locks, []string{"FLOCK ADVISORY WRITE"}) {
 		t.Errorf("fdinfo %+v, %v; want O_APPEND and one lock", info, err)
 	}
+	mounts, err := Mounts(os.Getpid())
+	if err != nil || mounts[info.MountID] == "" {
+		t.Errorf("the file's mount %d is not among %v, %v", info.MountID, mounts, err)
+	}
 	if !slices.IsSortedFunc(list, func(a, b Descriptor) int { return a.FD - b.FD }) {
 		t.Errorf("descriptors are not in order: %v", list)
 	}
@@ -103,7 +107,8 @@ func TestNamespaces(t *testing.T) {
 }
 
 func TestSockets(t *testing.T) {
-	addresses := map[string]string{ // by protocol; "" as remote where there is none
+	t.Setenv("GODEBUG", "multipathtcp=0") // else what listens has a protocol of its own
+	addresses := map[string]string{       // by protocol; "" as remote where there is none
 		"tcp": "127.0.0.1:0", "tcp6": "[::1]:0", "udp": "127.0.0.1:0", "udp6": "[::1]:0",
 	}
 	wantLocal := make(map[string]string)
@@ -177,8 +182,8 @@ func TestSockets(t *testing.T) {
 			t.Errorf("protocol of descriptor %d: %q, %v; want %s", fd, got, err, want)
 		}
 	}
-	if pid, comm := SocketOwner(one.Inode); pid != os.Getpid() || comm == "" {
-		t.Errorf("owner of a socket: %d %q, want this program", pid, comm)
+	if o := SocketOwners(map[uint64]bool{one.Inode: true})[one.Inode]; o.PID != os.Getpid() || o.Comm == "" {
+		t.Errorf("owner of a socket: %+v, want this program", o)
 	}
 }
 
@@ -244,6 +249,7 @@ func readLink(t *testing.T, pid int) string {
 }
 
 func TestListeners(t *testing.T) {
+	t.Setenv("GODEBUG", "multipathtcp=0")
 	l, err := net.Listen("tcp6", "[::1]:0")
 	if err != nil {
 		t.Fatal(err)

@@ -183,36 +183,50 @@ func parsePacket(f []string) (Socket, bool) {
 	return Socket{Inode: inode, Local: "if" + f[4]}, err == nil && inode != 0
 }
 
-// SocketOwner finds a process that has a socket; 0 if there is none. It looks
-// through the descriptors of all processes.
-func SocketOwner(inode uint64) (pid int, comm string) {
-	pids, err := allProcesses()
-	if err != nil {
-		return 0, ""
-	}
-	for _, pid := range pids {
-		if hasSocket(pid, inode) {
-			raw, _ := readFile(pid, "comm")
-			return pid, strings.TrimSpace(string(raw))
-		}
-	}
-	return 0, ""
+// Owner is a process that has a socket open.
+type Owner struct {
+	PID  int
+	Comm string
 }
 
-func hasSocket(pid int, inode uint64) bool {
+// SocketOwners finds a process for each of some sockets. It looks through the
+// descriptors of all processes.
+func SocketOwners(inodes map[uint64]bool) map[uint64]Owner {
+	owners := make(map[uint64]Owner)
+	if len(inodes) == 0 {
+		return owners
+	}
+	pids, err := allProcesses()
+	if err != nil {
+		return owners
+	}
+	for _, pid := range pids {
+		for _, inode := range socketsOf(pid) {
+			if _, known := owners[inode]; known || !inodes[inode] {
+				continue
+			}
+			raw, _ := readFile(pid, "comm")
+			owners[inode] = Owner{pid, strings.TrimSpace(string(raw))}
+		}
+	}
+	return owners
+}
+
+func socketsOf(pid int) []uint64 {
 	files, err := OpenFiles(pid)
 	if err != nil {
-		return false
+		return nil
 	}
 	defer files.Close()
 	list, err := files.List()
 	if err != nil {
-		return false
+		return nil
 	}
+	var inodes []uint64
 	for _, d := range list {
-		if n, ok := d.Socket(); ok && n == inode {
-			return true
+		if inode, ok := d.Socket(); ok {
+			inodes = append(inodes, inode)
 		}
 	}
-	return false
+	return inodes
 }
