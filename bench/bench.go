@@ -101,13 +101,13 @@ func (b *bench) start(ctx context.Context, size int64, rate int) (*subject, erro
 // warmUp uses memory once: on a virtual machine the first use of each page is
 // several times as slow as the next.
 func (b *bench) warmUp(ctx context.Context) error {
-	need := 3*b.sizes[len(b.sizes)-1] + 1<<30
 	if b.small {
 		return nil
 	}
+	need := 3*b.sizes[len(b.sizes)-1] + 1<<30
 	if free := availableMemory(); free < need {
 		fmt.Fprintf(b.log, "warning: %s of memory are available, %s are needed to measure well\n", compact(free), compact(need))
-		need = free * 3 / 4
+		need = free / 2
 	}
 	_, err := work(ctx, job{Do: "populate", Bytes: need})
 	return err
