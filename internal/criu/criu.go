@@ -53,6 +53,9 @@ func (b *Binary) VersionString() string {
 // at [PrivatePath]. The first that is new enough is taken.
 func Find(ctx context.Context, explicit string) (*Binary, error) {
 	candidates := []string{explicit}
+	if onPath, err := exec.LookPath(explicit); err == nil {
+		candidates = []string{onPath}
+	}
 	if explicit == "" {
 		candidates = []string{PrivatePath}
 		if onPath, err := exec.LookPath("criu"); err == nil {
@@ -61,7 +64,7 @@ func Find(ctx context.Context, explicit string) (*Binary, error) {
 	}
 	var tried []error
 	for _, path := range candidates {
-		b, err := probe(ctx, path)
+		b, err := ask(ctx, path)
 		if err == nil {
 			return b, nil
 		}
