@@ -46,12 +46,12 @@ var subjects = []struct {
 	{Kind{Name: "pending-signals"}, []string{"pending"}},
 
 	// What CRIU gets wrong.
-	{Kind{Name: "affinity", CRIULacks: "it does not save which CPUs a thread is bound to"}, []string{"affinity"}},
-	{Kind{Name: "timer-slack", CRIULacks: "it does not save PR_SET_TIMERSLACK"}, []string{"prctls:timerslack=1"}},
-	{Kind{Name: "timerfd-periodic", CRIULacks: "a periodic timerfd with an unread tick is restored switched off"},
+	{Kind{Name: "affinity", CRIULacks: "CRIU does not save which CPUs a thread is bound to"}, []string{"affinity"}},
+	{Kind{Name: "timer-slack", CRIULacks: "CRIU does not save PR_SET_TIMERSLACK"}, []string{"prctls:timerslack=1"}},
+	{Kind{Name: "timerfd-periodic", CRIULacks: "CRIU restores a periodic timerfd with an unread tick switched off"},
 		[]string{"timerfd:period=5"}},
-	{Kind{Name: "eventfd-semaphore", CRIULacks: "it forgets EFD_SEMAPHORE"}, []string{"eventfd:semaphore=1"}},
-	{Kind{Name: "eventfd-64-bit", CRIULacks: "it keeps 32 bits of an eventfd's counter"}, []string{"eventfd:count=0x123456789abc"}},
+	{Kind{Name: "eventfd-semaphore", CRIULacks: "CRIU forgets EFD_SEMAPHORE"}, []string{"eventfd:semaphore=1"}},
+	{Kind{Name: "eventfd-64-bit", CRIULacks: "CRIU keeps 32 bits of an eventfd's counter"}, []string{"eventfd:count=0x123456789abc"}},
 
 	// What it refuses.
 	{Kind{Name: "io-uring", Refused: "io_uring"}, []string{"iouring", "mem:mib=4"}},

@@ -20,23 +20,32 @@ func RoundTrip(t T, kind Kind, cp Checkpointer) {
 		return
 	}
 	r := &trip{kind: kind, p: p, cp: cp, pss: PSS(t, p.PID())}
+	defer func() {
+		if t.Failed() {
+			t.Logf("that was %s (pid %d)", r.stage, p.PID())
+		}
+	}()
 
+	r.stage = "a dump that leaves it running"
 	dir, rewind := folder(t), p.Snapshot()
 	r.dump(t, dir, false)
-	r.goesOn(t, "after a dump that left it running")
+	r.goesOn(t)
 	if !kind.Forward && !t.Failed() {
+		r.stage = "a restore from the dump that left it running"
 		Kill(t, p.PID())
 		r.restore(t, dir)
 		rewind()
-		r.goesOn(t, "after its first restore")
+		r.goesOn(t)
 	}
 	if t.Failed() {
 		return
 	}
+	r.stage = "a dump that ends it"
 	dir = folder(t)
 	r.dump(t, dir, true)
+	r.stage = "the restore from the dump that ended it"
 	r.restore(t, dir)
-	r.goesOn(t, "after the restore from the dump that ended it")
+	r.goesOn(t)
 }
 
 // trip is a round trip under way.
@@ -44,6 +53,7 @@ type trip struct {
 	kind  Kind
 	p     Program
 	cp    Checkpointer
+	stage string // what is under way
 	pss   int    // KiB, at the start
 	shape string // of the tree at the last dump
 }
@@ -77,16 +87,13 @@ func (r *trip) restore(t T, dir string) {
 
 // goesOn proves that all is there, that the program goes on, and that all is
 // there still.
-func (r *trip) goesOn(t T, when string) {
+func (r *trip) goesOn(t T) {
 	t.Helper()
 	r.p.Prove(t)
 	r.p.Work(t)
 	r.p.Prove(t)
 	if pss := PSS(t, r.p.PID()); r.kind.Shares && pss > r.pss*11/10 {
-		t.Errorf("%s: the tree uses %d KiB together, used %d KiB: it does not share its memory any more", when, pss, r.pss)
-	}
-	if t.Failed() {
-		t.Logf("%s (pid %d): the failures above", when, r.p.PID())
+		t.Errorf("the tree uses %d KiB together, used %d KiB: it does not share its memory any more", pss, r.pss)
 	}
 }
 

@@ -2,7 +2,6 @@ package testkit
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -118,14 +117,4 @@ func wait(t T, limit time.Duration, what string, try func() error) {
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
-}
-
-// alive returns an error if the process is dead: then there is nothing to wait
-// for.
-func alive(pid int) error {
-	s, err := readStat(pid)
-	if err != nil || s.state == 'Z' {
-		return fmt.Errorf("process %d is dead", pid)
-	}
-	return nil
 }

@@ -59,8 +59,10 @@ func (s *Subject) waitReady(t T) {
 	var status []byte
 	until(t, "subject is ready", func() (err error) {
 		status, err = os.ReadFile(filepath.Join(s.Dir, "status"))
-		if err != nil && alive(s.pid) != nil {
-			t.Fatalf("subject died before it was ready")
+		if err != nil {
+			if dead := alive(s.pid); dead != nil {
+				t.Fatalf("subject is not ready: %v", dead)
+			}
 		}
 		return err
 	})
@@ -88,13 +90,15 @@ func (s *Subject) Note(t T) Answer { t.Helper(); return s.ask(t, unix.SIGUSR2) }
 func (s *Subject) ask(t T, signal unix.Signal) Answer {
 	t.Helper()
 	if err := unix.Kill(s.pid, signal); err != nil {
-		t.Fatalf("subject %d: %v", s.pid, err)
+		t.Fatalf("subject %d: %v; %v", s.pid, err, alive(s.pid))
 	}
 	var a Answer
 	wait(t, answerWithin, "subject's answer", func() (err error) {
 		a, err = s.nextAnswer()
-		if errors.Is(err, os.ErrNotExist) && alive(s.pid) != nil {
-			t.Fatalf("subject %d died instead of an answer", s.pid)
+		if errors.Is(err, os.ErrNotExist) {
+			if dead := alive(s.pid); dead != nil {
+				t.Fatalf("subject does not answer: %v", dead)
+			}
 		}
 		return err
 	})

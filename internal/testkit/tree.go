@@ -79,9 +79,10 @@ func Tree(root int) []int {
 // part of a program's tree when it was last looked at.
 var nursery = struct {
 	sync.Mutex
-	start map[int]uint64 // pid to start time
+	start map[int]uint64          // pid to start time
+	ended map[int]unix.WaitStatus // how those ended that were our children
 	begin sync.Once
-}{start: map[int]uint64{}}
+}{start: map[int]uint64{}, ended: map[int]unix.WaitStatus{}}
 
 // Watch makes this process reap the tree's processes as soon as they die, so
 // that their pids are free for a restore. Call it after a start and after a
@@ -118,10 +119,31 @@ func reap() {
 		case err != nil || s.start != start:
 			delete(nursery.start, pid)
 		case s.state == 'Z' && s.ppid == os.Getpid():
-			if got, _ := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid {
+			var status unix.WaitStatus
+			if got, _ := unix.Wait4(pid, &status, unix.WNOHANG, nil); got == pid {
 				delete(nursery.start, pid)
+				nursery.ended[pid] = status
 			}
 		}
+	}
+}
+
+// alive returns an error if the process is dead, which says how it died.
+func alive(pid int) error {
+	if s, err := readStat(pid); err == nil && s.state != 'Z' {
+		return nil
+	}
+	reap()
+	nursery.Lock()
+	defer nursery.Unlock()
+	status, ours := nursery.ended[pid]
+	switch {
+	case !ours:
+		return fmt.Errorf("process %d is dead", pid)
+	case status.Signaled():
+		return fmt.Errorf("process %d is dead, killed by signal %d (%v)", pid, status.Signal(), status.Signal())
+	default:
+		return fmt.Errorf("process %d is dead, it exited with %d", pid, status.ExitStatus())
 	}
 }
 

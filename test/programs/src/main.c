@@ -1,8 +1,10 @@
 /* The frame of the program: arguments, the loop that waits for signals, and the answers. */
 #include "subject.h"
 #include <stdarg.h>
+#include <ucontext.h>
 
 static const char *dir;
+static char answers_path[PATH_MAX];
 static int chosen_count;
 static const struct feature *chosen[64];
 static unsigned sequence;
@@ -12,6 +14,7 @@ static unsigned sequence;
 static pthread_mutex_t bad_lock = PTHREAD_MUTEX_INITIALIZER;
 static char bad_text[8192];
 static size_t bad_len;
+static const char working[] = "while working"; /* not in a check */
 static const char *bad_who = "subject";
 
 void bad(const char *fmt, ...)
@@ -198,17 +201,16 @@ static void answer(bool check)
 	char *text = NULL;
 	size_t size = 0;
 	sequence++;
-	bad_len = 0;
-	bad_text[0] = 0;
 	if (check)
 		for (int i = 0; i < chosen_count; i++) {
 			bad_who = chosen[i]->name;
 			chosen[i]->check();
 		}
-	bad_who = "subject";
 	FILE *f = open_memstream(&text, &size);
 	if (!f)
 		_exit(5);
+	/* What working threads found since the last answer is told too. */
+	pthread_mutex_lock(&bad_lock);
 	if (bad_len) {
 		for (char *p = bad_text; *p; p++)
 			if (*p == '\n')
@@ -222,15 +224,42 @@ static void answer(bool check)
 	}
 	fputc('\n', f);
 	fclose(f);
+	bad_who = working;
+	bad_len = 0;
+	bad_text[0] = 0;
+	pthread_mutex_unlock(&bad_lock);
 
-	char path[PATH_MAX];
-	snprintf(path, sizeof path, "%s/answers", dir);
-	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+	int fd = open(answers_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
 	/* One write, so that a reader never sees half a line. */
 	if (fd < 0 || write(fd, text, size) != (ssize_t)size)
 		_exit(5);
 	close(fd);
 	free(text);
+}
+
+/*
+ * A crash is told like an answer, with the place: whoever damaged the program (a checkpoint, for one) will want to know. Only
+ * calls that are safe in a signal handler.
+ */
+static void on_crash(int s, siginfo_t *si, void *context)
+{
+	const greg_t *r = ((ucontext_t *)context)->uc_mcontext.gregs;
+	char line[256];
+	int n = snprintf(line, sizeof line, "bad %u crashed: signal %d code %d at address %p, rip %#llx rax %#llx, thread %ld\n",
+			 sequence + 1, s, si->si_code, si->si_addr, r[REG_RIP], r[REG_RAX], syscall(SYS_gettid));
+	int fd = open(answers_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+	if (fd < 0 || write(fd, line, n) != n)
+		_exit(6);
+	signal(s, SIG_DFL);
+	raise(s);
+}
+
+static void tell_crashes(void)
+{
+	struct sigaction sa = { .sa_sigaction = on_crash, .sa_flags = SA_SIGINFO | SA_NODEFER };
+	snprintf(answers_path, sizeof answers_path, "%s/answers", dir);
+	for (size_t i = 0; i < 4; i++)
+		sigaction((int[]){ SIGSEGV, SIGBUS, SIGILL, SIGTRAP }[i], &sa, NULL);
 }
 
 static void listen_for_signals(void)
@@ -284,11 +313,15 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	/* A child that died is told in an answer, which the program must live to give. */
 	signal(SIGPIPE, SIG_IGN);
+	tell_crashes();
 
 	for (int i = 2; i < argc; i++)
 		setup_one(argv[i]);
 	for (int i = 0; i < chosen_count; i++)
-		if (chosen[i]->start)
+		if (chosen[i]->start) {
+			bad_who = chosen[i]->name;
 			chosen[i]->start();
+		}
+	bad_who = working;
 	deep_stack_run(listen_for_signals);
 }
