@@ -193,6 +193,18 @@ func (s *scene) nothingLeft(w *worker) {
 			return nil
 		})
 	}
+	// Orphans come to this process.
+	within(s.t, "the end of all guards and CRIUs", func() error {
+		children, err := proc.Children(os.Getpid())
+		for _, pid := range children {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			if text := string(line); strings.HasPrefix(text, "stasis-guard") || strings.Contains(text, "criu") {
+				return fmt.Errorf("process %d (%q) is there", pid, text)
+			}
+		}
+		return err
+	})
 	if now := mounts(s.t); now != s.mounts {
 		s.t.Errorf("mounts are left:\n%s", now)
 	}

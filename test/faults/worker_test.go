@@ -19,7 +19,7 @@ import (
 )
 
 // patience bounds every wait. The machine may be busy with other tests.
-const patience = 10 * time.Second
+const patience = 60 * time.Second
 
 // workerVariable marks this test binary as a worker.
 const workerVariable = "STASIS_FAULTS_WORKER"
@@ -81,6 +81,7 @@ func work(text string) {
 	}
 	result, _ := json.Marshal(outcomeOf(p.run(at)))
 	fmt.Println("done " + string(result))
+	orders.Scan() // the test looks what is left
 }
 
 func (p *plan) run(at func(string) error) error {
@@ -190,6 +191,7 @@ func (w *worker) reach(point string) {
 	if word, rest := w.hear(); word != "at" || rest != point {
 		w.t.Fatalf("the worker says %q %s, and should be at %s", word, rest, point)
 	}
+	w.note()
 }
 
 // goOn lets it go on.
