@@ -103,6 +103,8 @@ type restore struct {
 	early      sync.Once // the root is watched before CRIU tells of it
 	result     RestoreResult
 	done       bool
+
+	guardStarts func() (*guard.Guard, error) // nil when CRIU has all memory
 }
 
 // open reads the manifest and the index, and checks both.
@@ -138,7 +140,17 @@ func (r *restore) open(ctx context.Context) error {
 	if r.criu, err = criu.Find(ctx, r.opts.CRIUPath); err != nil {
 		return r.fail(StepOpen, ErrInput, err)
 	}
+	if r.hasMemory() {
+		r.guardStarts = inBackground(guard.Start) // it takes as long as the next two steps
+	}
 	return nil
+}
+
+// inBackground begins some work; the returned function waits for its end.
+func inBackground[T any](work func() (T, error)) func() (T, error) {
+	once := sync.OnceValues(work)
+	go once()
+	return once
 }
 
 // unpack lays CRIU's images out in a work folder, and makes their page maps

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/criu"
-	"stasis/internal/guard"
 	"stasis/internal/image"
 	"stasis/internal/pager"
 	"stasis/internal/proc"
@@ -24,7 +23,7 @@ func (r *restore) startPager() error {
 		return nil
 	}
 	var err error
-	if r.guard, err = guard.Start(); err != nil {
+	if r.guard, err = r.guardStarts(); err != nil {
 		return err
 	}
 	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint, pager.Options{
@@ -41,8 +40,11 @@ func (r *restore) startPager() error {
 // processes are restored, and until then it is a child of Stasis, not of CRIU.
 // Where it has a pid namespace, CRIU tells its pid at once.
 func (r *restore) hold(fd int) error {
-	pid := r.checkpoint.Manifest().RootPID
-	if task, err := proc.ReadTask(pid); err == nil && task.PPID == os.Getpid() {
+	pid, parent := r.checkpoint.Manifest().RootPID, os.Getpid()
+	if r.opts.Sibling {
+		parent = os.Getppid()
+	}
+	if task, err := proc.ReadTask(pid); err == nil && task.PPID == parent {
 		r.early.Do(func() { err = r.guard.Watch(pid) })
 		if err != nil {
 			return err
@@ -106,6 +108,9 @@ func (r *restore) killTree() error {
 // guard goes first when the restore failed: the tree must not be let go with
 // memory missing.
 func (r *restore) cleanUp() {
+	if r.guard == nil && r.guardStarts != nil && !r.done {
+		r.guard, _ = r.guardStarts() // the restore failed before it had something to watch
+	}
 	if r.guard != nil && !r.done {
 		r.guard.Fire()
 	}
