@@ -22,6 +22,8 @@ const (
 	// hold their pids. A process 1 that looks for orphans only now and then
 	// takes some seconds.
 	pidLimit = 10 * time.Second
+	// pidShort is the limit where the restore cannot go on anyway.
+	pidShort = 500 * time.Millisecond
 	pidPause = 5 * time.Millisecond
 
 	// listed is how many conflicts of one kind are told one by one.
@@ -92,15 +94,17 @@ func (c *conflicts) warn(format string, args ...any) {
 // killed processes get free when their parent looks, which is waited for.
 func (c *conflicts) checkPIDs(ctx context.Context, m *Manifest) error {
 	numbers := numbersOf(m)
-	begun := time.Now()
+	begun, limit := time.Now(), pidLimit
+	if len(c.errors) > 0 {
+		limit = pidShort
+	}
 	var waited map[string]bool
 	for {
 		holders, err := proc.Holders(numbers)
 		if err != nil {
 			return fmt.Errorf("look for the pids of the tree: %w", err)
 		}
-		dying := onlyDying(holders)
-		if len(holders) == 0 || !dying || len(c.errors) > 0 || time.Since(begun) > pidLimit {
+		if len(holders) == 0 || !onlyDying(holders) || time.Since(begun) > limit {
 			c.tellHolders(holders)
 			break
 		}
@@ -116,7 +120,7 @@ func (c *conflicts) checkPIDs(ctx context.Context, m *Manifest) error {
 		case <-time.After(pidPause):
 		}
 	}
-	if len(waited) > 0 {
+	if len(waited) > 0 && len(c.errors) == 0 {
 		c.warn("waited %.1f s until %s, which had ended, left its pid", time.Since(begun).Seconds(), some(waited))
 	}
 	return nil

@@ -1,36 +1,45 @@
 package criu
 
 import (
-	"bufio"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/require"
+	"stasis/internal/subject"
 )
 
-// troubleVariable makes this test program one that CRIU cannot dump.
-const troubleVariable = "STASIS_TEST_TROUBLE"
+// folderVariable names the folder of a test to its subject.
+const folderVariable = "STASIS_TEST_FOLDER"
 
 func TestMain(m *testing.M) {
-	if name := os.Getenv(troubleVariable); name != "" {
-		if err := troubles[name](); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
+	roles := make(map[string]subject.Role, len(troubles))
+	for name, trouble := range troubles {
+		roles[name] = func(say func(string, ...any), hear func() (string, bool)) {
+			os.Setenv("GODEBUG", "multipathtcp=0")
+			if name != "job" {
+				unix.Setsid()
+			}
+			err := os.Chdir(os.Getenv(folderVariable))
+			if err == nil {
+				err = trouble()
+			}
+			if err != nil {
+				say("%v", err)
+				return
+			}
+			say("ready")
+			hear()
 		}
-		fmt.Println("ready")
-		select {} // until it is killed
 	}
-	os.Exit(m.Run())
+	subject.Main(m, roles)
 }
 
 // kept holds what the program that makes trouble has open.
@@ -46,7 +55,6 @@ func keep(what any, err error) error {
 var troubles = map[string]func() error{
 	"job": func() error { return nil },
 	"tcp": func() error {
-		os.Setenv("GODEBUG", "multipathtcp=0")
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if keep(l, err) != nil {
 			return err
@@ -56,8 +64,12 @@ var troubles = map[string]func() error{
 		}
 		return keep(l.Accept())
 	},
-	"unix": func() error { // the other end is the test's: descriptor 3
-		_, err := os.NewFile(3, "peer").Stat()
+	"unix": func() error {
+		c, err := net.Dial("unix", "socket")
+		if keep(c, err) != nil {
+			return err
+		}
+		_, err = c.Read(make([]byte, 1)) // the other end, the test, has accepted it
 		return err
 	},
 	"lock": func() error {
@@ -100,37 +112,25 @@ var troubles = map[string]func() error{
 
 // troubled starts a program with one of the troubles, in a session of its own
 // unless it shall be a shell's job.
-func troubled(t *testing.T, name, dir string) *exec.Cmd {
+func troubled(t *testing.T, name, dir string) int {
 	t.Helper()
-	exe, err := os.Executable()
+	l, err := net.Listen("unix", filepath.Join(dir, "socket"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(exe)
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), troubleVariable+"="+name)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: name != "job"}
-	if name == "unix" {
-		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			kept = append(kept, c)
+			c.Write([]byte{1})
 		}
-		t.Cleanup(func() { unix.Close(pair[0]) })
-		theirs := os.NewFile(uintptr(pair[1]), "theirs")
-		defer theirs.Close()
-		cmd.ExtraFiles = []*os.File{theirs}
+	}()
+	t.Setenv(folderVariable, dir)
+	s := subject.Start(t, name)
+	if line := s.Hear(); line != "ready" {
+		t.Skipf("%s cannot be had here: %s", name, line)
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		t.Skipf("%s cannot be had here: %s %v", name, line, err)
-	}
-	return cmd
+	return s.PID
 }
 
 // runCRIU runs CRIU with a log and returns what the log says when it fails.
@@ -162,8 +162,8 @@ func TestRemedyOfRealDumps(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			options := map[string][]string{"unix": {"--ext-unix-sk"}}[name]
-			cmd := troubled(t, name, t.TempDir())
-			args := append([]string{"dump", "--leave-running", "--tree", strconv.Itoa(cmd.Process.Pid)}, options...)
+			pid := troubled(t, name, t.TempDir())
+			args := append([]string{"dump", "--leave-running", "--tree", strconv.Itoa(pid)}, options...)
 			lines, failed := runCRIU(t, criu, t.TempDir(), args...)
 			if !failed {
 				t.Fatal("CRIU dumped it")
@@ -192,8 +192,8 @@ func TestRemedyOfRealRestores(t *testing.T) {
 			if err := os.WriteFile(path, []byte("data"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			cmd := troubled(t, "open", dir)
-			args := []string{"dump", "--tree", strconv.Itoa(cmd.Process.Pid)}
+			pid := troubled(t, "open", dir)
+			args := []string{"dump", "--tree", strconv.Itoa(pid)}
 			if test.leave {
 				args = append(args, "--leave-running")
 			}
@@ -201,14 +201,17 @@ func TestRemedyOfRealRestores(t *testing.T) {
 				t.Fatalf("the dump failed: %s", Remedy(lines))
 			}
 			if !test.leave {
-				cmd.Wait()
+				// A zombie would keep the pid.
+				if _, err := unix.Wait4(pid, nil, 0, nil); err != nil {
+					t.Fatal(err)
+				}
 				if err := test.change(path); err != nil {
 					t.Fatal(err)
 				}
 			}
 			lines, failed := runCRIU(t, criu, images, "restore", "--restore-detached")
 			if !failed {
-				unix.Kill(cmd.Process.Pid, unix.SIGKILL)
+				unix.Kill(pid, unix.SIGKILL)
 				t.Fatal("CRIU restored it")
 			}
 			explained(t, lines, test.want)

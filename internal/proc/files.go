@@ -96,7 +96,7 @@ func (f *Files) Writable(fd int) bool {
 func (f *Files) FileSystem(fd int) (int64, error) {
 	var fs unix.Statfs_t
 	err := unix.Statfs(path(f.pid, "fd", strconv.Itoa(fd)), &fs)
-	return int64(fs.Type), gone(f.pid, "fd", err)
+	return fs.Type, gone(f.pid, "fd", err)
 }
 
 // SocketProtocol names the protocol of a socket as the kernel calls it: TCP,

@@ -118,7 +118,7 @@ func TestSockets(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer l.Close()
+			t.Cleanup(func() { l.Close() })
 			wantLocal[protocol] = l.Addr().String()
 			continue
 		}
@@ -126,7 +126,7 @@ func TestSockets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
+		t.Cleanup(func() { l.Close() })
 		wantLocal[protocol] = l.LocalAddr().String()
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)

@@ -1,0 +1,70 @@
+package criu
+
+import (
+	"encoding/binary"
+	"slices"
+	"testing"
+
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
+	remap "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+// encodeImage writes an image of CRIU.
+func encodeImage(t testing.TB, entries ...proto.Message) []byte {
+	t.Helper()
+	out := binary.LittleEndian.AppendUint32(nil, magicCommon)
+	out = binary.LittleEndian.AppendUint32(out, 0x56303138)
+	for _, e := range entries {
+		raw, err := proto.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = binary.LittleEndian.AppendUint32(out, uint32(len(raw)))
+		out = append(out, raw...)
+	}
+	return out
+}
+
+func regularFile(id uint32, name string, flags uint32, size *uint64, external bool) *fdinfo.FileEntry {
+	kind := fdinfo.FdTypes_REG
+	owner := &fown.FownEntry{
+		Uid: proto.Uint32(0), Euid: proto.Uint32(0), Signum: proto.Uint32(0), PidType: proto.Uint32(0), Pid: proto.Uint32(0),
+	}
+	return &fdinfo.FileEntry{Type: &kind, Id: &id, Reg: &regfile.RegFileEntry{
+		Id: &id, Flags: &flags, Pos: proto.Uint64(0), Fown: owner, Name: &name, Size: size, Ext: &external,
+		Mode: proto.Uint32(unix.S_IFREG | 0o644),
+	}}
+}
+
+func TestFilesLeavesOutWhatCRIUHasItself(t *testing.T) {
+	files := encodeImage(t,
+		regularFile(1, "/read", unix.O_RDONLY, proto.Uint64(7), false),
+		regularFile(2, "/log", unix.O_WRONLY|unix.O_APPEND, nil, false),
+		regularFile(3, "/deleted", unix.O_RDWR, proto.Uint64(7), false),
+		regularFile(4, "file[1:2]", unix.O_RDONLY, nil, true),
+	)
+	remaps := encodeImage(t, &remap.RemapFilePathEntry{OrigId: proto.Uint32(3), RemapId: proto.Uint32(1)})
+	got, err := Files(files, remaps)
+	want := []File{
+		{Path: "/read", Mode: unix.S_IFREG | 0o644, Size: 7},
+		{Path: "/log", Mode: unix.S_IFREG | 0o644, Size: -1, Writable: true},
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	if got, err := Files(files, nil); err != nil || len(got) != 3 {
+		t.Errorf("without an image of remaps: %+v, %v", got, err)
+	}
+}
+
+func FuzzFiles(f *testing.F) {
+	f.Add(encodeImage(f, regularFile(1, "/read", 0, proto.Uint64(7), false)), encodeImage(f))
+	f.Add([]byte{}, []byte{1, 2, 3, 4})
+	f.Fuzz(func(_ *testing.T, files, remaps []byte) {
+		Files(files, remaps)
+	})
+}
