@@ -80,15 +80,15 @@ type summary struct {
 
 // netSockets are the sockets that processes of one network namespace have.
 type netSockets struct {
-	pid    int // a process of that namespace
-	inodes map[uint64]bool
-	users  []socketUser
+	pid       int // a process of that namespace
+	inodes    map[uint64]bool
+	protocols map[uint64]string // as the kernel calls them, for sockets that are in no table
+	users     []socketUser
 }
 
 type socketUser struct {
 	process, fd int // index in the list, descriptor
 	inode       uint64
-	protocol    string // where no table has the socket
 }
 
 // describe says what is known of a process without another look at it.
@@ -162,15 +162,17 @@ func (s *summary) sortDescriptors(i, pid int, netns string, files *proc.Files, d
 		}
 		n := s.sockets[netns]
 		if n == nil {
-			n = &netSockets{pid: pid, inodes: make(map[uint64]bool)}
+			n = &netSockets{pid: pid, inodes: make(map[uint64]bool), protocols: make(map[uint64]string)}
 			s.sockets[netns] = n
 		}
-		n.inodes[inode] = true
-		protocol, err := files.SocketProtocol(d.FD)
-		if err != nil {
-			protocol = "unknown"
+		if n.protocols[inode] == "" { // asked once, however many processes share it
+			protocol, err := files.SocketProtocol(d.FD)
+			if err != nil {
+				protocol = "unknown"
+			}
+			n.protocols[inode], n.inodes[inode] = protocol, true
 		}
-		n.users = append(n.users, socketUser{process: i, fd: d.FD, inode: inode, protocol: protocol})
+		n.users = append(n.users, socketUser{process: i, fd: d.FD, inode: inode})
 	}
 }
 
@@ -182,7 +184,7 @@ func (s *summary) addSockets(list []image.Process) error {
 			return err
 		}
 		for _, u := range n.users {
-			entry := image.Socket{FD: u.fd, Protocol: strings.ToLower(u.protocol)}
+			entry := image.Socket{FD: u.fd, Protocol: strings.ToLower(n.protocols[u.inode])}
 			if known, ok := found[u.inode]; ok {
 				entry = image.Socket{
 					FD: u.fd, Protocol: known.Protocol, Local: known.Local, Remote: known.Remote, State: known.State,
