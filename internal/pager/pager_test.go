@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -117,6 +118,34 @@ func TestChangesWhileABlockIsOnItsWay(t *testing.T) {
 			h.wantFilled(filled)
 		})
 	}
+}
+
+// A thread asleep on a page that is dropped is not left asleep.
+func TestSleepersOfADroppedPageAreWoken(t *testing.T) {
+	g := &gate{reached: make(chan struct{}), open: make(chan struct{})}
+	src := newPattern(64, 64)
+	src.before = g.wait
+	h := open(t, src, src.pages, Options{Lazy: true})
+	h.ask("s")
+	filled := h.startFill()
+	<-g.reached
+	h.ask("t 8 1 %d", zero)
+	for end := time.Now().Add(deadline); !h.parked(0); runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatal("no fault has come")
+		}
+	}
+	h.ask("d 8 1")
+	h.ask("j") // while the block is still on its way
+	close(g.open)
+	h.wantFilled(filled)
+}
+
+// parked reports whether a fault waits for a block that is busy.
+func (h *house) parked(block int) bool {
+	h.pager.mu.Lock()
+	defer h.pager.mu.Unlock()
+	return len(h.pager.blocks.parked[block]) > 0
 }
 
 // The same changes before anything is read, and filled only by faults.

@@ -5,12 +5,14 @@ package pager
 import (
 	"bufio"
 	"context"
+	_ "embed"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -40,10 +42,15 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+//go:embed testdata/tenant.c
+var tenantSource string
+
 // tenantProgram builds testdata/tenant.c: only C forks a process of many threads.
 var tenantProgram = sync.OnceValues(func() (string, error) {
 	program := filepath.Join(buildDir, "tenant")
-	out, err := exec.Command("gcc", "-O1", "-o", program, "testdata/tenant.c", "-lpthread").CombinedOutput()
+	gcc := exec.Command("gcc", "-O1", "-x", "c", "-", "-o", program, "-lpthread")
+	gcc.Stdin = strings.NewReader(tenantSource)
+	out, err := gcc.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("gcc: %w: %s", err, out)
 	}
