@@ -217,6 +217,9 @@ func (r *restore) restoreState(ctx context.Context) error {
 		r.result.PID = pid
 	}
 	err = errors.Join(err, howCRIUEnded(err, session.Close()))
+	if failed := r.pagerFailed(); failed != nil {
+		return failed // CRIU only noticed that the tree was ended for it
+	}
 	if err == nil {
 		r.resumed()
 	}
@@ -253,10 +256,7 @@ func (r *restore) fill(ctx context.Context) error {
 	if r.pager == nil {
 		return nil
 	}
-	if err := r.pager.Fill(ctx); err != nil {
-		return r.fail(StepFill, ErrDamaged, err)
-	}
-	return nil
+	return r.memoryError(r.pager.Fill(ctx))
 }
 
 func (r *restore) resumed() {
@@ -271,10 +271,8 @@ func (r *restore) resumed() {
 
 // finish ends the guard: from here on the tree needs nobody.
 func (r *restore) finish() (*RestoreResult, error) {
-	if r.pager != nil {
-		if err := r.pager.Err(); err != nil {
-			return nil, errors.Join(r.fail(StepFill, ErrDamaged, err), r.killTree())
-		}
+	if err := r.pagerFailed(); err != nil {
+		return nil, errors.Join(err, r.killTree())
 	}
 	if r.guard != nil {
 		if err := r.guard.Disarm(); err != nil {

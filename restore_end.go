@@ -26,11 +26,12 @@ func (r *restore) startPager() error {
 	if r.guard, err = r.guardStarts(); err != nil {
 		return err
 	}
+	fire := r.guard.Fire // at once: a process that waits for a damaged page waits for good, and CRIU for it
 	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint, pager.Options{
 		Lazy:         r.opts.Lazy,
 		OnDescriptor: r.hold,
 		OnProgress:   r.filled,
-		OnError:      func(error) { r.killTree() }, // Fill returns the error
+		OnError:      func(error) { _ = fire() },
 	})
 	return err
 }
@@ -83,6 +84,24 @@ func (r *restore) startCRIU() (*criu.Session, error) {
 		request.Stdin = tty
 	}
 	return r.criu.Start(request)
+}
+
+// pagerFailed gives the error of memory that could not be put in place. It is
+// the reason for all that came after it.
+func (r *restore) pagerFailed() error {
+	if r.pager == nil {
+		return nil
+	}
+	return r.memoryError(r.pager.Err())
+}
+
+// memoryError is about damage where the checkpoint is to blame.
+func (r *restore) memoryError(err error) error {
+	var kind error
+	if damage := (*image.DamageError)(nil); errors.As(err, &damage) {
+		kind = ErrDamaged
+	}
+	return r.fail(StepFill, kind, err)
 }
 
 // killTree ends what a failed restore left. CRIU kills what it has not let go;
