@@ -70,7 +70,7 @@ func build(t T, name string, fsys fs.FS, root string, command ...string) string 
 	if err != nil {
 		t.Fatalf("folder to build %s: %v", name, err)
 	}
-	defer os.RemoveAll(work)
+	defer func() { _ = os.RemoveAll(work) }()
 	if _, err := sources(fsys, root, work); err != nil {
 		t.Fatalf("sources of %s: %v", name, err)
 	}

@@ -55,20 +55,24 @@ func base(t *testing.T, pid int) int64 {
 }
 
 func TestMemNoticesDamage(t *testing.T) {
+	t.Parallel()
 	require.Root(t)
 	for _, test := range []struct {
 		name, want string
 		damage     func(t *testing.T, mem *os.File, at int64)
 	}{
 		{"zero", "is zero", func(t *testing.T, mem *os.File, at int64) {
+			t.Helper()
 			write(t, mem, at, make([]byte, pageSize))
 		}},
 		{"swapped", "holds page", func(t *testing.T, mem *os.File, at int64) {
+			t.Helper()
 			a, b := read(t, mem, at), read(t, mem, at+pageSize)
 			write(t, mem, at, b)
 			write(t, mem, at+pageSize, a)
 		}},
 		{"one bit", "differs from byte", func(t *testing.T, mem *os.File, at int64) {
+			t.Helper()
 			page := read(t, mem, at)
 			page[3000] ^= 4
 			write(t, mem, at, page)
@@ -235,6 +239,7 @@ var damages = []struct {
 }
 
 func TestFeaturesNoticeDamage(t *testing.T) {
+	t.Parallel()
 	require.Root(t)
 	for _, test := range damages {
 		t.Run(test.feature, func(t *testing.T) {

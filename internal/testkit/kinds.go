@@ -80,7 +80,7 @@ func startTmpfs(t T) Program {
 		require.Missing(t, "tmpfs", "%v", err)
 	}
 	path := filepath.Join(shm, fmt.Sprintf("stasis-subject-%d", os.Getpid()))
-	t.Cleanup(func() { os.Remove(path) })
+	t.Cleanup(func() { _ = os.Remove(path) })
 	return StartSubject(t, "tmpfs:path="+path)
 }
 

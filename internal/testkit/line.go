@@ -36,7 +36,7 @@ type kept struct {
 func (k *kept) client(t T) *client {
 	t.Helper()
 	if k.now == nil {
-		k.now = dial(t, k.pid, "tcp", k.addr)
+		k.now = dial(t, k.pid, k.addr)
 	}
 	return k.now
 }
@@ -50,14 +50,14 @@ func (k *kept) ended() {
 }
 
 // dial connects to a program that is about to start.
-func dial(t T, pid int, network, addr string) *client {
+func dial(t T, pid int, addr string) *client {
 	t.Helper()
 	var conn net.Conn
 	until(t, "connection to "+addr, func() (err error) {
 		if err := alive(pid); err != nil {
 			t.Fatalf("%v", err)
 		}
-		conn, err = net.DialTimeout(network, addr, time.Second)
+		conn, err = net.DialTimeout("tcp", addr, time.Second)
 		return err
 	})
 	c := &client{conn: conn, in: bufio.NewReader(conn)}
@@ -159,7 +159,7 @@ func (s *lineServer) Prove(t T) {
 	for i, w := range s.words {
 		digest += w * uint32(2*i+1)
 	}
-	fresh := dial(t, s.pid, "tcp", s.addr)
+	fresh := dial(t, s.pid, s.addr)
 	defer fresh.conn.Close()
 	for _, c := range []*client{s.kept.client(t), fresh} {
 		s.expect(t, c, "digest", fmt.Sprint(digest))

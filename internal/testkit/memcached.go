@@ -50,7 +50,7 @@ func (m *memcached) Work(t T) {
 // Prove implements [Program].
 func (m *memcached) Prove(t T) {
 	t.Helper()
-	fresh := dial(t, m.pid, "tcp", m.addr)
+	fresh := dial(t, m.pid, m.addr)
 	defer fresh.conn.Close()
 	for _, c := range []*client{m.kept.client(t), fresh} {
 		for key, value := range m.values {

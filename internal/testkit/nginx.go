@@ -104,12 +104,15 @@ func (n *nginx) Prove(t T) {
 	t.Helper()
 	old := n.keptClient(t)
 	n.accepted++
-	fresh := dial(t, n.pid, "tcp", n.addr)
+	fresh := dial(t, n.pid, n.addr)
 	defer fresh.conn.Close()
 	for _, c := range []*client{old, fresh} {
 		if body := n.get(t, c, "/page"); body != n.page {
 			t.Errorf("nginx: the page has %d bytes and is another, should have %d", len(body), len(n.page))
 		}
+	}
+	// Only now that both were answered, both are counted.
+	for _, c := range []*client{old, fresh} {
 		n.proveCounters(t, n.get(t, c, "/status"))
 	}
 }

@@ -107,7 +107,7 @@ func (r *Redis) Work(t T) {
 // Prove implements [Program].
 func (r *Redis) Prove(t T) {
 	t.Helper()
-	fresh := dial(t, r.pid, "tcp", r.Addr)
+	fresh := dial(t, r.pid, r.Addr)
 	defer fresh.conn.Close()
 	for _, c := range []*client{r.kept.client(t), fresh} {
 		for some := range slices.Chunk(slices.Sorted(maps.Keys(r.values)), 500) {

@@ -1,9 +1,14 @@
 package testkit
 
 import (
+	"fmt"
 	"os"
 	"strings"
+	"time"
 )
+
+// shapeWithin is how long a restored tree may take to look as it did.
+const shapeWithin = 5 * time.Second
 
 // RoundTrip starts a program of a kind and takes it through everything that a
 // checkpoint can do to it: a dump beside which it goes on; its death and the
@@ -80,9 +85,16 @@ func (r *trip) restore(t T, dir string) {
 		t.Fatalf("after the restore: %v", err)
 	}
 	Watch(r.p.PID())
-	if shape := Shape(r.p.PID()); !r.kind.Changing && shape != r.shape {
-		t.Errorf("the restored tree is\n%swas\n%s", shape, r.shape)
+	if r.kind.Changing {
+		return
 	}
+	// A child that was stopped runs for a moment until it stops.
+	wait(t, shapeWithin, "the tree's old shape", func() error {
+		if shape := Shape(r.p.PID()); shape != r.shape {
+			return fmt.Errorf("the restored tree is\n%swas\n%s", shape, r.shape)
+		}
+		return nil
+	})
 }
 
 // goesOn proves that all is there, that the program goes on, and that all is

@@ -82,7 +82,7 @@ func folder(t T) string {
 	if err != nil {
 		t.Fatalf("folder for a program: %v", err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
 
