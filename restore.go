@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -169,12 +170,29 @@ func (r *restore) unpack(context.Context) error {
 			return err
 		}
 	}
-	for _, pid := range r.checkpoint.PIDs() {
+	if !r.hasMemory() {
+		return nil
+	}
+	// All processes, those without a page of Stasis too: CRIU restores a tree
+	// lazily as a whole, and would skip what it marked lazy itself.
+	processes, err := criu.Processes(r.work.Path())
+	if err != nil {
+		return r.fail(StepUnpack, ErrDamaged, err)
+	}
+	for _, process := range processes {
+		pid := process.PID
+		if !r.hasFile(criu.PagemapImage(pid)) {
+			continue // a zombie
+		}
 		if err := criu.AddLazy(r.work.Path(), pid, procRanges(r.checkpoint.Ranges(pid))); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (r *restore) hasFile(name string) bool {
+	return slices.ContainsFunc(r.checkpoint.Files(), func(f image.FileInfo) bool { return f.Name == name })
 }
 
 func (r *restore) unpackFile(name string) error {

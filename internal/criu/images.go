@@ -114,12 +114,15 @@ func lazy(e *vma.VmaEntry) bool {
 		flags&mapHugeTLB == 0 && status&(vmaVDSO|vmaVsyscall|vmaVVAR) == 0
 }
 
+// PagemapImage is the name of the page map of a process, which a zombie lacks.
+func PagemapImage(pid int) string { return "pagemap-" + strconv.Itoa(pid) + ".img" }
+
 // AddLazy rewrites the page map of a process for a restore in which the given
 // ranges, in address order, come from Stasis: they become lazy entries, and what
 // CRIU dumped itself becomes plain, because CRIU would skip what it marked lazy.
 // Where both have a page, CRIU's own stays.
 func AddLazy(dir string, pid int, ranges []proc.Range) error {
-	path := filepath.Join(dir, "pagemap-"+strconv.Itoa(pid)+".img")
+	path := filepath.Join(dir, PagemapImage(pid))
 	var head []byte
 	var entries []*pagemap.PagemapEntry
 	err := readEntries(path, func(raw []byte) error {
