@@ -141,7 +141,7 @@ func (d *dump) dumpState(ctx context.Context) error {
 	if err != nil && criu.WasKilled(closed) {
 		err = errors.Join(err, d.rescue())
 	}
-	err = errors.Join(err, howCRIUEnded(err, closed))
+	err = d.explained(errors.Join(err, howCRIUEnded(err, closed)))
 	if d.manifest != nil && errors.Is(err, criu.ErrAbandoned) {
 		return nil // published, and ended on purpose
 	}

@@ -71,6 +71,22 @@ func (d *dump) publishFrozen(session *criu.Session) error {
 	return d.publish()
 }
 
+// explained adds what stands against a dump of the tree now, such as a debugger
+// that came after the dump began: CRIU only says that something did not work.
+func (d *dump) explained(err error) error {
+	if err == nil || d.manifest != nil {
+		return err
+	}
+	tree, treeErr := proc.Tree(d.opts.PID)
+	if treeErr != nil {
+		return err
+	}
+	if reason := dumpable(tree); reason != nil {
+		return fmt.Errorf("%w: %w", reason, err)
+	}
+	return err
+}
+
 // rescue undoes what a CRIU that was killed has left on the tree.
 func (d *dump) rescue() error {
 	var pids []int

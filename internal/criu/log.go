@@ -38,6 +38,17 @@ func (s *Session) explain(err error) error {
 	return &Error{Cause: err, Lines: lines, Log: path, Remedy: Remedy(lines)}
 }
 
+// withoutNoise drops the lines that are no failure from CRIU's message.
+func withoutNoise(message string) string {
+	var lines []string
+	for line := range strings.Lines(message) {
+		if line = strings.TrimSpace(line); line != "" && !strings.Contains(line, "RLIMIT_NOFILE") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "; ")
+}
+
 // errorLines lists the error messages of a CRIU log without time stamps and
 // source positions. Its first lines about RLIMIT_NOFILE are no failure.
 func errorLines(path string) []string {

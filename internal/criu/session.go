@@ -279,10 +279,10 @@ func closePassed(oob []byte) {
 }
 
 func replyError(resp *rpc.CriuResp) error {
-	errno := syscall.Errno(resp.GetCrErrno())
+	errno, message := syscall.Errno(resp.GetCrErrno()), withoutNoise(resp.GetCrErrmsg())
 	switch {
-	case resp.GetCrErrmsg() != "":
-		return fmt.Errorf("CRIU: %s", resp.GetCrErrmsg())
+	case message != "":
+		return fmt.Errorf("CRIU: %s", message)
 	case errno != 0:
 		return fmt.Errorf("CRIU: %w", errno)
 	default:
