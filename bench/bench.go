@@ -104,12 +104,12 @@ func (b *bench) warmUp(ctx context.Context) error {
 	if b.small {
 		return nil
 	}
-	need := 3*b.sizes[len(b.sizes)-1] + 1<<30
-	if free := availableMemory(); free < need {
-		fmt.Fprintf(b.log, "warning: %s of memory are available, %s are needed to measure well\n", compact(free), compact(need))
-		need = free / 2
+	large, free := b.sizes[len(b.sizes)-1], availableMemory()
+	if free < 5*large {
+		fmt.Fprintf(b.log, "warning: %s of memory are available; a full run should have %s\n", spaced(free), spaced(5*large))
 	}
-	_, err := work(ctx, job{Do: "populate", Bytes: need})
+	// Half of what is free leaves room for others who take memory now.
+	_, err := work(ctx, job{Do: "populate", Bytes: min(3*large, free/2)})
 	return err
 }
 
