@@ -23,6 +23,10 @@ const (
 	// shrinkLimit ends the rounds when a round copies more than this part of
 	// the one before: the program writes as fast as it is copied.
 	shrinkLimit = 0.7
+
+	// roundNice is how much the workers that copy and compress stand back
+	// while the program runs: it gets three times the share of a busy CPU.
+	roundNice = 5
 )
 
 // arm begins to track the writes of every process of the tree.
@@ -104,7 +108,7 @@ func (d *dump) copyRounds(ctx context.Context) error {
 // copyRound copies what was written since the last round, at first everything.
 func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 	begun, round := time.Now(), d.round
-	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label})
+	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice})
 	for pid, p := range d.processes {
 		if p.tracker == nil {
 			continue

@@ -15,10 +15,10 @@ package capture
 import (
 	"context"
 	"runtime"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"stasis/internal/image"
 	"stasis/internal/proc"
@@ -32,6 +32,7 @@ type Sink func(image.PageBlock) error
 type Options struct {
 	Workers int  // 0: one for each CPU
 	Frozen  bool // the processes are stopped: a page that cannot be read is an error
+	Nice    int  // added to the niceness of the workers, for the sake of the program that runs meanwhile
 
 	// Label names the process in the block; nil: by its pid. Checkpoints
 	// count pids as the process itself sees them.
@@ -47,7 +48,6 @@ type Copier struct {
 	batches chan batch
 	open    batch // being filled by Add
 	copied  atomic.Uint64
-	buffers sync.Pool
 }
 
 // batch is a list of page runs of one process, at most image.MaxBlock bytes.
@@ -113,6 +113,14 @@ func (c *Copier) Wait() (bytes uint64, err error) {
 
 func (c *Copier) work() error {
 	buffer := make([]byte, image.MaxBlock)
+	if c.opts.Nice > 0 {
+		// Never unlocked: the thread ends with the worker, and nobody else inherits its niceness.
+		runtime.LockOSThread()
+		if now, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
+			// The system call, unlike the C library, gives 20 minus the niceness.
+			_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 20-now+c.opts.Nice) // no harm if refused
+		}
+	}
 	var r reader
 	defer r.close()
 	for b := range c.batches {
