@@ -167,7 +167,7 @@ func (g *Guard) talk(message []byte, fd int) error {
 // retry repeats a call that a signal interrupts.
 func retry(call func() error) error {
 	for {
-		if err := call(); err != unix.EINTR {
+		if err := call(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

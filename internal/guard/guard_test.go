@@ -376,7 +376,7 @@ func TestTheGuardIsSmall(t *testing.T) {
 		var kb int
 		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kb); n == 1 {
 			t.Logf("resident: %d KiB", kb)
-			if kb > 16<<10 {
+			if kb > 32<<10 {
 				t.Errorf("the guard has %d KiB", kb)
 			}
 		}

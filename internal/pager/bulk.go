@@ -66,15 +66,24 @@ func (p *Pager) planBulk() {
 		return
 	}
 	for _, t := range p.current() {
-		pid := t.host()
-		if pid == 0 || t.hasChanged() {
-			continue
+		if pid := t.host(); pid != 0 {
+			t.planBulk(pid, mode)
 		}
-		t.bulkPID = pid
-		for _, r := range wholeEmpty(pid, candidates(t, pid, mode)) {
-			if t.fd.Unregister(r.Start, r.Len()) == nil {
-				t.bulk.add(r)
-			}
+	}
+}
+
+// planBulk holds the lock for writing: no copy that began before may find its
+// range disarmed, nor put a page where none was seen.
+func (t *task) planBulk(pid int, mode string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gone || t.changed {
+		return
+	}
+	t.bulkPID = pid
+	for _, r := range wholeEmpty(pid, candidates(t, pid, mode)) {
+		if t.fd.Unregister(r.Start, r.Len()) == nil {
+			t.bulk.add(r)
 		}
 	}
 }

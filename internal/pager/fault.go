@@ -66,6 +66,8 @@ type worker struct {
 	buffer image.Buffer
 	block  int // what data is of, -1 for nothing
 	data   []byte
+
+	next, end int // blocks that are this worker's to fill, guarded by Pager.mu
 }
 
 func (p *Pager) newWorker() *worker { return &worker{p: p, block: -1} }

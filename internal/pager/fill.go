@@ -124,7 +124,7 @@ func (p *Pager) complete() bool {
 func (p *Pager) sweep(ctx context.Context) {
 	w := p.newWorker()
 	for {
-		i, ok := p.nextBlock(ctx)
+		i, ok := p.nextBlock(ctx, w)
 		if !ok {
 			return
 		}
@@ -140,7 +140,7 @@ func (p *Pager) sweep(ctx context.Context) {
 // nextBlock takes the next block to fill: one near a recent fault, else the
 // next in order. It waits while others are busy, since what they do can put a
 // block back; false means that all is done, or that there is no point in going on.
-func (p *Pager) nextBlock(ctx context.Context) (int, bool) {
+func (p *Pager) nextBlock(ctx context.Context, w *worker) (int, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b := &p.blocks
@@ -152,10 +152,17 @@ func (p *Pager) nextBlock(ctx context.Context) (int, bool) {
 				return b.take(i), true
 			}
 		}
-		for ; b.next < len(b.states); b.next++ {
-			if b.states[b.next] == todo {
-				return b.take(b.next), true
+		for {
+			for ; w.next < w.end; w.next++ {
+				if b.states[w.next] == todo {
+					return b.take(w.next), true
+				}
 			}
+			if b.next == len(b.states) {
+				break
+			}
+			w.next, w.end = b.next, min(b.next+p.run(), len(b.states))
+			b.next = w.end
 		}
 		if b.busy == 0 {
 			return 0, false
@@ -163,6 +170,15 @@ func (p *Pager) nextBlock(ctx context.Context) (int, bool) {
 		p.moved.Wait()
 	}
 	return 0, false
+}
+
+// run is how many blocks in a row a worker takes. Those of a huge page should
+// come from one worker: two that are at one at once both clear it.
+func (p *Pager) run() int {
+	if p.o.Lazy {
+		return 1
+	}
+	return hugePage / image.MaxBlock
 }
 
 // fill copies a busy block, which w has read, into every task that has pages of

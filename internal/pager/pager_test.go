@@ -60,7 +60,7 @@ func TestLazyFillOfARunningProgram(t *testing.T) {
 
 // slow stands for a checkpoint that comes over a network.
 func slow(int) error {
-	time.Sleep(rand.N(2 * time.Millisecond))
+	<-time.After(rand.N(2 * time.Millisecond))
 	return nil
 }
 
@@ -383,7 +383,7 @@ func TestListen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer p.Close()
+		t.Cleanup(func() { p.Close() })
 	}
 	if _, err := Listen(filepath.Join(dir, "not there"), newPattern(1, 1), Options{}); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("Listen = %v", err)

@@ -48,7 +48,7 @@ type task struct {
 	// way: all that had happened was announced and applied.
 	quiet atomic.Uint64
 
-	bulk    bulk // set before the workers of Fill run, then constant
+	bulk    bulk // set once, guarded by mu
 	bulkPID int
 }
 

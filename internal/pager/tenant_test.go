@@ -37,9 +37,8 @@ func TestMain(m *testing.M) {
 	if buildDir, err = os.MkdirTemp("", "pager"); err != nil {
 		panic(err)
 	}
-	code := m.Run()
+	m.Run()
 	os.RemoveAll(buildDir)
-	os.Exit(code)
 }
 
 //go:embed testdata/tenant.c
@@ -57,15 +56,15 @@ var tenantProgram = sync.OnceValues(func() (string, error) {
 	return program, nil
 })
 
-func requireUserfaultfd(t testing.TB) {
-	t.Helper()
+func requireUserfaultfd(tb testing.TB) {
+	tb.Helper()
 	f, err := uffd.New(0)
 	if err != nil {
-		t.Skipf("requires userfaultfd(2): %v", err)
+		tb.Skipf("requires userfaultfd(2): %v", err)
 	}
 	defer f.Close()
 	if _, err := f.API(uffd.FeatureEventFork | uffd.FeatureEventRemap | uffd.FeatureEventRemove | uffd.FeatureEventUnmap); err != nil {
-		t.Skipf("requires userfaultfd events (CAP_SYS_PTRACE): %v", err)
+		tb.Skipf("requires userfaultfd events (CAP_SYS_PTRACE): %v", err)
 	}
 }
 
@@ -78,24 +77,24 @@ type tenant struct {
 }
 
 // move starts a tenant in the work directory dir, where a pager listens.
-func move(t testing.TB, dir string, pages int, extra ...string) *tenant {
-	t.Helper()
+func move(tb testing.TB, dir string, pages int, extra ...string) *tenant {
+	tb.Helper()
 	program, err := tenantProgram()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	n := &tenant{t: t, answers: make(chan string, 16)}
+	n := &tenant{t: tb, answers: make(chan string, 16)}
 	n.cmd = exec.Command(program, append([]string{dir, fmt.Sprint(base), fmt.Sprint(pages)}, extra...)...)
 	n.cmd.Stderr = os.Stderr
 	if n.in, err = n.cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	out, err := n.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := n.cmd.Start(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	go func() {
 		defer close(n.answers)
@@ -103,7 +102,7 @@ func move(t testing.TB, dir string, pages int, extra ...string) *tenant {
 			n.answers <- lines.Text()
 		}
 	}()
-	t.Cleanup(n.kill)
+	tb.Cleanup(n.kill)
 	n.expect("armed")
 	return n
 }
@@ -266,37 +265,37 @@ type house struct {
 }
 
 // open starts a pager for src and a tenant in it.
-func open(t testing.TB, src Source, pages int, o Options, extra ...string) *house {
-	t.Helper()
-	requireUserfaultfd(t)
+func open(tb testing.TB, src Source, pages int, o Options, extra ...string) *house {
+	tb.Helper()
+	requireUserfaultfd(tb)
 	h := &house{errors: make(chan error, 1)}
 	o.OnError = func(err error) { h.errors <- err }
 	o.HostPID = func(pid int) int {
 		if pid != tenantPID {
-			t.Errorf("asked for the pid of process %d", pid)
+			tb.Errorf("asked for the pid of process %d", pid)
 		}
 		return h.cmd.Process.Pid
 	}
-	dir := t.TempDir()
+	dir := tb.TempDir()
 	p, err := Listen(dir, src, o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	h.pager = p
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if h.tenant != nil {
 			h.kill()
 		}
 		if err := p.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 		select {
 		case err := <-h.errors:
-			t.Errorf("the pager failed: %v", err)
+			tb.Errorf("the pager failed: %v", err)
 		default:
 		}
 	})
-	h.tenant = move(t, dir, pages, extra...)
+	h.tenant = move(tb, dir, pages, extra...)
 	return h
 }
 

@@ -12,6 +12,7 @@ import (
 // Kind says what an Event is about. The values are the kernel's.
 type Kind uint8
 
+// What events are about.
 const (
 	Fault  Kind = 0x12 // Addr was touched; Flags
 	Fork   Kind = 0x13 // FD is the child's own userfaultfd
