@@ -62,7 +62,23 @@ func StartPostgres(t T) Program {
 	p.waitReady(t)
 	p.open(t)
 	Watch(p.pid)
+	removeShared(t, p.pid)
 	return p
+}
+
+// removeShared removes, when the test ends, the files in /dev/shm that the
+// server has mapped: it does so itself, but not when it is killed.
+func removeShared(t T, pid int) {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatalf("postgres: %v", err)
+	}
+	for line := range strings.Lines(string(maps)) {
+		if _, name, found := strings.Cut(strings.TrimSpace(line), "/dev/shm/PostgreSQL."); found {
+			t.Cleanup(func() { _ = os.Remove("/dev/shm/PostgreSQL." + name) })
+		}
+	}
 }
 
 // nobody is how to run a program that refuses to be root's.
