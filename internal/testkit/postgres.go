@@ -67,18 +67,28 @@ func StartPostgres(t T) Program {
 }
 
 // removeShared removes, when the test ends, the files in /dev/shm that the
-// server has mapped: it does so itself, but not when it is killed.
-func removeShared(t T, pid int) {
+// server's processes have mapped: it does so itself, but not when it is killed.
+// Some it makes later, so this looks again at the end.
+func removeShared(t T, root int) {
 	t.Helper()
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		t.Fatalf("postgres: %v", err)
-	}
-	for line := range strings.Lines(string(maps)) {
-		if _, name, found := strings.Cut(strings.TrimSpace(line), "/dev/shm/PostgreSQL."); found {
-			t.Cleanup(func() { _ = os.Remove("/dev/shm/PostgreSQL." + name) })
+	files := map[string]bool{}
+	look := func() {
+		for _, pid := range Tree(root) {
+			maps, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+			for line := range strings.Lines(string(maps)) {
+				if _, name, found := strings.Cut(strings.TrimSpace(line), "/dev/shm/PostgreSQL."); found {
+					files["/dev/shm/PostgreSQL."+name] = true
+				}
+			}
 		}
 	}
+	look()
+	t.Cleanup(func() {
+		look()
+		for file := range files {
+			_ = os.Remove(file)
+		}
+	})
 }
 
 // nobody is how to run a program that refuses to be root's.
