@@ -50,7 +50,7 @@ func (d *dump) follow() error {
 		}
 		p := &process{task: task}
 		if d.engine != EngineCRIU {
-			if tracker, err := track.NewWriteProtect(task.PID); err == nil {
+			if tracker, err := track.NewWriteProtectBy(d.injector.Userfaultfd, task.PID); err == nil {
 				p.tracker = tracker
 			} else if !errors.Is(err, track.ErrUnavailable) && !errors.Is(err, proc.ErrGone) {
 				return err

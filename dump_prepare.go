@@ -14,6 +14,7 @@ import (
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/inject"
 	"stasis/internal/proc"
 	"stasis/internal/store"
 	"stasis/internal/track"
@@ -31,15 +32,16 @@ type dump struct {
 	reporting sync.Mutex // held while opts.Progress runs
 
 	// prepare
-	criu    *criu.Binary
-	engine  Engine
-	lock    *treeLock
-	target  store.Target
-	writer  *image.Writer
-	work    *workdir.Dir
-	blind   *criu.Blind     // with EngineBlind
-	lazy    *criu.LazyDump  // with EngineLazyPages
-	summary []image.Process // of the tree, for the manifest
+	criu     *criu.Binary
+	engine   Engine
+	lock     *treeLock
+	target   store.Target
+	writer   *image.Writer
+	work     *workdir.Dir
+	injector *inject.Helper  // arms the trackers, and never dies halfway; nil with EngineCRIU
+	blind    *criu.Blind     // with EngineBlind
+	lazy     *criu.LazyDump  // with EngineLazyPages
+	summary  []image.Process // of the tree, for the manifest
 
 	// while running
 	processes map[int]*process // by pid
@@ -99,6 +101,11 @@ func (d *dump) prepare(ctx context.Context) error {
 	}
 	if d.work, err = workdir.New(d.opts.Dir, visibleToCRIU(d.tree, d.engine)); err != nil {
 		return err
+	}
+	if d.engine != EngineCRIU {
+		if d.injector, err = inject.StartHelper(); err != nil {
+			return err
+		}
 	}
 	return d.openCheckpoint()
 }
@@ -257,6 +264,9 @@ func (d *dump) cleanUp() {
 		if p.tracker != nil {
 			p.tracker.Close()
 		}
+	}
+	if d.injector != nil {
+		d.injector.Close()
 	}
 	if d.last != nil {
 		<-d.last // a failed dump may still be copying

@@ -50,11 +50,17 @@ var _ Tracker = (*WriteProtect)(nil)
 // for less than a millisecond. The error wraps [ErrUnavailable] when this
 // kernel or this process does not allow it, or [proc.ErrGone].
 func NewWriteProtect(pid int) (*WriteProtect, error) {
+	return NewWriteProtectBy(inject.Userfaultfd, pid)
+}
+
+// NewWriteProtectBy is NewWriteProtect with another way to make the descriptor,
+// such as that of an [inject.Helper].
+func NewWriteProtectBy(userfaultfd func(pid, flags int) (int, error), pid int) (*WriteProtect, error) {
 	pagemap, err := proc.OpenPagemap(pid)
 	if err != nil {
 		return nil, err
 	}
-	fd, err := create(pid)
+	fd, err := create(userfaultfd, pid)
 	if err != nil {
 		pagemap.Close()
 		return nil, err
@@ -69,11 +75,11 @@ func NewWriteProtect(pid int) (*WriteProtect, error) {
 
 // create makes the userfaultfd. A target that is not privileged may only have
 // one for its own faults; tracking loses nothing by it.
-func create(pid int) (int, error) {
+func create(userfaultfd func(pid, flags int) (int, error), pid int) (int, error) {
 	flags := unix.O_CLOEXEC | unix.O_NONBLOCK
-	fd, err := inject.Userfaultfd(pid, flags)
+	fd, err := userfaultfd(pid, flags)
 	if errors.Is(err, unix.EPERM) {
-		fd, err = inject.Userfaultfd(pid, flags|uffd.UserModeOnly)
+		fd, err = userfaultfd(pid, flags|uffd.UserModeOnly)
 	}
 	if err == nil || errors.Is(err, proc.ErrGone) {
 		return fd, err

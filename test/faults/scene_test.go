@@ -208,7 +208,7 @@ func (s *scene) nothingLeft(w *worker) {
 		for _, pid := range children {
 			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-			if text := string(line); strings.HasPrefix(text, "stasis-guard") || strings.Contains(text, "criu") {
+			if text := string(line); strings.HasPrefix(text, "stasis-") || strings.Contains(text, "criu") {
 				return fmt.Errorf("process %d (%q) is there", pid, text)
 			}
 		}
