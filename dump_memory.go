@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"time"
 
 	"stasis/internal/capture"
@@ -113,12 +114,14 @@ func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 		if p.tracker == nil {
 			continue
 		}
-		roundErr := p.tracker.Round(p.ours, func(r proc.Run) { copier.Add(pid, r.Range) })
+		shared := sharedOf(p.ours)
+		roundErr := p.tracker.Round(p.ours, func(r proc.Run) { copier.Add(pid, r.Range, shared(r.Range)) })
 		if roundErr != nil && !errors.Is(roundErr, proc.ErrGone) {
 			err = errors.Join(err, roundErr)
 		}
 	}
 	copied, copyErr := copier.Wait()
+	d.dropped = append(d.dropped, copier.Dropped()...)
 	if err = errors.Join(err, copyErr); err != nil {
 		return 0, err
 	}
@@ -266,6 +269,9 @@ func lockedKB(maps []proc.Mapping) uint64 {
 // for a moment.
 func (d *dump) copyLast(ctx context.Context) error {
 	d.present = make(map[int][]image.Range)
+	slices.SortFunc(d.dropped, func(a, b capture.Dropped) int {
+		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
+	})
 	d.buffer = capture.NewBuffer(d.opts.FinalBuffer, func(b image.PageBlock) error { return d.writer.PutPages(d.round, b) })
 
 	code, others := d.splitCode()
@@ -320,8 +326,16 @@ func (d *dump) copyFrozen(ctx context.Context, pages []changed) error {
 		return nil
 	}
 	copier := capture.New(ctx, d.buffer.Put, capture.Options{Frozen: true, Label: d.label})
+	shared := make(map[int]func(proc.Range) bool)
 	for _, p := range pages {
-		copier.Add(p.pid, p.Range)
+		if shared[p.pid] == nil {
+			var ours []proc.Mapping
+			if known := d.processes[p.pid]; known != nil {
+				ours = known.ours
+			}
+			shared[p.pid] = sharedOf(ours)
+		}
+		copier.Add(p.pid, p.Range, shared[p.pid](p.Range))
 	}
 	bytes, err := copier.Wait()
 	d.dirty.Bytes += int64(bytes)
@@ -343,6 +357,10 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 			d.notePresent(label, run.Range)
 			if run.Changed() || !tracked {
 				pages = append(pages, changed{pid, run.Range})
+				return
+			}
+			for _, lost := range d.droppedIn(pid, run.Range) {
+				pages = append(pages, changed{pid, lost})
 			}
 		})
 		if err != nil {
@@ -350,6 +368,19 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 		}
 	}
 	return pages, nil
+}
+
+// droppedIn lists the pages in a range that a round could not read. The list of
+// all was sorted when the tree was frozen.
+func (d *dump) droppedIn(pid int, r proc.Range) (pages []proc.Range) {
+	i := sort.Search(len(d.dropped), func(i int) bool {
+		lost := d.dropped[i]
+		return lost.PID > pid || lost.PID == pid && lost.Start >= r.Start
+	})
+	for ; i < len(d.dropped) && d.dropped[i].PID == pid && d.dropped[i].End <= r.End; i++ {
+		pages = append(pages, d.dropped[i].Range)
+	}
+	return pages
 }
 
 func (d *dump) notePresent(label int, r proc.Range) {
@@ -366,6 +397,15 @@ func (d *dump) notePresent(label int, r proc.Range) {
 func (d *dump) sortPresent() {
 	for _, list := range d.present {
 		slices.SortFunc(list, func(a, b image.Range) int { return cmp.Compare(a.Start, b.Start) })
+	}
+}
+
+// sharedOf answers whether a range lies in a mapping with pages that another
+// process has as well, or in one that was not looked at.
+func sharedOf(ours []proc.Mapping) func(proc.Range) bool {
+	return func(r proc.Range) bool {
+		m := covering(ours, r.Start)
+		return m == nil || m.SharedAnon > 0
 	}
 }
 

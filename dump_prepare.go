@@ -47,6 +47,7 @@ type dump struct {
 	processes map[int]*process // by pid
 	round     int              // number of the copy that is next
 	rounds    []image.Round
+	dropped   []capture.Dropped // pages that a round could not read
 
 	// while frozen
 	frozen  time.Time

@@ -15,6 +15,7 @@ package capture
 import (
 	"context"
 	"runtime"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -48,11 +49,15 @@ type Copier struct {
 	batches chan batch
 	open    batch // being filled by Add
 	copied  atomic.Uint64
+
+	mu      sync.Mutex
+	dropped []Dropped // guarded by mu
 }
 
 // batch is a list of page runs of one process, at most image.MaxBlock bytes.
 type batch struct {
 	pid     int
+	shared  bool
 	extents []image.Extent
 	bytes   int
 }
@@ -75,13 +80,16 @@ func New(ctx context.Context, sink Sink, opts Options) *Copier {
 
 // Add gives a range of pages to copy; it waits while the workers are busy. An
 // error of a worker is reported by Wait.
-func (c *Copier) Add(pid int, r proc.Range) {
+//
+// Pages that the process may share with others since fork are read in a slower
+// way: the fast one would give the process a copy of its own of each.
+func (c *Copier) Add(pid int, r proc.Range, shared bool) {
 	for at := r.Start; at < r.End; {
-		if c.open.bytes > 0 && c.open.pid != pid {
+		if c.open.bytes > 0 && (c.open.pid != pid || c.open.shared != shared) {
 			c.flush()
 		}
 		n := min(r.End-at, uint64(image.MaxBlock-c.open.bytes))
-		c.open.pid = pid
+		c.open.pid, c.open.shared = pid, shared
 		c.open.extents = append(c.open.extents, image.Extent{Addr: at, Pages: uint32(n / proc.PageSize)})
 		c.open.bytes += int(n)
 		if c.open.bytes == image.MaxBlock {
@@ -100,6 +108,28 @@ func (c *Copier) flush() {
 	case <-c.ctx.Done():
 	}
 	c.open = batch{}
+}
+
+// Dropped is a page of a running process that could not be read: it was gone
+// for a moment, or is gone for good.
+type Dropped struct {
+	PID int
+	proc.Range
+}
+
+// Dropped lists the pages that could not be read. It is called after Wait. Such
+// a page may be back, and count as unchanged, though nobody has a copy of it.
+func (c *Copier) Dropped() []Dropped { return c.dropped }
+
+func (c *Copier) drop(pid int, pages []proc.Range) {
+	if len(pages) == 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range pages {
+		c.dropped = append(c.dropped, Dropped{pid, r})
+	}
 }
 
 // Wait lets the workers finish what was added and returns the number of bytes
@@ -131,6 +161,7 @@ func (c *Copier) work() error {
 		if err != nil {
 			return err
 		}
+		c.drop(b.pid, r.dropped)
 		if len(data) == 0 {
 			continue
 		}

@@ -73,10 +73,13 @@ func TestCopyReadsAllThereIs(t *testing.T) {
 	s.Scan(s.Hear(), &base)
 	got := &collect{t: t, pages: map[uint64]bool{}}
 	c := New(context.Background(), got.put, Options{Workers: 3})
-	c.Add(s.PID, proc.Range{Start: base, End: base + pages*proc.PageSize})
+	c.Add(s.PID, proc.Range{Start: base, End: base + pages*proc.PageSize}, false)
 	bytes, err := c.Wait()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if dropped := c.Dropped(); len(dropped) != 1 || dropped[0].Start != base+100*proc.PageSize {
+		t.Errorf("dropped %v, want the hole", dropped)
 	}
 	if bytes != (pages-1)*proc.PageSize || len(got.pages) != pages-1 || got.pages[base+100*proc.PageSize] {
 		t.Errorf("%d bytes, %d pages", bytes, len(got.pages))
@@ -88,7 +91,7 @@ func TestAFrozenHoleIsAnError(t *testing.T) {
 	var base uint64
 	s.Scan(s.Hear(), &base)
 	c := New(context.Background(), (&collect{t: t, pages: map[uint64]bool{}}).put, Options{Frozen: true})
-	c.Add(s.PID, proc.Range{Start: base, End: base + 200*proc.PageSize})
+	c.Add(s.PID, proc.Range{Start: base, End: base + 200*proc.PageSize}, false)
 	if _, err := c.Wait(); err == nil || !strings.Contains(err.Error(), "frozen") {
 		t.Errorf("got %v", err)
 	}
@@ -101,7 +104,7 @@ func TestAFailingSinkEndsTheCopy(t *testing.T) {
 	full := errors.New("disk full")
 	c := New(context.Background(), func(image.PageBlock) error { return full }, Options{})
 	for range 1000 { // far more than the queue holds: Add must not wait for ever
-		c.Add(s.PID, proc.Range{Start: base, End: base + 64*proc.PageSize})
+		c.Add(s.PID, proc.Range{Start: base, End: base + 64*proc.PageSize}, false)
 	}
 	if _, err := c.Wait(); !errors.Is(err, full) {
 		t.Errorf("got %v", err)
@@ -121,7 +124,7 @@ func TestIsolatedPagesArePackedTogether(t *testing.T) {
 		return nil
 	}, Options{})
 	for page := uint64(0); page < 90; page += 2 {
-		c.Add(s.PID, proc.Range{Start: base + page*proc.PageSize, End: base + (page+1)*proc.PageSize})
+		c.Add(s.PID, proc.Range{Start: base + page*proc.PageSize, End: base + (page+1)*proc.PageSize}, false)
 	}
 	if _, err := c.Wait(); err != nil || blocks != 1 {
 		t.Errorf("%d blocks, %v", blocks, err)

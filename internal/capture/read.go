@@ -17,6 +17,8 @@ type reader struct {
 	pid    int
 	mem    *os.File
 	remote []unix.RemoteIovec
+
+	dropped []proc.Range // pages of the last batch that could not be read
 }
 
 func (r *reader) close() {
@@ -29,8 +31,14 @@ func (r *reader) close() {
 // read: all of it, or fewer extents of a running process.
 //
 // process_vm_readv(2) is the fast way. It stops at the first hole and at memory
-// without read permission; the memory file of /proc reads the latter as well.
+// without read permission, and it gives the process a copy of its own of every
+// page that it shares since fork (the kernel pins what it reads). The memory
+// file of /proc does neither.
 func (r *reader) read(b batch, buffer []byte, frozen bool) ([]image.Extent, []byte, error) {
+	r.dropped = r.dropped[:0]
+	if b.shared {
+		return r.readSlowly(b, buffer, frozen)
+	}
 	r.remote = r.remote[:0]
 	for _, e := range b.extents {
 		r.remote = append(r.remote, unix.RemoteIovec{Base: uintptr(e.Addr), Len: int(e.Pages) * proc.PageSize})
@@ -74,6 +82,8 @@ func (r *reader) readSlowly(b batch, buffer []byte, frozen bool) ([]image.Extent
 				filled += n
 			} else if frozen {
 				return nil, nil, fmt.Errorf("read page %#x of frozen process %d: %w", addr, b.pid, err)
+			} else {
+				r.dropped = append(r.dropped, proc.Range{Start: addr, End: addr + proc.PageSize})
 			}
 		}
 	}

@@ -42,6 +42,7 @@ type WriteProtect struct {
 	pid     int
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
+	layout  *proc.Layout
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -65,7 +66,13 @@ func NewWriteProtectBy(userfaultfd func(pid, flags int) (int, error), pid int) (
 		pagemap.Close()
 		return nil, err
 	}
-	w := &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap}
+	layout, err := proc.OpenLayout(pid)
+	if err != nil {
+		unix.Close(fd)
+		pagemap.Close()
+		return nil, err
+	}
+	w := &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap, layout: layout}
 	if _, err := w.fd.API(uffd.FeatureWPAsync | uffd.FeatureWPUnpopulated); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("%w in process %d: the kernel lacks asynchronous write protection (Linux 6.7): %w", ErrUnavailable, pid, err)
@@ -90,7 +97,7 @@ func create(userfaultfd func(pid, flags int) (int, error), pid int) (int, error)
 // Close closes this process' descriptor, the last one: the kernel then removes
 // the protection.
 func (w *WriteProtect) Close() error {
-	return errors.Join(w.fd.Close(), w.pagemap.Close())
+	return errors.Join(w.fd.Close(), w.pagemap.Close(), w.layout.Close())
 }
 
 // Round implements [Tracker].
@@ -107,12 +114,15 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 // asks for its written pages. A mapping may have gone, or been replaced, since
 // it was listed.
 func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
-	if err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP); err != nil {
-		return w.unlessGone(err)
+	armed, err := w.arm(r)
+	if err != nil || !armed {
+		return err
 	}
-	err := w.pagemap.Protect(r, visit)
+	err = w.pagemap.Protect(r, visit)
 	if errors.Is(err, unix.EPERM) {
-		return nil // replaced meanwhile: the next round, or the freeze, sees to it
+		// Replaced in part meanwhile. The kernel may have protected pages
+		// without telling which, so all of them count as written.
+		return w.pagemap.Scan(r, visit)
 	}
 	return err
 }
