@@ -224,6 +224,8 @@ func (r *restore) restoreState(ctx context.Context) error {
 	}
 	pid, err := session.Restore(ctx, func(ctx context.Context, at criu.Notification, pid int) error {
 		switch at {
+		case criu.PreRestore:
+			return r.expectRoot(session)
 		case criu.NamespacesMade, criu.PostRestore: // the first only where namespaces are made
 			return r.rootIs(pid)
 		case criu.PreResume:
@@ -242,6 +244,15 @@ func (r *restore) restoreState(ctx context.Context) error {
 		r.resumed()
 	}
 	return r.fail(StepRestore, nil, err)
+}
+
+// expectRoot tells the guard of the root before it is born. Where the tree has a
+// pid namespace of its own CRIU tells its pid early, and this finds nobody.
+func (r *restore) expectRoot(session *criu.Session) error {
+	if r.guard == nil {
+		return nil
+	}
+	return r.guard.Expect(r.checkpoint.Manifest().RootPID, fmt.Sprintf("/proc/%d/exe", session.PID()))
 }
 
 // rootIs notes the root of the tree, whose memory is not filled yet, and puts

@@ -42,6 +42,7 @@ var ErrEnded = errors.New("the guard has ended")
 // answer is empty text but for a null byte, or an error's text.
 const (
 	opWatch   = 'w' // with a pidfd
+	opExpect  = 'e' // a pid, and device and inode of a program
 	opHold    = 'h' // with a descriptor
 	opRelease = 'r'
 	opDisarm  = 'd'
@@ -93,6 +94,22 @@ func (g *Guard) Watch(pid int) error {
 	message := fmt.Appendf([]byte{opWatch}, "%d", pid)
 	if err := g.say(message, fd); err != nil {
 		return fmt.Errorf("cannot watch process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// Expect names the pid that the root of the tree is about to get, and a program:
+// should the guard fire before that root is watched, it kills the process with
+// that pid if it runs that program and was born after the guard. CRIU makes a
+// root long before it tells of it; until the end of its restore the root runs
+// CRIU's own program.
+func (g *Guard) Expect(pid int, exe string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(exe, &st); err != nil {
+		return fmt.Errorf("cannot expect process %d: %s: %w", pid, exe, err)
+	}
+	if err := g.say(fmt.Appendf([]byte{opExpect}, "%d %d %d", pid, st.Dev, st.Ino), -1); err != nil {
+		return fmt.Errorf("cannot expect process %d: %w", pid, err)
 	}
 	return nil
 }

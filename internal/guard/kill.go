@@ -3,6 +3,8 @@
 package guard
 
 import (
+	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +27,9 @@ func (p process) signal(s unix.Signal) bool { return unix.PidfdSendSignal(p.fd, 
 // that is born while its parent is being killed would lose its place in the
 // tree and get away.
 func (w *watch) fire() {
+	for _, e := range w.expected {
+		w.addExpected(e)
+	}
 	all := w.stopTree()
 	for _, p := range all {
 		p.signal(unix.SIGKILL)
@@ -32,6 +37,42 @@ func (w *watch) fire() {
 	waitAll(all)
 	w.release()
 	waitAll(all)
+}
+
+// expected is a process that may come to be: see Guard.Expect.
+type expected struct {
+	pid           int
+	device, inode uint64 // of the program that it runs
+}
+
+// addExpected watches an expected process if it is there and is the one.
+func (w *watch) addExpected(e expected) {
+	for _, p := range w.watched {
+		if p.pid == e.pid {
+			return
+		}
+	}
+	fd, err := unix.PidfdOpen(e.pid, 0)
+	if err != nil {
+		return // it was never born, or has ended
+	}
+	self, err := proc.ReadTask(os.Getpid())
+	if err == nil && e.isRunning(self.StartTime) {
+		w.watched = append(w.watched, process{e.pid, fd})
+		return
+	}
+	_ = unix.Close(fd)
+}
+
+// isRunning says whether the process with the pid is the expected one: another
+// one may have got the pid, and belongs to somebody.
+func (e expected) isRunning(guardBorn uint64) bool {
+	var st unix.Stat_t
+	if unix.Stat(fmt.Sprintf("/proc/%d/exe", e.pid), &st) != nil || st.Dev != e.device || st.Ino != e.inode {
+		return false
+	}
+	task, err := proc.ReadTask(e.pid)
+	return err == nil && task.StartTime >= guardBorn
 }
 
 func waitAll(all []process) {

@@ -39,8 +39,9 @@ func isSocket(fd int) bool {
 
 // watch is the guard's state.
 type watch struct {
-	watched []process
-	held    []int
+	watched  []process
+	expected []expected
+	held     []int
 }
 
 // listen does as it is told until the end. It reports whether that is a bad
@@ -60,6 +61,8 @@ func (w *watch) listen() (bad bool) {
 		switch message[0] {
 		case opWatch:
 			err = w.add(string(message[1:n]), fd)
+		case opExpect:
+			err = w.expect(string(message[1:n]))
 		case opHold:
 			err = w.hold(fd)
 		case opRelease:
@@ -106,6 +109,15 @@ func (w *watch) add(text string, fd int) error {
 		return fmt.Errorf("no process to watch in %q", text)
 	}
 	w.watched = append(w.watched, process{pid, fd})
+	return nil
+}
+
+func (w *watch) expect(text string) error {
+	var e expected
+	if _, err := fmt.Sscan(text, &e.pid, &e.device, &e.inode); err != nil {
+		return fmt.Errorf("no process to expect in %q: %w", text, err)
+	}
+	w.expected = append(w.expected, e)
 	return nil
 }
 
