@@ -53,7 +53,7 @@ type dump struct {
 	frozen  time.Time
 	tree    []*proc.Task
 	hidden  map[int][]proc.Range
-	last    chan error // the end of the last copy, which runs beside CRIU
+	last    func() (none, error) // waits for the last copy, which runs beside CRIU
 	buffer  *capture.Buffer
 	present map[int][]image.Range // by the pid inside
 	dirty   image.Round
@@ -270,10 +270,10 @@ func (d *dump) cleanUp() {
 		d.injector.Close()
 	}
 	if d.last != nil {
-		<-d.last // a failed dump may still be copying
+		_, _ = d.last() // a failed dump may still be copying
 	}
 	if d.writer != nil && d.manifest == nil {
-		d.writer.Abort()
+		_ = d.writer.Abort() // the dump has failed for another reason already
 	}
 	if d.blind != nil {
 		d.blind.Close()
@@ -282,7 +282,7 @@ func (d *dump) cleanUp() {
 		d.lazy.Close()
 	}
 	if d.work != nil {
-		d.work.Remove()
+		_ = d.work.Remove() // the next dump sweeps what stays
 	}
 	if d.lock != nil {
 		d.lock.release()

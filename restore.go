@@ -147,10 +147,13 @@ func (r *restore) open(ctx context.Context) error {
 	return nil
 }
 
+// none is the result of work that has none.
+type none struct{}
+
 // inBackground begins some work; the returned function waits for its end.
 func inBackground[T any](work func() (T, error)) func() (T, error) {
 	once := sync.OnceValues(work)
-	go once()
+	go func() { _, _ = once() }()
 	return once
 }
 

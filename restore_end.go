@@ -131,13 +131,13 @@ func (r *restore) cleanUp() {
 		r.guard, _ = r.guardStarts() // the restore failed before it had something to watch
 	}
 	if r.guard != nil && !r.done {
-		r.guard.Fire()
+		_ = r.guard.Fire() // it fires as well when it cannot be told
 	}
 	if r.pager != nil {
 		r.pager.Close()
 	}
 	if r.work != nil {
-		r.work.Remove()
+		_ = r.work.Remove() // the next restore sweeps what stays
 	}
 	if r.checkpoint != nil {
 		r.checkpoint.Close()

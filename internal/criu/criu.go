@@ -100,8 +100,8 @@ func probe(ctx context.Context, path string) (*Binary, error) {
 // dynamic says whether a library can be preloaded into the program. A wrapper
 // script counts: what it starts inherits the environment.
 func dynamic(path string) bool {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode()&(os.ModeSetuid|os.ModeSetgid) != 0 {
 		return false // the loader ignores LD_PRELOAD there

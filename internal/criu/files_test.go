@@ -14,14 +14,14 @@ import (
 )
 
 // encodeImage writes an image of CRIU.
-func encodeImage(t testing.TB, entries ...proto.Message) []byte {
-	t.Helper()
+func encodeImage(tb testing.TB, entries ...proto.Message) []byte {
+	tb.Helper()
 	out := binary.LittleEndian.AppendUint32(nil, magicCommon)
 	out = binary.LittleEndian.AppendUint32(out, 0x56303138)
 	for _, e := range entries {
 		raw, err := proto.Marshal(e)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		out = binary.LittleEndian.AppendUint32(out, uint32(len(raw)))
 		out = append(out, raw...)

@@ -72,7 +72,7 @@ func Processes(dir string) ([]Process, error) {
 // its own clock; 0 if CRIU left no statistics.
 func FrozenTime(dir string) time.Duration {
 	var took time.Duration
-	readEntries(filepath.Join(dir, "stats-dump"), func(raw []byte) error {
+	_ = readEntries(filepath.Join(dir, "stats-dump"), func(raw []byte) error {
 		var e stats.StatsEntry
 		if err := proto.Unmarshal(raw, &e); err != nil {
 			return err
@@ -258,7 +258,9 @@ func decodeEntries(data []byte, visit func(raw []byte) error) error {
 			return fmt.Errorf("an entry at byte %d does not fit", int64(len(data))-int64(r.Len()))
 		}
 		raw := make([]byte, size)
-		io.ReadFull(r, raw)
+		if _, err := io.ReadFull(r, raw); err != nil {
+			return err
+		}
 		if err := visit(raw); err != nil {
 			return err
 		}

@@ -56,7 +56,7 @@ func (l *LazyDump) End() error {
 }
 
 // Close frees the socket.
-func (l *LazyDump) Close() { errors.Join(l.ours.Close(), l.theirs.Close()) }
+func (l *LazyDump) Close() { _ = errors.Join(l.ours.Close(), l.theirs.Close()) }
 
 // Missing lists the memory that a lazy dump left out of the images of a
 // process, joined and in address order.

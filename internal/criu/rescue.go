@@ -181,8 +181,10 @@ func endRepair(pid int) error {
 }
 
 func endRepairOf(socket int) error {
-	if on, err := unix.GetsockoptInt(socket, unix.IPPROTO_TCP, unix.TCP_REPAIR); err != nil || on == 0 {
-		return nil // another kind of socket, or all is well
+	// A socket of another kind has no such option, and says 0 here as well.
+	on, _ := unix.GetsockoptInt(socket, unix.IPPROTO_TCP, unix.TCP_REPAIR)
+	if on == 0 {
+		return nil
 	}
 	return unix.SetsockoptInt(socket, unix.IPPROTO_TCP, unix.TCP_REPAIR, 0)
 }

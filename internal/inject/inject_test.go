@@ -30,7 +30,7 @@ func busy(say func(string, ...any), hear func() (string, bool)) {
 	for range 4 {
 		go func() {
 			for {
-				time.Sleep(100 * time.Microsecond)
+				<-time.After(100 * time.Microsecond)
 				sleeps.Add(1)
 			}
 		}()

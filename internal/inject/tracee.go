@@ -39,10 +39,11 @@ type tracee struct {
 
 // stop seizes and stops a thread and holds back its signals.
 func stop(tid int) (*tracee, error) {
-	options := uintptr(0)
-	if err := ptrace(unix.PTRACE_SEIZE, tid, 0, suspendSeccomp); err == nil {
-		options = suspendSeccomp
-	} else if err := ptrace(unix.PTRACE_SEIZE, tid, 0, options); err != nil {
+	err := ptrace(unix.PTRACE_SEIZE, tid, 0, suspendSeccomp)
+	if err != nil { // without the right to suspend a filter, or in a kernel without filters
+		err = ptrace(unix.PTRACE_SEIZE, tid, 0, 0)
+	}
+	if err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return nil, errBusy // the thread has ended, or is about to
 		}

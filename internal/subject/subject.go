@@ -42,27 +42,27 @@ type Subject struct {
 }
 
 // Start starts this test binary in a role; the end of the test ends it.
-func Start(t testing.TB, role string) *Subject {
-	t.Helper()
+func Start(tb testing.TB, role string) *Subject {
+	tb.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), environment+"="+role)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		cmd.Process.Kill()
-		cmd.Wait()
+		_ = cmd.Wait()
 	})
-	return &Subject{PID: cmd.Process.Pid, t: t, in: in, lines: bufio.NewScanner(out)}
+	return &Subject{PID: cmd.Process.Pid, t: tb, in: in, lines: bufio.NewScanner(out)}
 }
 
 // Ask sends an order and returns the answer.

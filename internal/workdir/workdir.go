@@ -110,7 +110,7 @@ func sweep(parent string) {
 			continue
 		}
 		if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && ownedByUs(dir) {
-			os.RemoveAll(path)
+			_ = os.RemoveAll(path) // the next sweep finds it again
 		}
 		dir.Close()
 	}

@@ -37,7 +37,7 @@ func TestStasisKilledAtAnyMoment(t *testing.T) {
 			w := start(t, plan{PID: s.p.PID(), Dir: s.dir, After: stasis.AfterRun, Wait: []string{"arm"}})
 			w.reach("arm")
 			w.goOn()
-			time.Sleep(after)
+			<-time.After(after) // the moment of chance
 			w.kill()
 			s.nothingLeft(w)
 			s.unharmed()
@@ -78,7 +78,7 @@ func TestStasisKilledAtAnyMomentOfARestore(t *testing.T) {
 			w := start(t, plan{Restore: true, Dir: s.dir, Lazy: n%2 == 1, Wait: []string{"restore"}})
 			w.reach("restore")
 			w.goOn()
-			time.Sleep(after)
+			<-time.After(after) // the moment of chance
 			w.kill()
 			s.nothingLeft(w)
 			if !s.wholeOrGone(size) {

@@ -30,7 +30,7 @@ func context() gocontext.Context { return gocontext.Background() }
 // within waits for something that comes by itself.
 func within(t *testing.T, what string, try func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; <-time.After(2 * time.Millisecond) {
 		err := try()
 		if err == nil {
 			return
@@ -94,6 +94,7 @@ func newScene(t *testing.T) *scene {
 
 // in is the same scene for a part of the test.
 func (s *scene) in(t *testing.T) *scene {
+	t.Helper()
 	part := *s
 	part.t = t
 	return &part

@@ -1,0 +1,164 @@
+package stasis
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"stasis/internal/capture"
+	"stasis/internal/image"
+	"stasis/internal/proc"
+	"stasis/internal/track"
+)
+
+const (
+	// copyRate is a low estimate of how many bytes a second the last copy of a
+	// frozen tree manages. It turns MaxPause into bytes.
+	copyRate = 4 << 30
+
+	// shrinkLimit ends the rounds when a round copies more than this part of
+	// the one before: the program writes as fast as it is copied.
+	shrinkLimit = 0.7
+
+	// roundNice is how much the workers that copy and compress stand back
+	// while the program runs: it gets three times the share of a busy CPU.
+	roundNice = 5
+)
+
+// arm begins to track the writes of every process of the tree.
+func (d *dump) arm() error {
+	d.processes = make(map[int]*process)
+	return d.follow()
+}
+
+// follow reads the tree anew and arms the processes that are new. One that
+// cannot be tracked is copied during the freeze instead.
+func (d *dump) follow() error {
+	tree, err := proc.Tree(d.opts.PID)
+	if err != nil {
+		return err
+	}
+	d.tree = tree
+	for _, task := range tree {
+		known := d.processes[task.PID]
+		if task.Zombie() || known != nil && known.task.StartTime == task.StartTime {
+			continue
+		}
+		p := &process{task: task}
+		if d.engine != EngineCRIU {
+			if tracker, err := track.NewWriteProtectBy(d.injector.Userfaultfd, task.PID); err == nil {
+				p.tracker = tracker
+			} else if !errors.Is(err, track.ErrUnavailable) && !errors.Is(err, proc.ErrGone) {
+				return err
+			}
+		}
+		d.processes[task.PID] = p
+	}
+	return d.selectMemory()
+}
+
+// selectMemory reads the mappings of the tree and chooses those that Stasis
+// copies.
+func (d *dump) selectMemory() error {
+	var tree []capture.Process
+	for pid, p := range d.processes {
+		maps, err := proc.Smaps(pid)
+		if err != nil && !errors.Is(err, proc.ErrGone) {
+			return err
+		}
+		p.maps = maps
+		tree = append(tree, capture.Process{PID: pid, Mappings: maps})
+	}
+	if d.engine == EngineCRIU {
+		return nil
+	}
+	ours := capture.Select(tree)
+	for pid, p := range d.processes {
+		p.ours = ours[pid]
+	}
+	return nil
+}
+
+// copyRounds copies all memory, then what was written meanwhile, until the rest
+// is small enough for the freeze or no longer shrinks.
+func (d *dump) copyRounds(ctx context.Context) error {
+	enough := int64(d.opts.MaxPause.Seconds() * copyRate)
+	for before := int64(0); d.round < d.opts.MaxRounds; {
+		if d.round > 0 {
+			if err := d.follow(); err != nil {
+				return err
+			}
+		}
+		copied, err := d.copyRound(ctx)
+		if err != nil {
+			return err
+		}
+		if copied <= enough || before > 0 && float64(copied) > shrinkLimit*float64(before) {
+			return nil
+		}
+		before = copied
+	}
+	return nil
+}
+
+// copyRound copies what was written since the last round, at first everything.
+func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
+	begun, round := time.Now(), d.round
+	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice})
+	for pid, p := range d.processes {
+		if p.tracker == nil {
+			continue
+		}
+		shared := sharedOf(p.ours)
+		roundErr := p.tracker.Round(p.ours, func(r proc.Run) { copier.Add(pid, r.Range, shared(r.Range)) })
+		if roundErr != nil && !errors.Is(roundErr, proc.ErrGone) {
+			err = errors.Join(err, roundErr)
+		}
+	}
+	copied, copyErr := copier.Wait()
+	d.dropped = append(d.dropped, copier.Dropped()...)
+	if err = errors.Join(err, copyErr); err != nil {
+		return 0, err
+	}
+	d.round++
+	d.rounds = append(d.rounds, roundFigures(int64(copied), time.Since(begun)))
+	return int64(copied), nil
+}
+
+func roundFigures(bytes int64, took time.Duration) image.Round {
+	return image.Round{Pages: bytes / image.PageSize, Bytes: bytes, US: took.Microseconds()}
+}
+
+// sinkFor writes blocks of a round into the checkpoint.
+func (d *dump) sinkFor(round int) capture.Sink {
+	total := d.memoryBytes()
+	return func(b image.PageBlock) error {
+		if err := d.writer.PutPages(round, b); err != nil {
+			return err
+		}
+		if d.opts.Progress != nil {
+			raw, _ := d.writer.Written()
+			d.report(Progress{Step: StepCopy, Round: round, Done: raw, Total: max(total, raw)})
+		}
+		return nil
+	}
+}
+
+func (d *dump) memoryBytes() int64 {
+	var total uint64
+	for _, p := range d.processes {
+		for _, m := range p.ours {
+			total += m.AnonBytes + m.Swapped
+		}
+	}
+	return int64(total)
+}
+
+// label is the pid that a process has inside, by which CRIU's images and the
+// index of the checkpoint name it.
+func (d *dump) label(pid int) int {
+	if p := d.processes[pid]; p != nil {
+		return p.task.NSPID
+	}
+	return pid
+}
