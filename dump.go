@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"stasis/internal/criu"
@@ -63,9 +64,13 @@ const (
 	DefaultFinalBuffer = 256 << 20
 )
 
-// Target is a place that a checkpoint can be written to; see [CreateFolder] and
-// [NewStream].
+// Target is a place that a checkpoint can be written to, other than a folder;
+// see [NewStream].
 type Target = store.Target
+
+// NewStream writes a checkpoint as one stream, for a pipe. The stream is whole
+// when Dump returns; whether it is durable is its reader's matter.
+func NewStream(w io.Writer) Target { return store.NewStream(w) }
 
 // DumpResult tells what a dump made.
 type DumpResult struct {
@@ -79,8 +84,8 @@ type DumpResult struct {
 // It returns when the checkpoint is durable and the tree has been dealt with as
 // Options.After says. When it returns an error, there is no checkpoint and the
 // tree runs on as before; only where the tree could not be ended at last, there
-// is a checkpoint, and the error says so. Cancelling the context has the same effect, up to the
-// moment of the publication.
+// is a checkpoint, and the error says so. Cancelling the context has the same
+// effect, up to the moment of the publication.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
 	if errors.Is(err, errFlagsChanged) {

@@ -39,7 +39,6 @@ type RestoreOptions struct {
 	// AdjustCRIU, if set, changes the options that the dump was made with.
 	AdjustCRIU func(*CRIUOptions)
 
-	// Stdout and Stderr of CRIU's helpers; the restored tree has its own.
 	Progress func(Progress)         // as for a dump
 	AtStep   func(Step) error       // as for a dump
 	Resumed  func(r *RestoreResult) // called when the tree runs; with Lazy long before Restore returns
@@ -47,6 +46,9 @@ type RestoreOptions struct {
 
 // Source is a checkpoint that can be read; see [OpenFolder].
 type Source = store.Source
+
+// OpenFolder opens the checkpoint in a folder; nothing of it is checked yet.
+func OpenFolder(path string) (Source, error) { return store.OpenFolder(path) }
 
 // RestoreResult tells what a restore brought back.
 type RestoreResult struct {

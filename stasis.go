@@ -86,7 +86,7 @@ const (
 	StepUnpack  Step = "unpack"  // lay out CRIU's images
 	StepRestore Step = "restore" // CRIU restores the state
 	StepFill    Step = "fill"    // memory is put in place
-	StepResume  Step = "resume"  // the tree runs
+	StepResume  Step = "resume"  // the tree is let go for good; named by errors only
 )
 
 // Progress tells how far a dump or restore is.
@@ -97,7 +97,8 @@ type Progress struct {
 	Total int64 // bytes of memory that this step has to do; 0 where unknown
 }
 
-// MultiError is never returned alone: see errors.Join.
+// stepError is a failure with the step in which it happened and, where callers
+// can act on it, its kind.
 type stepError struct {
 	step Step
 	kind error
