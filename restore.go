@@ -48,7 +48,13 @@ type RestoreOptions struct {
 type Source = store.Source
 
 // OpenFolder opens the checkpoint in a folder; nothing of it is checked yet.
-func OpenFolder(path string) (Source, error) { return store.OpenFolder(path) }
+func OpenFolder(path string) (Source, error) {
+	folder, err := store.OpenFolder(path)
+	if err != nil {
+		return nil, err
+	}
+	return folder, nil
+}
 
 // RestoreResult tells what a restore brought back.
 type RestoreResult struct {
