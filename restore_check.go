@@ -51,6 +51,11 @@ func (r *restore) check(ctx context.Context) error {
 		return err
 	}
 	found.checkPorts(m)
+	if !r.criuOpts.TCPClose {
+		if err := found.checkConnections(ctx, m); err != nil {
+			return err
+		}
+	}
 	r.result.Warnings = append(r.result.Warnings, found.warnings...)
 	return r.fail(StepCheck, ErrConflict, errors.Join(found.errors...))
 }

@@ -1,8 +1,6 @@
 package stasis
 
 import (
-	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -124,52 +122,3 @@ func (c *conflicts) checkRoom(near string, f image.Figures, files []image.FileIn
 }
 
 func mebibytes(n uint64) string { return strconv.FormatUint((n+1<<20-1)>>20, 10) + " MiB" }
-
-// checkPorts finds TCP ports that the tree listens on and that others have
-// taken. Those of a network namespace that is restored with it are free.
-func (c *conflicts) checkPorts(m *Manifest) {
-	wanted := make(map[netip.AddrPort]image.Process)
-	for _, p := range m.Processes {
-		if slices.Contains(p.OwnNamespaces, "net") {
-			continue
-		}
-		for _, s := range p.Sockets {
-			if address, err := netip.ParseAddrPort(s.Local); err == nil && s.State == "listen" && strings.HasPrefix(s.Protocol, "tcp") {
-				if _, known := wanted[address]; !known {
-					wanted[address] = p
-				}
-			}
-		}
-	}
-	if len(wanted) == 0 {
-		return
-	}
-	listeners, err := proc.Listeners()
-	if err != nil {
-		return // CRIU will say so
-	}
-	for address, p := range wanted {
-		at := slices.IndexFunc(listeners, func(l proc.Listener) bool { return collide(address, l.Address) })
-		if at < 0 {
-			continue
-		}
-		inode, who := listeners[at].Inode, "another program"
-		owner, known := proc.SocketOwners(map[uint64]bool{inode: true})[inode]
-		if c.holders[owner.PID] {
-			continue // it has to end for its pid already
-		}
-		if known {
-			who = fmt.Sprintf("process %d (%s)", owner.PID, owner.Comm)
-		}
-		c.object("process %d (%s) of the tree listens on %s, which %s has taken: end that program", p.PID, p.Comm, address, who)
-	}
-}
-
-// collide says whether two sockets cannot listen at once. Whether an IPv6
-// socket takes the IPv4 port as well cannot be seen from outside.
-func collide(a, b netip.AddrPort) bool {
-	if a.Port() != b.Port() || a.Addr().Is4() != b.Addr().Is4() {
-		return false
-	}
-	return a.Addr() == b.Addr() || a.Addr().IsUnspecified() || b.Addr().IsUnspecified()
-}

@@ -262,6 +262,43 @@ func TestCheckPorts(t *testing.T) {
 	}
 }
 
+// TestCheckConnections: an end that somebody has stands in the way, one that the
+// kernel is about to close is waited for.
+func TestCheckConnections(t *testing.T) {
+	t.Setenv("GODEBUG", "multipathtcp=0")
+	listening, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listening.Close()
+	client, err := net.Dial("tcp4", listening.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	m := &Manifest{Processes: []image.Process{{PID: 7, Comm: "server", Sockets: []image.Socket{
+		{Protocol: "tcp", Local: client.LocalAddr().String(), Remote: client.RemoteAddr().String(), State: "established"},
+	}}}}
+	var c conflicts
+	if err := c.checkConnections(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	c.expect(t, client.LocalAddr().String(), fmt.Sprintf("process %d", os.Getpid()), "--tcp-close")
+
+	// Its peer has not answered yet when the client is closed.
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		if server, err := listening.Accept(); err == nil {
+			server.Close()
+		}
+	}()
+	client.Close()
+	c = conflicts{}
+	if err := c.checkConnections(t.Context(), m); err != nil || len(c.errors) > 0 {
+		t.Errorf("%v, %v", err, c.errors)
+	}
+}
+
 func TestCheckReportsEverythingAtOnce(t *testing.T) {
 	cmd := start(t, "sleep", "1000")
 	r := restoreOf(t, treeOf(cmd.Process.Pid), filesImage(t, criu.File{Path: "/no/such/file", Mode: unix.S_IFREG | 0o600, Size: 1}))

@@ -24,9 +24,6 @@ func TestMain(m *testing.M) {
 	for name, trouble := range troubles {
 		roles[name] = func(say func(string, ...any), hear func() (string, bool)) {
 			os.Setenv("GODEBUG", "multipathtcp=0")
-			if name != "job" {
-				unix.Setsid()
-			}
 			err := os.Chdir(os.Getenv(folderVariable))
 			if err == nil {
 				err = trouble()
@@ -126,7 +123,11 @@ func troubled(t *testing.T, name, dir string) int {
 		}
 	}()
 	t.Setenv(folderVariable, dir)
-	s := subject.Start(t, name)
+	begin := subject.Start
+	if name == "job" {
+		begin = subject.StartJob
+	}
+	s := begin(t, name)
 	if line := s.Hear(); line != "ready" {
 		t.Skipf("%s cannot be had here: %s", name, line)
 	}

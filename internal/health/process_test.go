@@ -23,7 +23,11 @@ func diesWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeaths
 func begin(t *testing.T, role, dir string) (*subject.Subject, int) {
 	t.Helper()
 	t.Setenv(folderVariable, dir)
-	s := subject.Start(t, role)
+	start := subject.Start
+	if role == "job" {
+		start = subject.StartJob
+	}
+	s := start(t, role)
 	var fd int
 	var word string
 	line := s.Hear()

@@ -22,9 +22,6 @@ func TestMain(m *testing.M) {
 	for name, prepare := range roles {
 		all[name] = func(say func(string, ...any), hear func() (string, bool)) {
 			os.Setenv("GODEBUG", "multipathtcp=0")
-			if name != "job" {
-				unix.Setsid()
-			}
 			fd, err := prepare(os.Getenv(folderVariable))
 			if err != nil {
 				say("%d %v", -1, err)

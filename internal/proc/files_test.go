@@ -296,7 +296,7 @@ func FuzzSocketLines(f *testing.F) {
 		}
 		parseInfo(line)
 		addUnix(map[uint64]UnixPeer{}, []byte(line))
-		listener([]byte(line))
+		connection([]byte(line))
 		diagMessages([]byte(line), func([]byte) {})
 	})
 }

@@ -27,7 +27,8 @@ const (
 	inetRequest = 56 // struct inet_diag_req_v2
 	unixRequest = 24 // struct unix_diag_req
 
-	stateListen = 10 // TCP_LISTEN
+	stateTimeWait = 6  // TCP_TIME_WAIT
+	stateListen   = 10 // TCP_LISTEN
 )
 
 // UnixPeer tells what a Unix socket is connected with.
@@ -90,34 +91,63 @@ type Listener struct {
 // calling process.
 func Listeners() ([]Listener, error) {
 	var list []Listener
+	err := tcpSockets(1<<stateListen, func(c Connection) {
+		list = append(list, Listener{Address: c.Local, Inode: c.Inode})
+	})
+	return list, err
+}
+
+// Connection is a TCP socket with a peer.
+type Connection struct {
+	Local, Remote netip.AddrPort
+	Inode         uint64 // 0: no program has it any more, and the kernel is about to close it
+}
+
+// Connections lists the TCP connections in the network namespace of the calling
+// process, those that wait for stray packets only (TIME-WAIT) left out: a new
+// connection may take their place.
+func Connections() ([]Connection, error) {
+	var list []Connection
+	err := tcpSockets(^uint32(1<<stateListen|1<<stateTimeWait), func(c Connection) {
+		if c.Remote.Port() != 0 {
+			list = append(list, c)
+		}
+	})
+	return list, err
+}
+
+// tcpSockets visits the TCP sockets whose states are in a set of bits.
+func tcpSockets(states uint32, visit func(Connection)) error {
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		request := make([]byte, inetRequest)
 		request[0], request[1] = family, unix.IPPROTO_TCP
-		binary.NativeEndian.PutUint32(request[4:], 1<<stateListen)
+		binary.NativeEndian.PutUint32(request[4:], states)
 		err := sockDiag(request, func(body []byte) {
-			if l, ok := listener(body); ok {
-				list = append(list, l)
+			if c, ok := connection(body); ok {
+				visit(c)
 			}
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return list, nil
+	return nil
 }
 
-func listener(body []byte) (Listener, bool) {
+func connection(body []byte) (Connection, bool) {
 	if len(body) < inetMessage {
-		return Listener{}, false
+		return Connection{}, false
 	}
 	size := 4
 	if body[0] == unix.AF_INET6 {
 		size = 16
 	}
-	addr, _ := netip.AddrFromSlice(body[8 : 8+size])
-	return Listener{
-		Address: netip.AddrPortFrom(addr, binary.BigEndian.Uint16(body[4:])),
-		Inode:   uint64(binary.NativeEndian.Uint32(body[68:])),
+	local, _ := netip.AddrFromSlice(body[8 : 8+size])
+	remote, _ := netip.AddrFromSlice(body[24 : 24+size])
+	return Connection{
+		Local:  netip.AddrPortFrom(local, binary.BigEndian.Uint16(body[4:])),
+		Remote: netip.AddrPortFrom(remote, binary.BigEndian.Uint16(body[6:])),
+		Inode:  uint64(binary.NativeEndian.Uint32(body[68:])),
 	}, true
 }
 

@@ -11,7 +11,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
+	"time"
+
+	"stasis/internal/proc"
 )
 
 const environment = "STASIS_TEST_SUBJECT"
@@ -41,12 +45,40 @@ type Subject struct {
 	lines *bufio.Scanner
 }
 
-// Start starts this test binary in a role; the end of the test ends it.
+// Start starts this test binary in a role and in a session of its own, as what
+// is to be dumped needs; the end of the test ends it.
 func Start(tb testing.TB, role string) *Subject {
 	tb.Helper()
-	cmd := exec.Command("/proc/self/exe")
+	return start(tb, role, exec.Command("/proc/self/exe"))
+}
+
+// StartJob starts a subject as the job of a shell, in the shell's session. Its
+// PID is that of the subject.
+func StartJob(tb testing.TB, role string) *Subject {
+	tb.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	// With something to do after it, the shell does not become the subject.
+	s := start(tb, role, exec.Command("/bin/sh", "-c", `"$0"; exit`, self))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		children, err := proc.Children(s.PID)
+		if err == nil && len(children) == 1 {
+			s.PID = children[0]
+			return s
+		}
+		if time.Now().After(deadline) {
+			tb.Fatalf("the shell has the children %v (%v)", children, err)
+		}
+	}
+}
+
+func start(tb testing.TB, role string, cmd *exec.Cmd) *Subject {
+	tb.Helper()
 	cmd.Env = append(os.Environ(), environment+"="+role)
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		tb.Fatal(err)
@@ -59,6 +91,7 @@ func Start(tb testing.TB, role string) *Subject {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
+		in.Close() // at which it ends, even if it is not our child
 		cmd.Process.Kill()
 		_ = cmd.Wait()
 	})

@@ -48,6 +48,7 @@ func TestStasisKilledInADump(t *testing.T) {
 			for _, point := range d.points {
 				t.Run(point, func(t *testing.T) {
 					s := s.in(t)
+					s.look() // the one before may have been restored
 					s.newDir()
 					rewind := s.p.Snapshot()
 					w := start(t, plan{PID: s.p.PID(), Dir: s.dir, After: d.after, Engine: d.engine, Wait: []string{point}})

@@ -32,6 +32,7 @@ func TestStasisKilledAtAnyMoment(t *testing.T) {
 		after := time.Duration(random.Int64N(int64(limit)))
 		t.Run(fmt.Sprintf("dump/%d-%v", n, after.Round(time.Millisecond)), func(t *testing.T) {
 			s := s.in(t)
+			s.look() // a dump that was killed too late was restored
 			s.newDir()
 			rewind := s.p.Snapshot()
 			w := start(t, plan{PID: s.p.PID(), Dir: s.dir, After: stasis.AfterRun, Wait: []string{"arm"}})

@@ -153,8 +153,11 @@ func (s *scene) unharmed() {
 // was left in it.
 func free(id identity) error {
 	task, err := proc.ReadTask(id.pid)
-	if err != nil || task.StartTime != id.start {
+	if err != nil {
 		return fmt.Errorf("process %d is gone: %w", id.pid, err)
+	}
+	if task.StartTime != id.start {
+		return fmt.Errorf("process %d is another one, which started at %d and not at %d", id.pid, task.StartTime, id.start)
 	}
 	for _, tid := range task.Threads {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", id.pid, tid))
