@@ -116,7 +116,9 @@ newer for the short pause, and CRIU 4.2 or newer; "stasis check" says whether th
 	must(root.MarkPersistentFlagFilename("criu"))
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{string(outputText), string(outputJSON)}, cobra.ShellCompDirectiveNoFileComp)))
 
-	root.AddCommand(a.dumpCommand(), a.restoreCommand(), a.verifyCommand(), a.inspectCommand(), a.checkCommand(), a.versionCommand(), a.manCommand())
+	for _, command := range a.commands() {
+		root.AddCommand(command)
+	}
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {

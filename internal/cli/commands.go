@@ -1,0 +1,16 @@
+package cli
+
+import "github.com/spf13/cobra"
+
+// commands are those of the root, each in a file of its own.
+func (a *app) commands() []*cobra.Command {
+	return []*cobra.Command{
+		a.dumpCommand(),
+		a.restoreCommand(),
+		a.verifyCommand(),
+		a.inspectCommand(),
+		a.checkCommand(),
+		a.versionCommand(),
+		a.manCommand(),
+	}
+}
