@@ -28,11 +28,7 @@ func (d *dump) openParent() error {
 	if d.opts.Parent == "" {
 		return nil
 	}
-	lock, err := chain.LockShared(d.opts.Parent)
-	if err != nil {
-		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
-	}
-	d.parentLock = lock
+	var err error
 	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}

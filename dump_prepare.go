@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"stasis/internal/capture"
-	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
@@ -48,10 +47,9 @@ type dump struct {
 	summary  []image.Process // of the tree, for the manifest
 
 	// prepare, where it builds on another checkpoint
-	parent     *image.Checkpoint
-	parentLock *chain.Lock
-	kept       bool                             // a keeper has trackers of the tree
-	adopted    map[identity]*track.WriteProtect // trackers that were kept since the parent
+	parent  *image.Checkpoint
+	kept    bool                             // a keeper has trackers of the tree
+	adopted map[identity]*track.WriteProtect // trackers that were kept since the parent
 
 	// while running
 	processes map[int]*process // by pid
@@ -313,9 +311,6 @@ func (d *dump) cleanUp() {
 	}
 	if d.parent != nil {
 		d.parent.Close()
-	}
-	if d.parentLock != nil {
-		d.parentLock.Release()
 	}
 	if d.blind != nil {
 		d.blind.Close()
