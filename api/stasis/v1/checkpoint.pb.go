@@ -344,7 +344,9 @@ type DumpResult struct {
 	// What became of the tree.
 	After After `protobuf:"varint,2,opt,name=after,proto3,enum=stasis.v1.After" json:"after,omitempty"`
 	// From the request to the durable checkpoint.
-	Took          *durationpb.Duration `protobuf:"bytes,3,opt,name=took,proto3" json:"took,omitempty"`
+	Took *durationpb.Duration `protobuf:"bytes,3,opt,name=took,proto3" json:"took,omitempty"`
+	// What people should know although nothing failed, such as that it began a new chain.
+	Notes         []string `protobuf:"bytes,4,rep,name=notes,proto3" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -396,6 +398,13 @@ func (x *DumpResult) GetAfter() After {
 func (x *DumpResult) GetTook() *durationpb.Duration {
 	if x != nil {
 		return x.Took
+	}
+	return nil
+}
+
+func (x *DumpResult) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -757,7 +766,9 @@ type Checkpoint struct {
 	// Number of checkpoints in its chain, itself included.
 	ChainLength int32 `protobuf:"varint,16,opt,name=chain_length,json=chainLength,proto3" json:"chain_length,omitempty"`
 	// Version of the Stasis that wrote it.
-	Stasis        string `protobuf:"bytes,17,opt,name=stasis,proto3" json:"stasis,omitempty"`
+	Stasis string `protobuf:"bytes,17,opt,name=stasis,proto3" json:"stasis,omitempty"`
+	// Bytes that its shards take.
+	Bytes         int64 `protobuf:"varint,18,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -911,6 +922,13 @@ func (x *Checkpoint) GetStasis() string {
 	return ""
 }
 
+func (x *Checkpoint) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // Figures say how a dump went.
 type Figures struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -934,10 +952,8 @@ type Figures struct {
 	ZeroPages int64 `protobuf:"varint,9,opt,name=zero_pages,json=zeroPages,proto3" json:"zero_pages,omitempty"`
 	// Bytes of memory that are references to the parent.
 	BytesReferenced int64 `protobuf:"varint,10,opt,name=bytes_referenced,json=bytesReferenced,proto3" json:"bytes_referenced,omitempty"`
-	// Bytes of memory that are stored as differences to the parent.
-	BytesDelta    int64 `protobuf:"varint,11,opt,name=bytes_delta,json=bytesDelta,proto3" json:"bytes_delta,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Figures) Reset() {
@@ -1036,13 +1052,6 @@ func (x *Figures) GetZeroPages() int64 {
 func (x *Figures) GetBytesReferenced() int64 {
 	if x != nil {
 		return x.BytesReferenced
-	}
-	return 0
-}
-
-func (x *Figures) GetBytesDelta() int64 {
-	if x != nil {
-		return x.BytesDelta
 	}
 	return 0
 }
@@ -1886,14 +1895,15 @@ const file_stasis_v1_checkpoint_proto_rawDesc = "" +
 	"\fDumpResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.stasis.v1.ProgressH\x00R\bprogress\x12/\n" +
 	"\x06result\x18\x02 \x01(\v2\x15.stasis.v1.DumpResultH\x00R\x06resultB\a\n" +
-	"\x05event\"\x9a\x01\n" +
+	"\x05event\"\xb0\x01\n" +
 	"\n" +
 	"DumpResult\x125\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\v2\x15.stasis.v1.CheckpointR\n" +
 	"checkpoint\x12&\n" +
 	"\x05after\x18\x02 \x01(\x0e2\x10.stasis.v1.AfterR\x05after\x12-\n" +
-	"\x04took\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04took\"t\n" +
+	"\x04took\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x14\n" +
+	"\x05notes\x18\x04 \x03(\tR\x05notes\"t\n" +
 	"\x0eRestoreRequest\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\tR\n" +
@@ -1917,7 +1927,7 @@ const file_stasis_v1_checkpoint_proto_rawDesc = "" +
 	"\fbytes_memory\x18\x04 \x01(\x03R\vbytesMemory\x12-\n" +
 	"\x04took\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04took\x126\n" +
 	"\tto_resume\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\btoResume\x12\x1a\n" +
-	"\bwarnings\x18\a \x03(\tR\bwarnings\"\xfe\x03\n" +
+	"\bwarnings\x18\a \x03(\tR\bwarnings\"\x94\x04\n" +
 	"\n" +
 	"Checkpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -1937,7 +1947,8 @@ const file_stasis_v1_checkpoint_proto_rawDesc = "" +
 	"\towner_uid\x18\x0e \x01(\rR\bownerUid\x12\x10\n" +
 	"\x03job\x18\x0f \x01(\tR\x03job\x12!\n" +
 	"\fchain_length\x18\x10 \x01(\x05R\vchainLength\x12\x16\n" +
-	"\x06stasis\x18\x11 \x01(\tR\x06stasis\"\xad\x03\n" +
+	"\x06stasis\x18\x11 \x01(\tR\x06stasis\x12\x14\n" +
+	"\x05bytes\x18\x12 \x01(\x03R\x05bytes\"\x8c\x03\n" +
 	"\aFigures\x12/\n" +
 	"\x05pause\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12-\n" +
 	"\x04took\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12(\n" +
@@ -1951,9 +1962,7 @@ const file_stasis_v1_checkpoint_proto_rawDesc = "" +
 	"\n" +
 	"zero_pages\x18\t \x01(\x03R\tzeroPages\x12)\n" +
 	"\x10bytes_referenced\x18\n" +
-	" \x01(\x03R\x0fbytesReferenced\x12\x1f\n" +
-	"\vbytes_delta\x18\v \x01(\x03R\n" +
-	"bytesDelta\"b\n" +
+	" \x01(\x03R\x0fbytesReferenced\"b\n" +
 	"\x05Round\x12\x14\n" +
 	"\x05pages\x18\x01 \x01(\x03R\x05pages\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12-\n" +

@@ -163,7 +163,11 @@ type DumpSettings struct {
 	// How much less priority the dump has than other programs, from 0 to 19 as in nice(1).
 	Nice *int32 `protobuf:"varint,10,opt,name=nice,proto3,oneof" json:"nice,omitempty"`
 	// Bytes per second that are written at most; 0: no limit.
-	Bandwidth     *int64 `protobuf:"varint,11,opt,name=bandwidth,proto3,oneof" json:"bandwidth,omitempty"`
+	Bandwidth *int64 `protobuf:"varint,11,opt,name=bandwidth,proto3,oneof" json:"bandwidth,omitempty"`
+	// How many checkpoints a chain may have before a dump begins a new one in spite of its parent; 0: any number.
+	MaxChain int32 `protobuf:"varint,12,opt,name=max_chain,json=maxChain,proto3" json:"max_chain,omitempty"`
+	// Give back the space of what the parent and its ancestors hold and this checkpoint does not need. They cannot be restored then.
+	AutoDedup     bool `protobuf:"varint,13,opt,name=auto_dedup,json=autoDedup,proto3" json:"auto_dedup,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -273,6 +277,20 @@ func (x *DumpSettings) GetBandwidth() int64 {
 		return *x.Bandwidth
 	}
 	return 0
+}
+
+func (x *DumpSettings) GetMaxChain() int32 {
+	if x != nil {
+		return x.MaxChain
+	}
+	return 0
+}
+
+func (x *DumpSettings) GetAutoDedup() bool {
+	if x != nil {
+		return x.AutoDedup
+	}
+	return false
 }
 
 // CRIUOptions are options that criu(8) explains, by its names. What is not set is CRIU's default.
@@ -689,7 +707,7 @@ var File_stasis_v1_common_proto protoreflect.FileDescriptor
 
 const file_stasis_v1_common_proto_rawDesc = "" +
 	"\n" +
-	"\x16stasis/v1/common.proto\x12\tstasis.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb8\x03\n" +
+	"\x16stasis/v1/common.proto\x12\tstasis.v1\x1a\x1egoogle/protobuf/duration.proto\"\xf4\x03\n" +
 	"\fDumpSettings\x12\x1d\n" +
 	"\astreams\x18\x01 \x01(\x05H\x00R\astreams\x88\x01\x01\x12 \n" +
 	"\vcompression\x18\x02 \x01(\tR\vcompression\x12\x14\n" +
@@ -703,7 +721,10 @@ const file_stasis_v1_common_proto_rawDesc = "" +
 	"\ftrack_memory\x18\t \x01(\bR\vtrackMemory\x12\x17\n" +
 	"\x04nice\x18\n" +
 	" \x01(\x05H\x01R\x04nice\x88\x01\x01\x12!\n" +
-	"\tbandwidth\x18\v \x01(\x03H\x02R\tbandwidth\x88\x01\x01B\n" +
+	"\tbandwidth\x18\v \x01(\x03H\x02R\tbandwidth\x88\x01\x01\x12\x1b\n" +
+	"\tmax_chain\x18\f \x01(\x05R\bmaxChain\x12\x1d\n" +
+	"\n" +
+	"auto_dedup\x18\r \x01(\bR\tautoDedupB\n" +
 	"\n" +
 	"\b_streamsB\a\n" +
 	"\x05_niceB\f\n" +
