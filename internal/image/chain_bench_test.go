@@ -87,12 +87,12 @@ func BenchmarkOpenChain(b *testing.B) {
 				if depth == 0 {
 					return map[int][]Range{7: dirty(b, w, pages*PageSize, 0)[:1]}
 				}
-				for range 25_000 / MaxPages / (length - 1) {
+				for left := 25_000 / (length - 1); left > 0; left -= MaxPages {
 					var extents []Extent
-					for range MaxPages {
+					for range min(left, MaxPages) {
 						extents = append(extents, Extent{r.Uint64N(pages) * PageSize, 1})
 					}
-					put(b, w, 0, 7, whole, extents...)
+					put(b, w, 0, 7, whole[:len(extents)*PageSize], extents...)
 				}
 				return map[int][]Range{7: {{0, pages * PageSize}}}
 			})

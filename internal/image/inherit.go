@@ -18,8 +18,8 @@ func (c *Checkpoint) claims(pid int, gaps []Range, first uint32) (kept []claim, 
 	if !ok || len(gaps) == 0 {
 		return nil, gaps
 	}
-	out := clipper{present: gaps}
 	p := &c.procs[i]
+	out := clipper{present: gaps, kept: make([]claim, 0, p.to-p.from)}
 	zeros := p.zeros
 	takeZeros := func(before uint64) {
 		for len(zeros) > 0 && zeros[0].Start < before {
