@@ -49,6 +49,12 @@ func Folder(path string) error {
 	return nil
 }
 
+// Way checks all folders on the way to a folder, and that one itself, but nothing in it.
+func Way(path string) error {
+	_, err := resolve(filepath.Clean(path))
+	return err
+}
+
 // resolve walks down a path, and checks everything on the way.
 func resolve(path string) (string, error) {
 	if !filepath.IsAbs(path) {
