@@ -123,7 +123,8 @@ func (t *test) ask(ctx context.Context) (string, error) {
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for asked := time.Time{}; ; {
+	var asked time.Time
+	for {
 		if text, err := os.ReadFile(filepath.Join(t.dir, answerName)); err == nil {
 			return string(text), nil
 		}
