@@ -12,6 +12,8 @@ func (a *app) commands() []*cobra.Command {
 		a.inspectCommand(),
 		a.trackersCommand(),
 		a.checkCommand(),
+		a.daemonCommand(),
+		a.configCommand(),
 		a.versionCommand(),
 		a.manCommand(),
 	}

@@ -152,7 +152,9 @@ func (b *bench) httpAs(t *testing.T, uid int) *http.Client {
 	}
 	transport := &http.Transport{Protocols: new(http.Protocols)}
 	transport.Protocols.SetUnencryptedHTTP2(true)
-	transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, b.config.Daemon.Socket, uid) }
+	transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dial(ctx, b.config.Daemon.Socket, uid)
+	}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
 }
