@@ -84,7 +84,6 @@ func (d *dump) takeUp() error {
 	if err != nil {
 		return err
 	}
-	d.kept = true
 	if why := d.distrust(state); why != "" {
 		for _, fd := range fds {
 			unix.Close(fd)
@@ -92,8 +91,10 @@ func (d *dump) takeUp() error {
 		if d.parent != nil {
 			d.note("%s: all memory is compared with the parent", why)
 		}
-		return nil
+		// Memory that one tracker follows cannot be followed by another.
+		return keeper.Stop(d.tree[0].PID, d.tree[0].StartTime)
 	}
+	d.kept = true
 	for _, lost := range state.Lost {
 		for at := lost.Begin; at < lost.End; at += proc.PageSize {
 			d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: at, End: at + proc.PageSize}})
