@@ -121,7 +121,7 @@ func absolute(path string) string {
 
 // find returns the folder of the checkpoint with that id.
 func (f *finder) find(id [16]byte, path string) (*store.Folder, error) {
-	lost := &MissingError{ID: hex.EncodeToString(id[:]), Path: path, Near: f.dir}
+	lost := &MissingError{ID: hexID(id), Path: path, Near: f.dir}
 	if path != "" {
 		at := path
 		if !filepath.IsAbs(at) {
@@ -214,3 +214,5 @@ func idOf(dir string) (id [16]byte, err error) {
 	defer shard.Close()
 	return image.ShardID(shard)
 }
+
+func hexID(id [16]byte) string { return hex.EncodeToString(id[:]) }
