@@ -123,6 +123,7 @@ type Figures struct {
 	BytesRaw        int64   `json:"bytes_raw"`        // given to the Writer, in all rounds
 	BytesStored     int64   `json:"bytes_stored"`     // size of all shards
 	BytesSuperseded int64   `json:"bytes_superseded"` // in the shards, of blocks that later rounds replaced altogether
+	BytesReferenced int64   `json:"bytes_referenced"` // memory whose bytes are in the shards of ancestors, and not stored again
 	ZeroPages       int64   `json:"zero_pages"`       // pages that take no space
 }
 
