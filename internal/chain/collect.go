@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -85,7 +86,7 @@ func (f *forest) collect(list []*entry, l *Lock, o *Options, r *Report) error {
 	ids := map[string]bool{}
 	var ours []*entry
 	for _, e := range list {
-		if !l.has(e.dir) {
+		if !o.DryRun && !l.has(e.dir) {
 			r.Later = append(r.Later, Kept{Item: e.item(), Why: "it is in use"})
 			continue
 		}
@@ -235,4 +236,12 @@ func spaceOf(path string) int64 {
 		return 0
 	}
 	return st.Blocks * 512
+}
+
+// blocksOf is the space that a file takes on disk, in bytes.
+func blocksOf(info fs.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return info.Size()
 }

@@ -43,6 +43,9 @@ func Dedup(dir string, o Options, confirm func(*DedupPlan) error) (*Report, erro
 			return nil, err
 		}
 	}
+	if o.DryRun {
+		return first.run(nil, &o)
+	}
 	l, err := LockExclusive(first.concerned()...)
 	if err != nil {
 		return nil, err

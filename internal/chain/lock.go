@@ -116,8 +116,16 @@ func (l *Lock) exclude(dir string) error {
 	return nil
 }
 
+// tryExclude is exclude, but a folder that somebody uses, or that is gone, is left out.
+func (l *Lock) tryExclude(dir string) error {
+	if err := l.exclude(dir); err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, store.ErrNoCheckpoint) {
+		return err
+	}
+	return nil
+}
+
 // has says whether it holds a folder.
-func (l *Lock) has(dir string) bool { return slices.Contains(l.dirs, dir) }
+func (l *Lock) has(dir string) bool { return l != nil && slices.Contains(l.dirs, dir) }
 
 // Note leaves word of a checkpoint that is about to exist in child, with that id, in the locked folders that are not beside it, so
 // that whoever looks at those knows that it is needed. A dump calls it before it publishes. On a nil Lock it does nothing.

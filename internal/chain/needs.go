@@ -147,8 +147,8 @@ func (e *UnknownError) Error() string {
 
 func (e *UnknownError) Unwrap() error { return e.Err }
 
-// needsOf gathers what all checkpoints that restore, but those in except, need of the checkpoints with these ids. With force, those
-// that can't be read count as needing nothing.
+// needsOf gathers what all checkpoints that restore, but those in except, need of other checkpoints, those with these ids. With
+// force, those that can't be read count as needing nothing.
 func (f *forest) needsOf(ids map[string]bool, except map[*entry]bool, o *Options) (needs, error) {
 	total := needs{}
 	var unknown UnknownError
@@ -172,7 +172,11 @@ func (f *forest) needsOf(ids map[string]bool, except map[*entry]bool, o *Options
 			lose(e, err)
 			continue
 		}
-		total.add(u.all, ids)
+		for at, spans := range u.all {
+			if ids[at.id] && at.id != e.id {
+				total[at] = append(total[at], spans...)
+			}
+		}
 	}
 	total.settle()
 	if len(unknown.Dirs) > 0 && !o.Force {
@@ -183,7 +187,7 @@ func (f *forest) needsOf(ids map[string]bool, except map[*entry]bool, o *Options
 
 // concerns says whether a checkpoint may need one of ids.
 func (f *forest) concerns(e *entry, ids map[string]bool) bool {
-	return ids[e.id] || slices.ContainsFunc(e.m.Origins, func(o image.Origin) bool { return ids[o.ID] })
+	return slices.ContainsFunc(e.m.Origins, func(o image.Origin) bool { return ids[o.ID] })
 }
 
 // uses is usesOf, once for each checkpoint: an operation asks more than once.

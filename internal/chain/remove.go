@@ -1,10 +1,10 @@
 package chain
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"stasis/internal/store"
 )
@@ -21,11 +21,17 @@ func Remove(dirs []string, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := f.lockFor(dirs)
+	if o.DryRun {
+		return f.remove(dirs, nil, &o)
+	}
+	l, err := LockExclusive(dirs...)
 	if err != nil {
 		return nil, err
 	}
 	defer l.Unlock() //nolint:errcheck // closing a folder loses nothing
+	if err := f.lockLeftovers(dirs, l); err != nil {
+		return nil, err
+	}
 	if f, err = scan(dirs, o.Roots); err != nil {
 		return nil, err
 	}
@@ -44,18 +50,30 @@ func checkpointsIn(dirs []string) ([]string, error) {
 	return out, nil
 }
 
-// lockFor locks dirs and, where nobody uses them, whatever is there for others only and could shrink when dirs go.
-func (f *forest) lockFor(dirs []string) (*Lock, error) {
-	l, err := LockExclusive(dirs...)
-	if err != nil {
-		return nil, err
-	}
+// lockLeftovers locks, where nobody uses them, whatever is there for others only and could shrink when dirs go.
+func (f *forest) lockLeftovers(dirs []string, l *Lock) error {
 	for _, e := range f.leftovers(dirs) {
-		if err := l.exclude(e.dir); err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, store.ErrNoCheckpoint) {
-			return nil, errors.Join(err, l.Unlock())
+		if err := l.tryExclude(e.dir); err != nil {
+			return err
 		}
 	}
-	return l, nil
+	for _, e := range f.stale() {
+		if at := staleFor(e.dir); f.at(at) != nil {
+			if err := l.tryExclude(at); err != nil || !l.has(at) {
+				return err // it is being compacted right now
+			}
+		}
+		if err := l.tryExclude(e.dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stale lists the folders that a compaction in place left that was killed: the new checkpoint that did not come to its place, or the
+// old one that was not removed.
+func (f *forest) stale() []*entry {
+	return slices.DeleteFunc(slices.Clone(f.entries), func(e *entry) bool { return e.removed || staleFor(e.dir) == "" })
 }
 
 // leftovers lists what is there for others only and either is an ancestor of a checkpoint in dirs, or is removed and not needed by
@@ -81,8 +99,16 @@ func (f *forest) leftovers(dirs []string) []*entry {
 // remove does what Remove does, of what is locked.
 func (f *forest) remove(dirs []string, l *Lock, o *Options) (*Report, error) {
 	r := &Report{}
-	others := f.leftovers(dirs)
 	var list []*entry
+	for _, e := range f.stale() {
+		if o.DryRun || !l.has(e.dir) {
+			continue
+		}
+		if err := e.unlist(o); err != nil {
+			return r, err
+		}
+	}
+	others := f.leftovers(dirs)
 	for _, dir := range dirs {
 		e := f.at(dir)
 		if e == nil {
@@ -97,20 +123,11 @@ func (f *forest) remove(dirs []string, l *Lock, o *Options) (*Report, error) {
 		list = append(list, e)
 	}
 	for _, e := range others {
-		if l.has(e.dir) && f.at(e.dir) == e && !contains(list, e) {
+		if (o.DryRun || l.has(e.dir)) && !slices.Contains(list, e) {
 			list = append(list, e)
 		}
 	}
 	return r, f.collect(list, l, o, r)
-}
-
-func contains(list []*entry, e *entry) bool {
-	for _, other := range list {
-		if other == e {
-			return true
-		}
-	}
-	return false
 }
 
 // unlist makes a checkpoint one no more, by one atomic step. Its blocks stay.
