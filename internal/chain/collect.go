@@ -122,6 +122,9 @@ func (f *forest) collectOne(e *entry, wanted needs, o *Options, r *Report) error
 		return nil
 	}
 	if e.removed && !wanted.of(e.id) {
+		if err := f.forgetNotes(e, o); err != nil {
+			return err
+		}
 		return deleteFolder(e, o, r)
 	}
 	kept := Kept{Item: e.item(), Bytes: wanted.bytes(e.id)}
@@ -141,6 +144,23 @@ func (f *forest) collectOne(e *entry, wanted needs, o *Options, r *Report) error
 		}
 		if err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// forgetNotes removes what other folders note about a checkpoint that goes.
+func (f *forest) forgetNotes(e *entry, o *Options) error {
+	for _, other := range f.entries {
+		for _, n := range other.notes {
+			if n.ID != e.id || o.DryRun {
+				continue
+			}
+			path := filepath.Join(other.dir, notePrefix+n.ID+".json")
+			err := o.step("forget "+path, func() error { return os.Remove(path) })
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("cannot remove the checkpoint %s: %w", e.dir, err)
+			}
 		}
 	}
 	return nil

@@ -95,11 +95,13 @@ func compactInPlace(ctx context.Context, dir string, o *CompactOptions) (*Compac
 	if err != nil {
 		return nil, err
 	}
-	e := f.at(dir)
+	e := f.dirs[dir]
 	if e == nil || e.err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot compact %s", dir), e.failure())
 	}
-	if err := f.shareAncestors(ctx, e, l); err != nil {
+	reading := &Lock{}
+	defer reading.Unlock() //nolint:errcheck // closing a folder loses nothing
+	if err := f.shareAncestors(ctx, e, reading); err != nil {
 		return nil, err
 	}
 	beside := besideName(e)
@@ -117,6 +119,9 @@ func compactInPlace(ctx context.Context, dir string, o *CompactOptions) (*Compac
 		return nil, err
 	}
 	l.moved(dir, beside)
+	if err := reading.Unlock(); err != nil {
+		return nil, err
+	}
 	r, err := removeMoved(beside, l, &o.Options)
 	return &Compacted{Manifest: m, Dir: dir, Report: r}, err
 }
@@ -131,7 +136,7 @@ func (e *entry) failure() error {
 // idInPlace is the id of the checkpoint that takes the place of e: its own, so that dumps on top go on, where nobody builds on it.
 func (f *forest) idInPlace(e *entry) [16]byte {
 	id, err := image.ParseID(e.id)
-	if err != nil || len(f.dependents(e))+len(e.notes)+len(f.unreadable())+len(f.withID(e.id)) > 1 {
+	if err != nil || len(f.dependents(e))+len(e.notes)+len(f.unreadable())+len(f.ids[e.id]) > 1 {
 		return newID()
 	}
 	return id
@@ -149,7 +154,7 @@ func (f *forest) shareAncestors(ctx context.Context, e *entry, l *Lock) error {
 
 // clear removes what a compaction of the same checkpoint left that was killed.
 func (f *forest) clear(beside string, l *Lock, o *Options) error {
-	e := f.at(beside)
+	e := f.dirs[beside]
 	if e == nil {
 		return nil
 	}
@@ -188,7 +193,12 @@ func removeMoved(dir string, l *Lock, o *Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What only the old one needed of its ancestors can go as well; they are held shared until now.
+	if err := f.lockLeftovers([]string{dir}, l); err != nil {
+		return nil, err
+	}
+	if f, err = scan([]string{dir}, o.Roots); err != nil {
+		return nil, err
+	}
 	return f.remove([]string{dir}, l, o)
 }
 

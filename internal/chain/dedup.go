@@ -92,7 +92,7 @@ func planDedup(dir string, o *Options) (*dedup, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &dedup{forest: f, top: f.at(dir)}
+	d := &dedup{forest: f, top: f.dirs[dir]}
 	if d.top == nil || !d.top.restores() {
 		return nil, fmt.Errorf("%w in %s: it was removed meanwhile", store.ErrNoCheckpoint, dir)
 	}

@@ -57,14 +57,14 @@ func List(root string, roots ...string) ([]Info, error) {
 	var list []Info
 	for _, e := range f.entries {
 		if filepath.Dir(e.dir) == root && staleFor(e.dir) == "" {
-			list = append(list, f.describe(e, roots))
+			list = append(list, f.describe(e))
 		}
 	}
 	slices.SortStableFunc(list, func(a, b Info) int { return a.Created.Compare(b.Created) })
 	return list, nil
 }
 
-func (f *forest) describe(e *entry, roots []string) Info {
+func (f *forest) describe(e *entry) Info {
 	i := Info{Item: e.item(), State: StateWhole, BytesDisk: folderSpace(e.dir), Ancestors: []string{}, Dependents: []Item{}}
 	switch {
 	case e.removed:
@@ -74,8 +74,8 @@ func (f *forest) describe(e *entry, roots []string) Info {
 	case e.err != nil:
 		i.State, i.Error = StateUnreadable, e.err.Error()
 	default:
-		if missing := Missing(e.m, e.dir, roots...); len(missing) > 0 {
-			i.State, i.Error = StateUnreadable, missing[0].Error()
+		if lacks := f.lacks(e); len(lacks) > 0 {
+			i.State, i.Error = StateUnreadable, fmt.Sprintf("%d ancestors are missing, the first is %s", len(lacks), lacks[0])
 		}
 	}
 	for _, d := range f.dependents(e) {
@@ -101,7 +101,7 @@ func (f *forest) depth(e *entry) int {
 		if at.m == nil || at.m.Parent == "" {
 			return len(seen) - 1
 		}
-		next := f.withID(at.m.Parent)
+		next := f.ids[at.m.Parent]
 		if len(next) == 0 || seen[next[0]] {
 			return len(seen) - 1
 		}

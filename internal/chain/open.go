@@ -174,9 +174,12 @@ func readFolders(places []string) map[[16]byte]string {
 		if err != nil {
 			continue
 		}
-		for _, e := range entries {
-			if e.IsDir() || e.Type()&fs.ModeSymlink != 0 {
-				note(filepath.Join(place, e.Name()))
+		// What a compaction left has the same id as what took its place, and comes last.
+		for _, stale := range []bool{false, true} {
+			for _, e := range entries {
+				if (e.IsDir() || e.Type()&fs.ModeSymlink != 0) && (staleFor(e.Name()) != "") == stale {
+					note(filepath.Join(place, e.Name()))
+				}
 			}
 		}
 	}

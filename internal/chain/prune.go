@@ -84,7 +84,7 @@ func (p *pruning) choose(root string) {
 		zone = time.Local
 	}
 	for _, e := range p.forest.entries {
-		if filepath.Dir(e.dir) == root && e.err == nil && !e.removed && staleFor(e.dir) == "" {
+		if filepath.Dir(e.dir) == root && e.err == nil && !e.removed && staleFor(e.dir) == "" && len(p.forest.lacks(e)) == 0 {
 			p.entries = append(p.entries, e)
 		}
 	}
@@ -212,7 +212,7 @@ func (p *pruning) remove(root string) (*Report, error) {
 	}
 	var busy []Kept
 	dirs = slices.DeleteFunc(dirs, func(dir string) bool {
-		e := f.at(dir)
+		e := f.dirs[dir]
 		if e != nil && !l.has(dir) {
 			busy = append(busy, Kept{Item: e.item(), Why: "it is in use"})
 		}

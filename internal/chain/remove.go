@@ -58,7 +58,7 @@ func (f *forest) lockLeftovers(dirs []string, l *Lock) error {
 		}
 	}
 	for _, e := range f.stale() {
-		if at := staleFor(e.dir); f.at(at) != nil {
+		if at := staleFor(e.dir); f.dirs[at] != nil {
 			if err := l.tryExclude(at); err != nil || !l.has(at) {
 				return err // it is being compacted right now
 			}
@@ -81,7 +81,7 @@ func (f *forest) stale() []*entry {
 func (f *forest) leftovers(dirs []string) []*entry {
 	wanted := map[*entry]bool{}
 	for _, dir := range dirs {
-		if e := f.at(dir); e != nil {
+		if e := f.dirs[dir]; e != nil {
 			for _, a := range f.ancestors(e) {
 				wanted[a] = true
 			}
@@ -110,7 +110,7 @@ func (f *forest) remove(dirs []string, l *Lock, o *Options) (*Report, error) {
 	}
 	others := f.leftovers(dirs)
 	for _, dir := range dirs {
-		e := f.at(dir)
+		e := f.dirs[dir]
 		if e == nil {
 			return r, fmt.Errorf("%w in %s: it was removed meanwhile", store.ErrNoCheckpoint, dir)
 		}

@@ -40,13 +40,15 @@ func (e *entry) origin(id string) int {
 
 // forest is all checkpoints that could have to do with those of an operation.
 type forest struct {
-	entries []*entry // by folder
-	places  []string // whose folders were looked at
+	entries []*entry // sorted by folder when scan is done
+	dirs    map[string]*entry
+	ids     map[string][]*entry
+	places  map[string]bool // whose folders were looked at
 }
 
 // scan reads the checkpoints at and beside targets, then those beside their ancestors and dependents, and those in roots.
 func scan(targets, roots []string) (*forest, error) {
-	f := &forest{}
+	f := &forest{dirs: map[string]*entry{}, ids: map[string][]*entry{}, places: map[string]bool{}}
 	for _, dir := range targets {
 		dir = absolute(dir)
 		f.read(dir)
@@ -69,28 +71,35 @@ func scan(targets, roots []string) (*forest, error) {
 		}
 		for _, n := range e.notes {
 			f.read(n.Path)
+			f.lookAround(n.Path)
 		}
 	}
 	slices.SortFunc(f.entries, func(a, b *entry) int { return strings.Compare(a.dir, b.dir) })
 	return f, nil
 }
 
-// follow looks at the place of an ancestor, where that is another one.
+// follow looks at an ancestor and at what is beside it.
 func (f *forest) follow(e *entry, o image.Origin) {
-	if o.Path == "" || len(f.withID(o.ID)) > 0 {
-		return
+	if o.Path != "" && len(f.ids[o.ID]) == 0 {
+		path := o.Path
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(e.dir, path)
+		}
+		f.read(path)
+		f.lookAround(path)
 	}
-	path := o.Path
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(e.dir, path)
+	for _, a := range f.ids[o.ID] {
+		f.lookAround(a.dir)
 	}
-	f.read(path)
-	_ = f.readPlace(filepath.Dir(path)) // where it can't be read, the ancestor is missing, which is no matter of others
 }
+
+// lookAround reads what is beside a folder that a checkpoint or a note names. Where that can't be read, nothing of it is missed that
+// the caller asked for.
+func (f *forest) lookAround(dir string) { _ = f.readPlace(filepath.Dir(dir)) }
 
 // readPlace reads the checkpoints in a folder of checkpoints. Not to be able to is an error: who depends on what would be unknown.
 func (f *forest) readPlace(place string) error {
-	if slices.Contains(f.places, place) {
+	if f.places[place] {
 		return nil
 	}
 	entries, err := os.ReadDir(place)
@@ -100,7 +109,7 @@ func (f *forest) readPlace(place string) error {
 		}
 		return fmt.Errorf("cannot tell which checkpoints build on others in %s: %w", place, err)
 	}
-	f.places = append(f.places, place)
+	f.places[place] = true
 	for _, e := range entries {
 		if e.IsDir() || e.Type()&fs.ModeSymlink != 0 {
 			f.read(filepath.Join(place, e.Name()))
@@ -114,11 +123,15 @@ func (f *forest) read(dir string) {
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real
 	}
-	if f.at(dir) != nil {
+	if f.dirs[dir] != nil {
 		return
 	}
 	if e := readEntry(dir); e != nil {
 		f.entries = append(f.entries, e)
+		f.dirs[dir] = e
+		if e.id != "" {
+			f.ids[e.id] = append(f.ids[e.id], e)
+		}
 	}
 }
 
@@ -135,7 +148,11 @@ func readEntry(dir string) *entry {
 	e.removed = folder.Removed()
 	if e.m, e.err = image.ReadManifest(folder); e.err == nil {
 		e.id = e.m.ID
-	} else if id, err := idOf(dir); err == nil {
+	} else {
+		id, err := idOf(dir)
+		if err != nil {
+			return nil // other programs have a manifest.json too
+		}
 		e.id = hexID(id)
 	}
 	var errs [2]error
@@ -145,25 +162,6 @@ func readEntry(dir string) *entry {
 		e.err = errors.Join(errs[:]...)
 	}
 	return e
-}
-
-// at returns the checkpoint of a folder, or nil.
-func (f *forest) at(dir string) *entry {
-	if i := slices.IndexFunc(f.entries, func(e *entry) bool { return e.dir == dir }); i >= 0 {
-		return f.entries[i]
-	}
-	return nil
-}
-
-// withID lists the checkpoints of that id: more than one where a folder was copied.
-func (f *forest) withID(id string) []*entry {
-	var list []*entry
-	for _, e := range f.entries {
-		if e.id == id && id != "" {
-			list = append(list, e)
-		}
-	}
-	return list
 }
 
 // dependents lists the checkpoints that need blocks of e. Those that gave up memory themselves need nothing.
@@ -181,7 +179,7 @@ func (f *forest) dependents(e *entry) []*entry {
 func (f *forest) ancestors(e *entry) []*entry {
 	list := []*entry{e}
 	add := func(id string) {
-		for _, a := range f.withID(id) {
+		for _, a := range f.ids[id] {
 			if !slices.Contains(list, a) {
 				list = append(list, a)
 			}
@@ -209,11 +207,22 @@ func (f *forest) unreadable() []*entry {
 	return list
 }
 
+// lacks lists the ids of the ancestors of e that were not found.
+func (f *forest) lacks(e *entry) []string {
+	var list []string
+	for _, o := range e.m.Origins {
+		if len(f.ids[o.ID]) == 0 {
+			list = append(list, o.ID)
+		}
+	}
+	return list
+}
+
 // lostNotes lists the notes of e whose checkpoints were not found, neither where they say nor anywhere that was looked at.
 func (f *forest) lostNotes(e *entry) []note {
 	var list []note
 	for _, n := range e.notes {
-		if len(f.withID(n.ID)) == 0 {
+		if len(f.ids[n.ID]) == 0 {
 			list = append(list, n)
 		}
 	}
