@@ -123,6 +123,9 @@ func (p *plan) claims() map[uint32][]claim {
 	for i := range w.zeros.len() {
 		sizes[w.zeros.at(i).pid]++
 	}
+	for i := range w.refs.len() {
+		sizes[w.refs.at(i).pid]++
+	}
 	out := make(map[uint32][]claim, len(sizes))
 	for pid, n := range sizes {
 		out[pid] = make([]claim, 0, n)
@@ -146,45 +149,60 @@ func (p *plan) claims() map[uint32][]claim {
 		z := w.zeros.at(i)
 		out[z.pid] = append(out[z.pid], claim{z.page, z.pages, z.order, zeroBlock, 0})
 	}
+	for i := range w.refs.len() {
+		r := w.refs.at(i)
+		out[r.pid] = append(out[r.pid], claim{r.page, uint64(r.pages), r.order, p.number(r.at), uint32(r.at.page)})
+	}
 	return out
+}
+
+// number is that of the block that a page is in.
+func (p *plan) number(at pageAt) uint32 {
+	if at.home == inParent {
+		return uint32(p.own) + at.block
+	}
+	return p.base[at.home] + at.block
 }
 
 // layOut makes the groups, with room for their pieces, and decides which index each goes to.
 func (p *plan) layOut() error {
 	p.spots = make([]spot, len(p.counts))
-	for i, t := range p.w.shards {
-		p.groups, p.to = append(p.groups, p.liveBlocks(t)), append(p.to, i)
+	for _, t := range p.w.shards {
+		p.keepBlocks(t)
 	}
 	return p.refer()
 }
 
-// liveBlocks returns the shard's blocks that have claims or are of files.
-func (p *plan) liveBlocks(t *shard) *group {
+// keepBlocks makes the group of a shard's blocks that have claims or are of files.
+func (p *plan) keepBlocks(t *shard) {
 	pieces, from := 0, int(p.base[t.no])
 	for _, n := range p.counts[from : from+t.blocks.len()] {
 		pieces += int(n)
 	}
 	g := &group{shard: uint32(t.no), pieces: make([]indexPiece, 0, pieces)}
+	p.groups, p.to = append(p.groups, g), append(p.to, t.no)
 	for i := range t.blocks.len() {
 		k, number := t.blocks.at(i), p.base[t.no]+uint32(i)
 		b := indexBlock{off: int64(k.off), sum: k.sum, stored: k.stored, raw: k.raw, kind: k.kind, codec: k.codec, heads: k.extents}
 		switch {
 		case k.kind == fileBlock:
 			b.file, b.where = k.owner, k.order
-			g.blocks = append(g.blocks, b)
+			p.add(t.no, b, noBlock)
 		case p.counts[number] > 0:
-			p.add(g, len(p.groups), b, number)
+			p.add(t.no, b, number)
 		}
 	}
-	return g
 }
 
-// add appends a block of pages to a group, which is or becomes that of this number, with room for its pieces.
-func (p *plan) add(g *group, group int, b indexBlock, number uint32) {
-	b.pieces = p.counts[number]
-	p.spots[number] = spot{uint32(group), uint32(len(g.pieces))}
+// add appends a block to a group. One of pages, which has a number, gets room for its pieces.
+func (p *plan) add(group int, b indexBlock, number uint32) {
+	g := p.groups[group]
+	if number != noBlock {
+		b.pieces = p.counts[number]
+		p.spots[number] = spot{uint32(group), uint32(len(g.pieces))}
+		g.pieces = slices.Grow(g.pieces, int(b.pieces))[:len(g.pieces)+int(b.pieces)]
+	}
 	g.blocks = append(g.blocks, b)
-	g.pieces = slices.Grow(g.pieces, int(b.pieces))[:len(g.pieces)+int(b.pieces)]
 }
 
 // place puts what counts into the pieces of their blocks, and returns the zero ranges.
