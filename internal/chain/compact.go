@@ -36,19 +36,22 @@ type Compacted struct {
 }
 
 // Compact makes one checkpoint that needs no others of the one in dir and its ancestors. No process is needed for it. The new one
-// has a new id, but where it takes the place of one that nobody builds on.
+// has a new id in any case: the places of blocks are others, and two checkpoints with one id could be taken for each other.
 //
 // In place, the new checkpoint is written beside the old one and verified, the two change places in one step, and the old one is
 // removed as by Remove: what others need of it stays, in a folder whose name begins with a dot. At every moment there is a whole
 // checkpoint in dir.
 func Compact(ctx context.Context, dir string, o CompactOptions) (*Compacted, error) {
 	if o.To != "" {
+		if realPath(absolute(o.To)) == realPath(absolute(dir)) {
+			return nil, fmt.Errorf("cannot compact %s into its own folder: one %w there: name another, or none to put the new one in its place", dir, store.ErrExists)
+		}
 		l, err := LockShared(ctx, dir, o.Roots...)
 		if err != nil {
 			return nil, err
 		}
 		defer l.Unlock() //nolint:errcheck // closing a folder loses nothing
-		m, err := rewrite(ctx, dir, o.To, newID(), &o)
+		m, err := rewrite(ctx, dir, o.To, &o)
 		if err != nil {
 			return nil, err
 		}
@@ -108,7 +111,7 @@ func compactInPlace(ctx context.Context, dir string, o *CompactOptions) (*Compac
 	if err := f.clear(beside, l, &o.Options); err != nil {
 		return nil, err
 	}
-	m, err := rewrite(ctx, dir, beside, f.idInPlace(e), o)
+	m, err := rewrite(ctx, dir, beside, o)
 	if err != nil {
 		return nil, err
 	}
@@ -131,15 +134,6 @@ func (e *entry) failure() error {
 		return store.ErrNoCheckpoint
 	}
 	return e.err
-}
-
-// idInPlace is the id of the checkpoint that takes the place of e: its own, so that dumps on top go on, where nobody builds on it.
-func (f *forest) idInPlace(e *entry) [16]byte {
-	id, err := image.ParseID(e.id)
-	if err != nil || len(f.dependents(e))+len(e.notes)+len(f.unreadable())+len(f.ids[e.id]) > 1 {
-		return newID()
-	}
-	return id
 }
 
 // shareAncestors holds what e is read from.
@@ -203,7 +197,7 @@ func removeMoved(dir string, l *Lock, o *Options) (*Report, error) {
 }
 
 // rewrite reads the checkpoint in from, ancestors and all, and writes it to the folder to.
-func rewrite(ctx context.Context, from, to string, id [16]byte, o *CompactOptions) (*image.Manifest, error) {
+func rewrite(ctx context.Context, from, to string, o *CompactOptions) (*image.Manifest, error) {
 	old, err := Open(from, o.Roots...)
 	if err != nil {
 		return nil, err
@@ -225,7 +219,7 @@ func rewrite(ctx context.Context, from, to string, id [16]byte, o *CompactOption
 	if err != nil {
 		return nil, err
 	}
-	w, err := image.NewWriter(target, image.WriterOptions{Shards: o.Shards, Codec: o.Codec, ID: id})
+	w, err := image.NewWriter(target, image.WriterOptions{Shards: o.Shards, Codec: o.Codec, ID: newID()})
 	if err != nil {
 		return nil, err
 	}

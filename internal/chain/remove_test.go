@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -12,7 +11,7 @@ import (
 )
 
 func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
-	w := newWorld(t, 1)
+	w := newWorldOnDisk(t, 1)
 	line := w.line(4)
 	before := disk(t, line[1])
 	r, err := Remove([]string{line[1]}, Options{})
@@ -148,7 +147,7 @@ func TestNotesOfCheckpointsElsewhere(t *testing.T) {
 }
 
 func TestDedup(t *testing.T) {
-	w := newWorld(t, 5)
+	w := newWorldOnDisk(t, 5)
 	line := w.line(4)
 	branch, half := filepath.Join(w.places[1], "branch"), *w.ckpts[line[1]]
 	half.pages = map[int]map[uint64]uint64{7: {}}
@@ -225,62 +224,4 @@ func TestDedupLeavesWhatLosesNothing(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	w.check("with nothing to give up")
-}
-
-func TestCrashes(t *testing.T) {
-	crash := errors.New("crash")
-	for name, run := range map[string]func(line []string, o Options) error{
-		"remove the first": func(line []string, o Options) error { _, err := Remove(line[:1], o); return err },
-		"remove a middle":  func(line []string, o Options) error { _, err := Remove(line[1:3], o); return err },
-		"remove the last":  func(line []string, o Options) error { _, err := Remove(line[3:], o); return err },
-		"remove all":       func(line []string, o Options) error { _, err := Remove(line, o); return err },
-		"dedup":            func(line []string, o Options) error { _, err := Dedup(line[2], o, nil); return err },
-	} {
-		t.Run(name, func(t *testing.T) {
-			for at := 0; ; at++ {
-				w := newWorld(t, 10)
-				line := w.line(4)
-				steps := 0
-				err := run(line, Options{atStep: func(string) error {
-					if steps++; steps > at {
-						return crash
-					}
-					return nil
-				}})
-				touched := map[string][]string{
-					"remove the first": line[:1], "remove a middle": line[1:3], "remove the last": line[3:], "remove all": line, "dedup": line[:2],
-				}[name]
-				w.checkBut(name, touched)
-				if err == nil {
-					if at == 0 {
-						t.Fatal("it did nothing")
-					}
-					break
-				}
-				if !errors.Is(err, crash) {
-					t.Fatal(err)
-				}
-				// Once more, and it comes to its end.
-				left := slices.DeleteFunc(slices.Clone(line), func(dir string) bool { _, err := store.OpenData(dir); return err != nil })
-				if len(left) == len(line) {
-					if err := run(line, Options{}); err != nil {
-						t.Fatalf("once more after a crash at step %d: %v", at, err)
-					}
-				}
-				w.checkBut(name+" once more", touched)
-				for _, dir := range touched {
-					delete(w.ckpts, dir)
-				}
-				left = slices.DeleteFunc(left, func(dir string) bool { _, err := store.OpenData(dir); return err != nil })
-				if _, err := Remove(left, Options{}); err != nil {
-					t.Fatal(err)
-				}
-				for _, dir := range line { // an empty folder may be left, which is in nobody's way
-					if entries, _ := os.ReadDir(dir); len(entries) > 0 {
-						t.Fatalf("after a crash at step %d something is left: %v", at, entries)
-					}
-				}
-			}
-		})
-	}
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"stasis/internal/codec"
 	"stasis/internal/image"
 	"stasis/internal/store"
@@ -35,7 +37,17 @@ type model struct {
 	state string // one of CRIU's images
 }
 
+// newWorld makes one in memory, where there is such a file system: on disk most of the time would go into waiting for it.
 func newWorld(t *testing.T, seed uint64) *world {
+	t.Helper()
+	const memory = "/dev/shm"
+	if unix.Access(memory, unix.W_OK) == nil {
+		t.Setenv("TMPDIR", memory)
+	}
+	return newWorldOnDisk(t, seed)
+}
+
+func newWorldOnDisk(t *testing.T, seed uint64) *world {
 	t.Helper()
 	root := t.TempDir()
 	w := &world{t: t, r: rand.New(rand.NewPCG(seed, 7)), ckpts: map[string]*model{}}
@@ -80,11 +92,11 @@ func (w *world) next(m *model) *model {
 			out.pages[pid] = map[uint64]uint64{}
 		}
 		pages := out.pages[pid]
-		change := []int{0, 3, 40, 150}[w.r.IntN(4)]
+		change := []int{0, 3, 20, 70}[w.r.IntN(4)]
 		if m == nil {
-			change = 150
+			change = 70
 		}
-		from := w.r.Uint64N(200)
+		from := w.r.Uint64N(100)
 		for i := range change {
 			page := 0x1000 + from + uint64(i)
 			switch w.r.IntN(20) {
@@ -273,6 +285,7 @@ func (w *world) pick() string {
 }
 
 func (w *world) newDir() string {
+	w.count++
 	return filepath.Join(w.places[min(w.r.IntN(4), 1)], fmt.Sprintf("c%03d", w.count))
 }
 
@@ -288,7 +301,7 @@ func (w *world) grow(n int) {
 	}
 }
 
-// line makes a chain of n in the first place and returns the folders. Of 400 pages each changes the half that the one before did not,
+// line makes a chain of n in the first place and returns the folders. Of 160 pages each changes the half that the one before did not,
 // and 16 are its own.
 func (w *world) line(n int) []string {
 	w.t.Helper()
@@ -297,8 +310,8 @@ func (w *world) line(n int) []string {
 	for i := range n {
 		next := &model{kind: image.KindFull, pages: map[int]map[uint64]uint64{7: maps.Clone(m.pages[7])}, state: fmt.Sprint("state ", i)}
 		maps.DeleteFunc(next.pages[7], func(page, _ uint64) bool { return page >= 1000 })
-		for page := range uint64(400) {
-			if i == 0 || int(page/200) == i%2 {
+		for page := range uint64(160) {
+			if i == 0 || int(page/80) == i%2 {
 				next.pages[7][page] = uint64(3*(1000*i+int(page)) + 1)
 			}
 		}
