@@ -9,6 +9,7 @@ func (a *app) commands() []*cobra.Command {
 		a.restoreCommand(),
 		a.verifyCommand(),
 		a.inspectCommand(),
+		a.pageServerCommand(),
 		a.checkCommand(),
 		a.versionCommand(),
 		a.manCommand(),
