@@ -6,10 +6,12 @@ import "github.com/spf13/cobra"
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		a.dumpCommand(),
+		a.preDumpCommand(),
 		a.restoreCommand(),
 		a.verifyCommand(),
 		a.inspectCommand(),
 		a.pageServerCommand(),
+		a.trackersCommand(),
 		a.checkCommand(),
 		a.versionCommand(),
 		a.manCommand(),
