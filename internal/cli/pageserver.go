@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stasis"
+	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/image"
 	"stasis/internal/pageserver"
@@ -23,8 +24,8 @@ import (
 
 // pageServerFlags are the flags of a page server.
 type pageServerFlags struct {
-	dir, parent string
-	autoDedup   bool
+	dir         string
+	chain       chainFlags // of these, the parent and autoDedup
 	lazyPages   bool
 	streams     int
 	compression string
@@ -80,8 +81,8 @@ func (f *pageServerFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVarP(&f.dir, "images-dir", "D", "", "`DIR` for the checkpoint, made where its parent exists")
-	flags.StringVar(&f.parent, "prev-images-dir", "", "`DIR` of the checkpoint before, relative to that of --images-dir or absolute")
-	flags.BoolVar(&f.autoDedup, "auto-dedup", false, "free the space of pages that the checkpoint before has and this one replaces; that one can't be restored then")
+	f.chain.addParent(cmd)
+	flags.BoolVar(&f.chain.autoDedup, "auto-dedup", false, "give back the space of what the parent holds and this checkpoint replaces; the parent cannot be restored then")
 	flags.BoolVar(&f.lazyPages, "lazy-pages", false, "give pages of the checkpoint to a lazy restore, and take none")
 	flags.IntVar(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
 	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: as configured, else "+stasis.DefaultCompression+")")
@@ -101,7 +102,6 @@ func (f *pageServerFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.pidFile, "pidfile", "", "write the server's process id to `FILE`, relative to that of --images-dir")
 	flags.IntVar(&f.statusFD, "status-fd", -1, "write a zero byte to descriptor `FD` as soon as it listens, and close it")
 	must(cmd.MarkFlagDirname("images-dir"))
-	must(cmd.MarkFlagDirname("prev-images-dir"))
 	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
 }
 
@@ -147,8 +147,8 @@ func (f *pageServerFlags) check() error {
 		return badInput("--daemon can't take over the connection of --ps-socket: start it in the background by other means")
 	case !f.tls && (f.files != pageserver.TLSFiles{} || f.anyName):
 		return badInput("there are flags for TLS and --tls is missing: add it")
-	case f.lazyPages && (f.parent != "" || f.autoDedup):
-		return badInput("--lazy-pages gives pages of a finished checkpoint: --prev-images-dir and --auto-dedup are for taking them")
+	case f.lazyPages && (f.chain != chainFlags{}):
+		return badInput("--lazy-pages gives pages of a finished checkpoint: a parent and --auto-dedup are for taking them")
 	}
 	return nil
 }
@@ -216,6 +216,16 @@ func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pages
 	if err := checkParent(f.dir); err != nil {
 		return err
 	}
+	parent, err := a.openParent(f, &w)
+	if err != nil {
+		return err
+	}
+	if parent != nil {
+		defer parent.Close()
+	} else if f.chain.autoDedup {
+		return badInput("--auto-dedup: there is nothing to give back without a parent; add --parent or --prev-images-dir")
+	}
+	o.Parent = parent
 	target, err := store.CreateFolder(f.dir)
 	if err != nil {
 		return err
@@ -239,6 +249,37 @@ func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pages
 		return fmt.Errorf("the memory is in %s, but %s was gone before it was told, so its dump has failed: %w", f.dir, got.Peer, got.Unheard)
 	}
 	return nil
+}
+
+// openParent opens what the checkpoint builds on, nil where that is nothing. Without a flag it is what the link "parent" in the
+// folder leads to, as CRIU has it.
+func (a *app) openParent(f *pageServerFlags, w *image.WriterOptions) (*image.Checkpoint, error) {
+	dir, err := a.parentDir(&f.chain, f.dir)
+	if err != nil {
+		return nil, err
+	}
+	if link := filepath.Join(f.dir, "parent"); dir == "" {
+		if _, err := os.Lstat(link); err != nil {
+			return nil, nil //nolint:nilerr // there is no link, or the folder is made later
+		}
+		if dir, err = filepath.EvalSymlinks(link); err != nil {
+			return nil, badInput("the link to the parent: %w", err)
+		}
+	}
+	if w.Parent, err = chain.Open(dir); err != nil {
+		return nil, fmt.Errorf("the parent: %w", err)
+	}
+	w.ParentPath = dir
+	own, err := filepath.Abs(f.dir)
+	if err != nil {
+		return w.Parent, nil //nolint:nilerr // then the path stays as it is
+	}
+	if abs, err := filepath.Abs(dir); err == nil {
+		if w.ParentPath, err = filepath.Rel(own, abs); err != nil {
+			w.ParentPath = abs
+		}
+	}
+	return w.Parent, nil
 }
 
 // writerOptions sets how the checkpoint is written.
@@ -334,7 +375,7 @@ func (a *app) servePages(ctx context.Context, f *pageServerFlags, server pageser
 	if err != nil {
 		return err
 	}
-	checkpoint, err := image.Open(folder)
+	checkpoint, err := chain.OpenSource(folder, f.dir)
 	if err != nil {
 		return err
 	}

@@ -97,6 +97,7 @@ type receiver struct {
 	sum     *Received
 	present map[int][]image.Range
 	seen    map[pagemapID]bool
+	root    int // the process that came first: CRIU goes from parents to children
 
 	// the open pagemap
 	raw     uint64 // as messages name it
@@ -180,7 +181,9 @@ func (r *receiver) open(h head) (byte, error) {
 		if r.Parent != nil {
 			p.inOwn = r.Parent.Ranges(p.pid)
 		}
-		r.present[p.pid] = nil
+		if r.present[p.pid] = nil; r.root == 0 {
+			r.root = p.pid
+		}
 		r.current = p
 	} else {
 		if r.sum.Segments++; r.sum.Segments > maxSegments {
@@ -260,6 +263,10 @@ func (r *receiver) finish() error {
 	m := &image.Manifest{
 		Stasis: r.Stasis, Name: r.Name, Kind: image.KindPreDump, Created: r.begun, Engine: "criu", Processes: []image.Process{},
 	}
+	if r.Parent != nil {
+		m.Depth = r.Parent.Manifest().Depth + 1
+	}
+	m.RootPID = r.root
 	for pid := range r.present {
 		m.Processes = append(m.Processes, image.Process{PID: pid})
 	}
