@@ -1,7 +1,6 @@
 package pageserver
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -117,10 +116,13 @@ func (r *mapReader) next(after uint64) (image.Range, error) {
 
 func (r *mapReader) entry(into proto.Message) error {
 	var size [4]byte
-	if _, err := io.ReadFull(r.from, size[:]); err != nil {
+	switch _, err := io.ReadFull(r.from, size[:]); {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: it ends in an entry", errMap)
+	case err != nil:
 		return err // io.EOF: the end
 	}
-	n := binary.LittleEndian.Uint32(size[:])
+	n := le.Uint32(size[:])
 	if n > maxEntry {
 		return fmt.Errorf("%w: an entry of %d bytes", errMap, n)
 	}
