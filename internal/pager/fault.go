@@ -105,6 +105,7 @@ func (w *worker) serve(f fault) {
 	t.mu.RLock()
 	src, block, page, kind := t.find(f.addr)
 	t.mu.RUnlock()
+	p.noteTouched(f, block, kind)
 	if kind != image.Data {
 		blank, err := t.zero(f.addr)
 		switch {

@@ -97,6 +97,7 @@ func (p *Pager) begin() {
 		}
 	}
 	b.next = 0
+	p.filling = true
 	p.joined++ // those that are busy look at all tasks again
 }
 
