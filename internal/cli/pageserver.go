@@ -58,7 +58,9 @@ the disk; whatever goes wrong makes CRIU's dump fail, its processes run on, and 
 What is received is memory alone. Copy the other images that CRIU made on its side to DIR, and "stasis import DIR" makes a checkpoint
 of both that can be restored.
 
-With --prev-images-dir, or where DIR has a link "parent" as CRIU makes it, pages that are as in that checkpoint are not stored again.
+With --parent, pages that are as in that checkpoint are not stored again, whatever CRIU sends. With --prev-images-dir, or where DIR
+has a link "parent" as CRIU makes it, CRIU is told besides that there is a parent, so that it does not send what did not change. Its
+dump then needs a --prev-images-dir of its own and a kernel with soft-dirty tracking, and fails without.
 
 With --lazy-pages it is the other way round: pages of the checkpoint in DIR are given to "criu lazy-pages --page-server".
 
@@ -225,7 +227,7 @@ func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pages
 	} else if f.chain.autoDedup {
 		return badInput("--auto-dedup: there is nothing to give back without a parent; add --parent or --prev-images-dir")
 	}
-	o.Parent = parent
+	o.Parent, o.Announce = parent, f.chain.parent == ""
 	target, err := store.CreateFolder(f.dir)
 	if err != nil {
 		return err

@@ -41,6 +41,11 @@
 //
 // What is stricter here than in CRIU: a pagemap is opened before pages of it are sent, and once only; its runs are in order of
 // addresses and do not overlap; a hole must be in the parent; pages that stay behind with the sender (a lazy dump) are refused.
+//
+// A CRIU that is told that there is a parent wants its own images of that dump as well, and memory tracking by the kernel
+// (soft-dirty): without either its dump fails. So that parents are of use everywhere, a server can keep its parent to itself; then
+// all memory is sent, and what is as in the parent is not stored again.
+//
 // Anything else that is not in the table ends the connection and leaves no checkpoint.
 //
 // # Checkpoint

@@ -91,7 +91,7 @@ func playSession(t *testing.T, b []byte, parent *image.Checkpoint) {
 	memory := storetest.NewMemory()
 	g := &stub{in: bytes.NewReader(b)}
 	w := newWriter(t, memory, "none", parent)
-	got, err := Receive(t.Context(), Single(g), ReceiveOptions{Writer: w, Parent: parent})
+	got, err := Receive(t.Context(), Single(g), ReceiveOptions{Writer: w, Parent: parent, Announce: true})
 	if err != nil {
 		if _, there := memory.Manifest(); there == nil || !memory.Aborted {
 			t.Error("it failed and left something")

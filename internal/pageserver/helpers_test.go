@@ -104,17 +104,23 @@ func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
 type rigOptions struct {
 	codec  string
 	parent *image.Checkpoint
+	silent bool // about the parent
 	idle   time.Duration
 	fail   func(operation, name string) error
 }
 
 func newWriter(t testing.TB, m store.Target, codecName string, parent *image.Checkpoint) *image.Writer {
 	t.Helper()
+	return newWriterAt(t, m, codecName, parent, "../parent")
+}
+
+func newWriterAt(t testing.TB, m store.Target, codecName string, parent *image.Checkpoint, parentPath string) *image.Writer {
+	t.Helper()
 	c, err := codec.New(codecName, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := image.WriterOptions{Shards: 3, Codec: c, Parent: parent, ParentPath: "../parent"}
+	o := image.WriterOptions{Shards: 3, Codec: c, Parent: parent, ParentPath: parentPath}
 	if _, err := rand.Read(o.ID[:]); err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +146,7 @@ func receiving(t testing.TB, o rigOptions) *rig {
 	go func() {
 		defer close(r.done)
 		r.got, r.err = Receive(ctx, l, ReceiveOptions{
-			ServerOptions: ServerOptions{Idle: o.idle, Note: r.note}, Writer: w, Parent: o.parent, Stasis: "test", Name: "name",
+			ServerOptions: ServerOptions{Idle: o.idle, Note: r.note}, Writer: w, Parent: o.parent, Announce: !o.silent, Stasis: "test", Name: "name",
 		})
 	}()
 	t.Cleanup(func() { cancel(errors.New("the test is over")); <-r.done })

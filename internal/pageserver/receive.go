@@ -23,6 +23,10 @@ type ReceiveOptions struct {
 	Writer *image.Writer
 	// Parent is what the Writer was given as its parent, or nil. The caller closes it afterwards.
 	Parent *image.Checkpoint
+	// Announce tells the sender that there is a parent, so that it can leave to it what did not change. It takes one that has
+	// the parent's images itself (--prev-images-dir) and a kernel with soft-dirty tracking; the dump of any other CRIU fails at
+	// that answer. Without it the sender sends everything, and what is as in the parent is not stored again.
+	Announce bool
 	// Stasis and Name go to the manifest.
 	Stasis, Name string
 }
@@ -91,6 +95,7 @@ type sink interface {
 type receiver struct {
 	*ReceiveOptions
 	c       *client
+	told    *image.Checkpoint // the parent that the sender knows of, or nil
 	pack    *packer
 	packed  bool // pack has ended
 	begun   time.Time
@@ -107,10 +112,14 @@ type receiver struct {
 }
 
 func newReceiver(c *client, o *ReceiveOptions) *receiver {
-	return &receiver{
+	r := &receiver{
 		ReceiveOptions: o, c: c, pack: newPacker(o.Writer, min(runtime.GOMAXPROCS(0), 16)), begun: time.Now(),
 		sum: &Received{Peer: c.name()}, present: map[int][]image.Range{}, seen: map[pagemapID]bool{},
 	}
+	if o.Announce {
+		r.told = o.Parent
+	}
+	return r
 }
 
 // run serves the session that begins with that message, to its end.
@@ -149,7 +158,7 @@ func (r *receiver) handle(h head) error {
 		if err != nil {
 			return err
 		}
-		return r.c.sendStatus(int32(has(r.Parent, id)))
+		return r.c.sendStatus(int32(has(r.told, id)))
 	case cmdAdd, cmdHole, cmdRun:
 		return r.takeRun(h)
 	}
@@ -178,8 +187,8 @@ func (r *receiver) open(h head) (byte, error) {
 	r.seen[id] = true
 	if !id.shared {
 		p := &private{pid: int(id.number), pack: r.pack}
-		if r.Parent != nil {
-			p.inOwn = r.Parent.Ranges(p.pid)
+		if r.told != nil {
+			p.inOwn = r.told.Ranges(p.pid)
 		}
 		if r.present[p.pid] = nil; r.root == 0 {
 			r.root = p.pid
@@ -189,14 +198,14 @@ func (r *receiver) open(h head) (byte, error) {
 		if r.sum.Segments++; r.sum.Segments > maxSegments {
 			return 0, refuse("more than %d segments of shared memory", maxSegments)
 		}
-		s, err := newShared(r.Writer, id.number, uint32(firstPages+r.sum.Segments-1), r.Parent)
+		s, err := newShared(r.Writer, id.number, uint32(firstPages+r.sum.Segments-1), r.told)
 		if err != nil {
 			return 0, err
 		}
 		r.current = s
 	}
 	r.raw, r.name, r.behind = h.id, id, 0
-	return has(r.Parent, id), nil
+	return has(r.told, id), nil
 }
 
 // endCurrent ends the open pagemap, if there is one.

@@ -167,8 +167,8 @@ func TestWhatIsInTheParentTakesNoSpace(t *testing.T) {
 	for i := range data {
 		data[i] = byte(r.Uint32())
 	}
-	send := func(parent *image.Checkpoint, how func(s *sender)) *image.Checkpoint {
-		g := receiving(t, rigOptions{codec: "none", parent: parent})
+	send := func(parent *image.Checkpoint, silent bool, how func(s *sender)) *image.Checkpoint {
+		g := receiving(t, rigOptions{codec: "none", parent: parent, silent: silent})
 		s := g.connect(longLayout)
 		how(s)
 		if status := s.close(t); status != 0 {
@@ -178,11 +178,13 @@ func TestWhatIsInTheParentTakesNoSpace(t *testing.T) {
 	}
 	whole := func(s *sender) {
 		for _, id := range []uint64{9<<8 | 1, 9<<8 | 2} {
-			s.open(t, id)
+			if s.open(t, id) {
+				t.Error("it tells of its parent")
+			}
 			s.pages(t, id, 1<<20, data)
 		}
 	}
-	first := send(nil, whole)
+	first := send(nil, false, whole)
 	if stored := first.Manifest().Figures.BytesStored; stored < 2*int64(len(data)) {
 		t.Fatalf("the first has %d bytes", stored)
 	}
@@ -196,10 +198,9 @@ func TestWhatIsInTheParentTakesNoSpace(t *testing.T) {
 			}
 		},
 	} {
-		c := send(first, how)
+		c := send(first, name == "equal", how)
 		stored := c.Manifest().Figures.BytesStored
-		t.Logf("%s: %d bytes", name, stored)
-		if limit := int64(len(data)) / 20; name == "holes" && stored > int64(len(data))+limit {
+		if stored > page {
 			t.Errorf("%s: the second has %d bytes", name, stored)
 		}
 		for _, got := range []map[uint64][]byte{memoryOf(t, c, 9), segment(t, c, 9)} {
@@ -302,6 +303,25 @@ func TestHolesMustBeInTheParent(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A parent that the sender was not told of takes no holes.
+func TestNoHolesWithoutAnAnnouncement(t *testing.T) {
+	first := receiving(t, rigOptions{})
+	s := first.connect(longLayout)
+	s.open(t, 3<<8|1)
+	s.pages(t, 3<<8|1, page, bytes.Repeat([]byte{7}, page))
+	s.close(t)
+	g := receiving(t, rigOptions{parent: first.opened(), silent: true})
+	s = g.connect(longLayout)
+	s.say(t, cmdParent, 0, 0, 0, 3<<8|1)
+	if s.hear(t, 4)[0] != 0 || s.open(t, 3<<8|1) {
+		t.Error("it tells of its parent")
+	}
+	s.hole(t, 3<<8|1, page, 1)
+	if err := g.refused(); !errors.Is(err, ErrProtocol) {
+		t.Errorf("it says: %v", err)
 	}
 }
 

@@ -92,6 +92,10 @@ func (a *authority) revoke(t *testing.T, until time.Time, certs ...*x509.Certifi
 	a.write(t, "crl.pem", "X509 CRL", raw)
 }
 
+func certificateFor(ip string) *x509.Certificate {
+	return &x509.Certificate{Subject: pkix.Name{CommonName: ip}, IPAddresses: []net.IP{net.ParseIP(ip)}}
+}
+
 func TestTLSLetsInWhoHasACertificate(t *testing.T) {
 	ours, other := newAuthority(t), newAuthority(t)
 	ours.sign(t, "server", &x509.Certificate{Subject: pkix.Name{CommonName: "server"}})
