@@ -10,6 +10,7 @@ func (a *app) commands() []*cobra.Command {
 		a.restoreCommand(),
 		a.verifyCommand(),
 		a.inspectCommand(),
+		a.pageServerCommand(),
 		a.trackersCommand(),
 		a.checkCommand(),
 		a.versionCommand(),
