@@ -213,6 +213,9 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 			return nil, err
 		}
 	}
+	if d.opts.Track && tracked {
+		d.protectFrozen(pagemap, ranges)
+	}
 	return pages, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"stasis/internal/capture"
 	"stasis/internal/image"
 	"stasis/internal/proc"
-	"stasis/internal/track"
 )
 
 const (
@@ -27,6 +26,9 @@ const (
 
 // arm begins to track the writes of every process of the tree.
 func (d *dump) arm() error {
+	if err := d.disarmKeeper(); err != nil {
+		return err
+	}
 	d.processes = make(map[int]*process)
 	return d.follow()
 }
@@ -46,9 +48,7 @@ func (d *dump) follow() error {
 		}
 		p := &process{task: task}
 		if d.engine != EngineCRIU {
-			if tracker, err := track.NewWriteProtectBy(d.injector.Userfaultfd, task.PID); err == nil {
-				p.tracker = tracker
-			} else if !errors.Is(err, track.ErrUnavailable) && !errors.Is(err, proc.ErrGone) {
+			if p.tracker, err = d.trackerOf(task); err != nil {
 				return err
 			}
 		}
