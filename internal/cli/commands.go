@@ -11,6 +11,7 @@ func (a *app) commands() []*cobra.Command {
 		a.verifyCommand(),
 		a.inspectCommand(),
 		a.trackersCommand(),
+		a.exportCommand(),
 		a.checkCommand(),
 		a.versionCommand(),
 		a.manCommand(),

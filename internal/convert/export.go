@@ -18,6 +18,8 @@ import (
 type Exported struct {
 	Out     string           `json:"out"`
 	Folders []ExportedFolder `json:"folders"` // oldest first; the last is that of the checkpoint itself
+	Command []string         `json:"command"` // that restores it, with the options that CRIU needs for it
+	Bytes   int64            `json:"bytes"`   // of all images
 }
 
 // ExportedFolder is one folder of CRIU's images.
@@ -31,13 +33,15 @@ type ExportedFolder struct {
 
 // ExportOptions say how to export.
 type ExportOptions struct {
+	Chain    bool                    // a folder for each of the line, even if it is one
 	Workers  int                     // how many blocks to read at once; 0: one
 	Progress func(done, total int64) // may be nil; bytes, from one goroutine at a time
 }
 
 // Export writes the last of a line of checkpoints into the folder out, so that "criu restore -D out" restores it. out must not be
-// there, or be empty. With more than one checkpoint, oldest first and each the parent of the next, each gets a folder of its own
-// in out, named 1, 2, …, with a link called parent to the one before, and without the pages that are the same there.
+// there, or be empty. With o.Chain each of the line, which is oldest first and each the parent of the next, gets a folder of its
+// own in out, named 1, 2, …, with a link called parent to the one before, and without the pages that are the same there. Without
+// it only the last counts.
 //
 // The caller has opened the checkpoints, with their ancestors, and closes them. What fails leaves nothing in out.
 func Export(ctx context.Context, line []*image.Checkpoint, out string, o ExportOptions) (*Exported, error) {
@@ -45,11 +49,14 @@ func Export(ctx context.Context, line []*image.Checkpoint, out string, o ExportO
 	if last.Kind != image.KindFull {
 		return nil, fmt.Errorf("checkpoint %s is a pre-dump, which has memory only and cannot be restored: export a dump that was made on top of it", last.Name)
 	}
+	if !o.Chain {
+		line = line[len(line)-1:]
+	}
 	dir, err := newOutDir(out)
 	if err != nil {
 		return nil, err
 	}
-	x := &export{ctx: ctx, options: o, chain: len(line) > 1, last: line[len(line)-1]}
+	x := &export{ctx: ctx, options: o, chain: o.Chain, last: line[len(line)-1]}
 	result, err := x.run(line, dir)
 	if err == nil {
 		err = dir.commit()
@@ -112,6 +119,9 @@ func (x *export) run(line []*image.Checkpoint, dir *outDir) (*Exported, error) {
 			return nil, err
 		}
 	}
+	result.Bytes = x.meter.total
+	m := x.last.Manifest()
+	result.Command = append([]string{"criu", "restore", "-D", result.Folders[len(line)-1].Dir}, restoreFlags(m)...)
 	return result, nil
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"stasis/internal/store"
 )
 
 // outDir is a folder that gets its name when all of it is there and durable. Until then it lies beside, under a name that
@@ -30,9 +32,9 @@ func newOutDir(path string) (*outDir, error) {
 	entries, err := os.ReadDir(abs)
 	switch {
 	case errors.Is(err, unix.ENOTDIR):
-		return nil, fmt.Errorf("%s is not a folder: %w: choose another place", abs, fs.ErrExist)
+		return nil, fmt.Errorf("%s %w, and is not a folder: choose another place", abs, store.ErrExists)
 	case err == nil && len(entries) > 0:
-		return nil, fmt.Errorf("the folder %s is not empty: %w: choose a new one", abs, fs.ErrExist)
+		return nil, fmt.Errorf("the folder %s %w, and is not empty: choose a new one", abs, store.ErrExists)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("cannot use the folder %s: %w", abs, err)
 	}
