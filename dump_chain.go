@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sort"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -126,21 +127,70 @@ func (d *dump) distrust(state *keeper.State) string {
 	return ""
 }
 
-// trackerOf returns a tracker for a process: the one that was kept, or a new
-// one. It is nil where the process cannot be tracked.
-func (d *dump) trackerOf(task *proc.Task) (*track.WriteProtect, error) {
-	if kept := d.adopted[identity{task.PID, task.StartTime}]; kept != nil {
-		delete(d.adopted, identity{task.PID, task.StartTime})
-		if maps, err := proc.Smaps(task.PID); err == nil && kept.Follows(eligible(maps)) {
-			return kept, nil
+// startTracker gives a process a tracker: the one that was kept, or a new one,
+// or none where the process cannot be tracked.
+func (d *dump) startTracker(p *process) (err error) {
+	who := identity{p.task.PID, p.task.StartTime}
+	if kept := d.adopted[who]; kept != nil {
+		delete(d.adopted, who)
+		if maps, err := proc.Smaps(who.pid); err == nil && kept.Follows(eligible(maps)) {
+			p.tracker, p.looked = kept, make(map[proc.Range]bool)
+			return nil
 		}
 		kept.Close() // it has executed another program
 	}
-	tracker, err := track.NewWriteProtectBy(d.injector.Userfaultfd, task.PID)
+	p.tracker, err = track.NewWriteProtectBy(d.injector.Userfaultfd, who.pid)
 	if errors.Is(err, track.ErrUnavailable) || errors.Is(err, proc.ErrGone) {
-		return nil, nil
+		return nil
 	}
-	return tracker, err
+	return err
+}
+
+// unknownPages visits the pages of a process that were not written since the
+// parent, and that the parent does not have: memory that was CRIU's in the
+// parent, because it was shared or locked then, and is Stasis' now. It looks at
+// each mapping once.
+func (d *dump) unknownPages(p *process, visit func(proc.Range)) error {
+	if p.looked == nil {
+		return nil
+	}
+	pagemap, err := proc.OpenPagemap(p.task.PID)
+	if err != nil {
+		return err
+	}
+	defer pagemap.Close()
+	for _, m := range p.ours {
+		if p.looked[m.Range] {
+			continue
+		}
+		p.looked[m.Range] = true
+		err := pagemap.Scan(m.Range, func(run proc.Run) {
+			if !run.Changed() {
+				d.notInParent(p, run.Range, visit)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// notInParent visits the parts of a range that the parent does not have.
+func (d *dump) notInParent(p *process, r proc.Range, visit func(proc.Range)) {
+	label := p.task.NSPID
+	has, known := d.inParent[label]
+	if !known {
+		if d.inParent == nil {
+			d.inParent = make(map[int][]image.Range)
+		}
+		has = d.parent.Ranges(label)
+		d.inParent[label] = has
+	}
+	from := sort.Search(len(has), func(i int) bool { return has[i].End > r.Start })
+	for _, lacking := range subtract([]proc.Range{r}, has[from:]) {
+		visit(lacking)
+	}
 }
 
 func eligible(maps []proc.Mapping) (list []proc.Mapping) {

@@ -51,6 +51,8 @@ type dump struct {
 	kept    bool                             // a keeper has trackers of the tree
 	adopted map[identity]*track.WriteProtect // trackers that were kept since the parent
 
+	inParent map[int][]image.Range // the pages that the parent has, by the pid inside; filled when they are asked for
+
 	// while running
 	processes map[int]*process // by pid
 	round     int              // number of the copy that is next
@@ -77,6 +79,10 @@ type process struct {
 	tracker *track.WriteProtect // nil: its memory is copied during the freeze
 	maps    []proc.Mapping      // as smaps showed them in the last round
 	ours    []proc.Mapping      // those of maps that Stasis copies
+
+	// looked has the mappings, with a tracker that was kept, whose unchanged
+	// pages have been compared with what the parent has; nil with a new tracker.
+	looked map[proc.Range]bool
 
 	described []proc.Mapping // what CRIU was told instead of smaps; nil: nothing
 }

@@ -48,7 +48,7 @@ func (d *dump) follow() error {
 		}
 		p := &process{task: task}
 		if d.engine != EngineCRIU {
-			if p.tracker, err = d.trackerOf(task); err != nil {
+			if err := d.startTracker(p); err != nil {
 				return err
 			}
 		}
@@ -110,7 +110,11 @@ func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 			continue
 		}
 		shared := sharedOf(p.ours)
-		roundErr := p.tracker.Round(p.ours, func(r proc.Run) { copier.Add(pid, r.Range, shared(r.Range)) })
+		add := func(r proc.Range) { copier.Add(pid, r, shared(r)) }
+		roundErr := d.unknownPages(p, add)
+		if roundErr == nil {
+			roundErr = p.tracker.Round(p.ours, func(r proc.Run) { add(r.Range) })
+		}
 		if roundErr != nil && !errors.Is(roundErr, proc.ErrGone) {
 			err = errors.Join(err, roundErr)
 		}

@@ -41,7 +41,7 @@ type Writer struct {
 	parent     *Checkpoint // may be nil
 	parentPath string
 
-	free   chan *shard // those that nobody is writing to
+	free chan *shard // those that nobody is writing to
 
 	order  atomic.Uint64 // counts PutPages and PutZero
 	raw    atomic.Int64
