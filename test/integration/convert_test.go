@@ -2,7 +2,7 @@ package integration
 
 import (
 	"context"
-	"os"
+	"fmt"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -18,29 +18,36 @@ import (
 var converted = []string{"memory-written", "memory-kinds", "memory-huge-pages", "memory-reserved", "memory-shared", "sysv-shm", "threads",
 	"tree", "children", "files", "network", "file-locks"}
 
+// convertedChains are those that go through chains.
+var convertedChains = []string{"memory-written", "memory-kinds", "memory-shared", "tree", "network"}
+
 // exporting dumps with Stasis and restores with stock CRIU.
 type exporting struct {
 	library
 	stock testkit.Checkpointer
+	chain bool // export all of the chain
 }
 
 func (e exporting) Restore(t testkit.T, dir string, needs testkit.Needs) error {
 	t.Helper()
 	out := filepath.Join(dir, "criu")
-	if err := export(t.Context(), dir, out, false); err != nil {
-		return err
-	}
-	return e.stock.Restore(t, out, needs)
-}
-
-func export(ctx context.Context, dir, out string, chain bool) error {
-	line, err := convert.OpenLine(dir, chain)
+	exported, err := export(t.Context(), dir, out, e.chain)
 	if err != nil {
 		return err
 	}
+	for _, f := range exported.Folders {
+		t.Logf("%s: %s with %d pages, %d in the parent", filepath.Base(f.Dir), f.Kind, f.Pages, f.ParentPages)
+	}
+	return e.stock.Restore(t, exported.Folders[len(exported.Folders)-1].Dir, needs)
+}
+
+func export(ctx context.Context, dir, out string, chain bool) (*convert.Exported, error) {
+	line, err := convert.OpenLine(dir, chain)
+	if err != nil {
+		return nil, err
+	}
 	defer line.Close()
-	_, err = convert.Export(ctx, line.Checkpoints, out, convert.ExportOptions{Chain: chain, Workers: runtime.NumCPU()})
-	return err
+	return convert.Export(ctx, line.Checkpoints, out, convert.ExportOptions{Chain: chain, Workers: runtime.NumCPU()})
 }
 
 // TestExport: what Stasis dumped, stock CRIU restores.
@@ -53,10 +60,24 @@ func TestExport(t *testing.T) {
 				continue
 			}
 			t.Run(string(engine)+"/"+kind.Name, func(t *testing.T) {
-				testkit.RoundTrip(t, kind, exporting{library{engine: engine}, testkit.StockCRIU(t)})
+				testkit.RoundTrip(t, kind, exporting{library{engine: engine}, testkit.StockCRIU(t), false})
 			})
 		}
 	}
 }
 
-var _ = os.Remove
+// TestExportChain: from any point of a chain, with and without folders for the ancestors, stock CRIU restores.
+func TestExportChain(t *testing.T) {
+	require.Root(t)
+	require.CRIU(t)
+	for _, kind := range testkit.Kinds() {
+		if !slices.Contains(convertedChains, kind.Name) {
+			continue
+		}
+		for _, chain := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/chain=%v", kind.Name, chain), func(t *testing.T) {
+				testkit.ChainTrip(t, kind, exporting{library{engine: stasis.EngineAuto}, testkit.StockCRIU(t), chain})
+			})
+		}
+	}
+}
