@@ -12,6 +12,7 @@ func (a *app) commands() []*cobra.Command {
 		a.inspectCommand(),
 		a.trackersCommand(),
 		a.exportCommand(),
+		a.importCommand(),
 		a.checkCommand(),
 		a.versionCommand(),
 		a.manCommand(),

@@ -75,7 +75,7 @@ func (f *folder) writeInventory() error {
 		return err
 	}
 	var entry inventory.InventoryEntry
-	err := criu.Entries(text.Bytes(), func(raw []byte) error { return proto.Unmarshal(raw, &entry) })
+	err := criu.Entries(text.Bytes(), criu.MagicInventory, func(raw []byte) error { return proto.Unmarshal(raw, &entry) })
 	if err == nil && text.Len() < 8 {
 		err = io.ErrUnexpectedEOF
 	}

@@ -131,6 +131,25 @@ func checkMagic(data []byte, want uint32) error {
 	return nil
 }
 
-// Entries visits the raw entries of the content of an image, whatever its kind.
-// An image can come from anywhere: every length is checked before it is used.
-func Entries(data []byte, visit func(raw []byte) error) error { return decodeEntries(data, visit) }
+// Entries visits the raw entries of the content of an image of the given magic
+// number. An image can come from anywhere: every length is checked before it is
+// used.
+func Entries(data []byte, magic uint32, visit func(raw []byte) error) error {
+	if err := checkMagic(data, magic); err != nil {
+		return err
+	}
+	return decodeEntries(data, visit)
+}
+
+// Magic numbers of images (criu/include/magic.h).
+const (
+	MagicInventory = 0x58313116
+	MagicPstree    = 0x50273030
+	MagicCore      = 0x55053847
+	MagicIDs       = 0x54432030
+	MagicMM        = 0x57492820
+	MagicFiles     = 0x56303138
+	MagicFdinfo    = 0x56213732
+	MagicLocks     = 0x54323616
+	MagicCPUInfo   = 0x61404013
+)

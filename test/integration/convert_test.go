@@ -3,14 +3,17 @@ package integration
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"testing"
 
 	"stasis"
+	"stasis/internal/codec"
 	"stasis/internal/convert"
 	"stasis/internal/require"
+	"stasis/internal/store"
 	"stasis/internal/testkit"
 )
 
@@ -78,6 +81,60 @@ func TestExportChain(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/chain=%v", kind.Name, chain), func(t *testing.T) {
 				testkit.ChainTrip(t, kind, exporting{library{engine: stasis.EngineAuto}, testkit.StockCRIU(t), chain})
 			})
+		}
+	}
+}
+
+// importing dumps with stock CRIU and restores with Stasis.
+type importing struct {
+	stock testkit.Checkpointer
+	library
+}
+
+func (i importing) Dump(t testkit.T, pid int, dir string, needs testkit.Needs, kill bool) error {
+	t.Helper()
+	images := filepath.Join(dir, "criu")
+	if err := os.Mkdir(images, 0o700); err != nil {
+		return err
+	}
+	if err := i.stock.Dump(t, pid, images, needs, kill); err != nil {
+		return err
+	}
+	imported, err := importTo(t.Context(), images, filepath.Join(dir, "checkpoint"))
+	if err != nil {
+		return err
+	}
+	m := imported.Manifest
+	t.Logf("imported: %d KiB of memory in blocks, %d KiB with CRIU", m.Figures.BytesMemory>>10, imported.Kept>>10)
+	return os.RemoveAll(images)
+}
+
+func (i importing) Restore(t testkit.T, dir string, needs testkit.Needs) error {
+	t.Helper()
+	return i.library.Restore(t, filepath.Join(dir, "checkpoint"), needs)
+}
+
+func importTo(ctx context.Context, from, to string) (*convert.Imported, error) {
+	lz4, err := codec.New("lz4", 0)
+	if err != nil {
+		return nil, err
+	}
+	return convert.Import(ctx, from, convert.ImportOptions{
+		Target: func(string) (store.Target, error) { return store.CreateFolder(to) }, Shards: 2, Codec: lz4, Workers: runtime.NumCPU(),
+	})
+}
+
+// TestImport: what stock CRIU dumped, Stasis restores, with all memory in place and lazily.
+func TestImport(t *testing.T) {
+	require.Root(t)
+	require.CRIU(t)
+	for _, lazy := range []bool{false, true} {
+		for _, kind := range testkit.Kinds() {
+			if slices.Contains(converted, kind.Name) {
+				t.Run(fmt.Sprintf("%s/lazy=%v", kind.Name, lazy), func(t *testing.T) {
+					testkit.RoundTrip(t, kind, importing{testkit.StockCRIU(t), library{lazy: lazy}})
+				})
+			}
 		}
 	}
 }
