@@ -41,7 +41,7 @@ func (d *dump) openParent() error {
 		d.note("the chain has %d checkpoints, which is the limit: this one begins a new chain", m.Depth+1)
 		return d.leaveParent()
 	}
-	return nil
+	return d.parentThere(StepPrepare)
 }
 
 func (d *dump) leaveParent() error {
