@@ -190,50 +190,40 @@ func (d *dump) copyFrozen(ctx context.Context, pages []changed) error {
 
 // scanFrozen notes which pages a frozen process has in some ranges and returns
 // those that changed since the last round.
-func (d *dump) scanFrozen(pid int, ranges []proc.Range) (pages []changed, err error) {
+func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 	pagemap, err := proc.OpenPagemap(pid)
 	if err != nil {
 		return nil, err
 	}
 	defer pagemap.Close()
+	var pages []changed
 	p := d.processes[pid]
-	scan := func(part proc.Range, tracked bool) {
-		if err == nil {
-			pages, err = d.scanPart(pagemap, p, part, tracked, pages)
-		}
-	}
+	label := d.label(pid)
 	for _, r := range ranges {
-		if p.tracker == nil {
-			scan(r, false)
-		} else {
-			p.tracker.Split(r, scan)
+		mapping := rangeAround(p.ours, r)
+		tracked := p.tracker != nil && p.tracker.Armed(mapping)
+		looked := p.looked == nil || p.looked[mapping]
+		err := pagemap.Scan(r, func(run proc.Run) {
+			d.notePresent(label, run.Range)
+			if run.Changed() || !tracked {
+				pages = append(pages, changed{pid, run.Range})
+				return
+			}
+			for _, lost := range d.droppedIn(pid, run.Range) {
+				pages = append(pages, changed{pid, lost})
+			}
+			if !looked {
+				d.notInParent(p, run.Range, func(r proc.Range) { pages = append(pages, changed{pid, r}) })
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		if d.opts.Track && tracked {
+			d.protectFrozen(pagemap, r)
 		}
 	}
-	return pages, err
-}
-
-// scanPart is scanFrozen for a range that is tracked, or is not.
-func (d *dump) scanPart(pagemap *proc.Pagemap, p *process, r proc.Range, tracked bool, pages []changed) ([]changed, error) {
-	pid, label := p.task.PID, p.task.NSPID
-	add := func(r proc.Range) { pages = append(pages, changed{pid, r}) }
-	looked := p.looked == nil || p.looked[rangeAround(p.ours, r)]
-	err := pagemap.Scan(r, func(run proc.Run) {
-		d.notePresent(label, run.Range)
-		if run.Changed() || !tracked {
-			add(run.Range)
-			return
-		}
-		for _, lost := range d.droppedIn(pid, run.Range) {
-			add(lost)
-		}
-		if !looked {
-			d.notInParent(p, run.Range, add)
-		}
-	})
-	if err == nil && tracked && d.opts.Track {
-		d.protectFrozen(pagemap, r)
-	}
-	return pages, err
+	return pages, nil
 }
 
 // rangeAround is the mapping of a sorted list that a range lies in.

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -44,8 +43,7 @@ type WriteProtect struct {
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
-
-	armed []proc.Range // by the last round, sorted
+	armed   map[proc.Range]bool // the mappings of the last round that this tracker follows
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -105,7 +103,7 @@ func (w *WriteProtect) Close() error {
 
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
-	w.armed = w.armed[:0]
+	w.armed = make(map[proc.Range]bool, len(mappings))
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
@@ -114,27 +112,10 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 	return nil
 }
 
-// Split visits a range in parts: those that the last round armed, and those that
-// it did not. What the page map says of the others is not to be believed: it may
-// be another tracker that protects their pages, and knows since when.
-func (w *WriteProtect) Split(r proc.Range, visit func(part proc.Range, armed bool)) {
-	from := sort.Search(len(w.armed), func(i int) bool { return w.armed[i].End > r.Start })
-	for _, a := range w.armed[from:] {
-		if a.Start >= r.End {
-			break
-		}
-		if r.Start < a.Start {
-			visit(proc.Range{Start: r.Start, End: a.Start}, false)
-			r.Start = a.Start
-		}
-		end := min(a.End, r.End)
-		visit(proc.Range{Start: r.Start, End: end}, true)
-		r.Start = end
-	}
-	if r.Start < r.End {
-		visit(r, false)
-	}
-}
+// Armed says whether this tracker follows a mapping, as it was in the last
+// round. The kernel says of a page only that somebody tracks it: with another
+// one's userfaultfd there, a page that is not written says nothing to us.
+func (w *WriteProtect) Armed(mapping proc.Range) bool { return w.armed[mapping] }
 
 // roundOf arms a mapping, which does nothing where it is armed already, and
 // asks for its written pages. A mapping may have gone, or been replaced, since
@@ -144,7 +125,7 @@ func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
 	if err != nil || !armed {
 		return err
 	}
-	w.armed = append(w.armed, r)
+	w.armed[r] = true
 	err = w.pagemap.Protect(r, visit)
 	if errors.Is(err, unix.EPERM) {
 		// Replaced in part meanwhile. The kernel may have protected pages
