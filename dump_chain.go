@@ -44,7 +44,7 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 		d.note("the chain has %d checkpoints, which is the limit: this one begins a new chain", m.Depth+1)
 		return d.leaveParent()
 	}
-	return nil
+	return d.parentThere(StepPrepare)
 }
 
 // leaveParent closes the parent and lets go of it.
@@ -107,8 +107,12 @@ func (d *dump) takeUp() error {
 		return nil
 	}
 	if err != nil {
-		return err
+		// Whatever it has stays armed and is not touched: what it guards counts
+		// as written (see track.WriteProtect.Split).
+		d.note("the process that keeps the trackers, %s, is of no use (%v): all memory is copied during the freeze; end that process", keeper.Name, err)
+		return nil
 	}
+	d.kept = true
 	if why := d.distrust(state); why != "" {
 		for _, fd := range fds {
 			unix.Close(fd)
@@ -116,10 +120,8 @@ func (d *dump) takeUp() error {
 		if d.parent != nil {
 			d.note("%s: all memory is compared with the parent", why)
 		}
-		// Memory that one tracker follows cannot be followed by another.
-		return keeper.Stop(d.tree[0].PID, d.tree[0].StartTime)
+		return nil
 	}
-	d.kept = true
 	for _, lost := range state.Lost {
 		for at := lost.Begin; at < lost.End; at += proc.PageSize {
 			d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: at, End: at + proc.PageSize}})
@@ -232,12 +234,25 @@ func eligible(maps []proc.Mapping) (list []proc.Mapping) {
 
 // disarmKeeper takes the kept trackers out of use, before the first round
 // protects pages anew: from here on what the keeper has is not all that was
-// written since the parent.
+// written since the parent. Trackers that are of no use are ended, as a mapping
+// can have only one.
 func (d *dump) disarmKeeper() error {
 	if !d.kept {
 		return nil
 	}
+	d.disarmed = true
+	if root := d.tree[0]; d.adopted == nil {
+		return keeper.Stop(root.PID, root.StartTime)
+	}
 	return keeper.Disarm(d.tree[0])
+}
+
+// endTracking ends the trackers of a dump that failed after they were taken out
+// of use: nobody has use for them any more.
+func (d *dump) endTracking() {
+	if d.disarmed && d.manifest == nil {
+		_ = keeper.Stop(d.tree[0].PID, d.tree[0].StartTime) // the next dump tries again
+	}
 }
 
 // keepTrackers hands the trackers over for the next dump, which has this one as
@@ -320,10 +335,8 @@ func (d *dump) notePages(pid int, p *process) error {
 // protectFrozen protects the pages that this dump has a copy of once it ends,
 // so that the next one begins with what is written after the freeze. It cannot
 // fail in a way that counts: a page that is not protected counts as written.
-func (d *dump) protectFrozen(pagemap *proc.Pagemap, ranges []proc.Range) {
-	for _, r := range ranges {
-		_ = pagemap.Protect(r, func(proc.Run) {})
-	}
+func (d *dump) protectFrozen(pagemap *proc.Pagemap, r proc.Range) {
+	_ = pagemap.Protect(r, func(proc.Run) {})
 }
 
 // pausedFor is how long the tree stood still.

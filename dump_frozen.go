@@ -219,9 +219,9 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 		if err != nil {
 			return nil, err
 		}
-	}
-	if d.opts.Track && p.tracker != nil {
-		d.protectFrozen(pagemap, ranges)
+		if d.opts.Track && tracked {
+			d.protectFrozen(pagemap, r)
+		}
 	}
 	return pages, nil
 }

@@ -52,6 +52,8 @@ type dump struct {
 	parentLock *chain.Lock
 	kept       bool                             // a keeper has trackers of the tree
 	adopted    map[identity]*track.WriteProtect // trackers that were kept since the parent
+	// disarmed: the keeper has been told that its trackers are out of use.
+	disarmed bool
 
 	inParent map[int][]image.Range // the pages that the parent has, by the pid inside; filled when they are asked for
 
@@ -314,6 +316,7 @@ func (d *dump) cleanUp() {
 	if d.last != nil {
 		_, _ = d.last() // a failed dump may still be copying
 	}
+	d.endTracking()
 	if d.writer != nil && d.manifest == nil {
 		_ = d.writer.Abort() // the dump has failed for another reason already
 	}
