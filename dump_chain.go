@@ -1,6 +1,7 @@
 package stasis
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -25,11 +26,13 @@ import (
 // for the very checkpoint that it was armed for.
 
 // openParent opens the checkpoint that this one builds on.
-func (d *dump) openParent() error {
+func (d *dump) openParent(ctx context.Context) (err error) {
 	if d.opts.Parent == "" {
 		return nil
 	}
-	var err error
+	if d.parentLock, err = chain.LockShared(ctx, d.opts.Parent); err != nil {
+		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
+	}
 	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}
@@ -44,10 +47,32 @@ func (d *dump) openParent() error {
 	return nil
 }
 
-func (d *dump) leaveParent() error {
-	err := d.parent.Close()
-	d.parent, d.opts.Parent = nil, ""
+// leaveParent closes the parent and lets go of it.
+func (d *dump) leaveParent() (err error) {
+	if d.parent != nil {
+		err = d.parent.Close()
+		d.parent = nil
+	}
+	if d.parentLock != nil {
+		err = errors.Join(err, d.parentLock.Unlock())
+		d.parentLock = nil
+	}
 	return err
+}
+
+// autoDedup gives back what the ancestors hold and nobody needs any more. The
+// checkpoint is there already, whatever comes of it.
+func (d *dump) autoDedup() {
+	if !d.opts.AutoDedup || d.opts.Dir == "" || d.manifest.Parent == "" {
+		return
+	}
+	err := d.leaveParent()
+	if err == nil {
+		_, err = chain.AutoDedup(d.opts.Dir)
+	}
+	if err != nil {
+		d.note("the space of the parent is not given back (%v): run stasis dedup %s", err, d.opts.Dir)
+	}
 }
 
 // parentPath is the parent's folder as the new checkpoint's manifest names it.
@@ -84,7 +109,6 @@ func (d *dump) takeUp() error {
 	if err != nil {
 		return err
 	}
-	d.kept = true
 	if why := d.distrust(state); why != "" {
 		for _, fd := range fds {
 			unix.Close(fd)
@@ -92,8 +116,10 @@ func (d *dump) takeUp() error {
 		if d.parent != nil {
 			d.note("%s: all memory is compared with the parent", why)
 		}
-		return nil
+		// Memory that one tracker follows cannot be followed by another.
+		return keeper.Stop(d.tree[0].PID, d.tree[0].StartTime)
 	}
+	d.kept = true
 	for _, lost := range state.Lost {
 		for at := lost.Begin; at < lost.End; at += proc.PageSize {
 			d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: at, End: at + proc.PageSize}})

@@ -12,6 +12,8 @@ func (a *app) commands() []*cobra.Command {
 		a.inspectCommand(),
 		a.pageServerCommand(),
 		a.trackersCommand(),
+		a.exportCommand(),
+		a.importCommand(),
 		a.checkCommand(),
 		a.versionCommand(),
 		a.manCommand(),

@@ -121,7 +121,7 @@ func (w *worker) serve(f fault) {
 	switch p.claim(block, f) {
 	case claimedNow:
 		if w.putPage(f, src, block, page) {
-			w.fill(block)
+			w.fill(block, t)
 		}
 	case claimedBefore:
 		// It came while another worker was about to fill the block and was
