@@ -55,7 +55,7 @@ func (l *logged) String() string {
 }
 
 // openDir makes a folder that every user may enter, other than those of t.TempDir.
-func openDir(t *testing.T) string {
+func openDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "stasis-daemon-")
 	if err != nil {
@@ -69,7 +69,7 @@ func openDir(t *testing.T) string {
 }
 
 // serve starts a daemon that change has had a look at.
-func serve(t *testing.T, change func(*Options)) *bench {
+func serve(t testing.TB, change func(*Options)) *bench {
 	t.Helper()
 	dir := openDir(t)
 	c := config.Default()
