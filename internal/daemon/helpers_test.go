@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -38,13 +40,21 @@ type bench struct {
 
 // logged keeps what the daemon logs.
 type logged struct {
+	panicked atomic.Bool
+
 	mu   sync.Mutex
-	text strings.Builder
+	text strings.Builder // guarded by mu
 }
 
 func (l *logged) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if bytes.Contains(p, []byte("panic")) {
+		l.panicked.Store(true)
+	}
+	if l.text.Len() > 1<<20 {
+		return len(p), nil
+	}
 	return l.text.Write(p)
 }
 

@@ -338,11 +338,9 @@ var procedures = map[string]proto.Message{
 // FuzzRequests sends anything to any method, as JSON, as protobuf and as a stream. Whatever it is, there is an answer, and no panic.
 func FuzzRequests(f *testing.F) {
 	for name := range procedures {
-		for _, body := range []string{"{}", `{"pid": 2, "name": "x"}`, `{"checkpoint": "one"}`, `{"pageToken": "AAAA", "pageSize": -1}`, `{"retention": {"keepLast": -5}}`,
+		for i, body := range []string{"{}", `{"pid": 2, "name": "x"}`, `{"checkpoint": "one"}`, `{"pageToken": "AAAA", "pageSize": -1}`, `{"retention": {"keepLast": -5}}`,
 			`{"settings": {"streams": -1, "maxPause": "-1s", "criu": {"raw": ["\n"]}}}`, "", "[", "null", ""} {
-			for kind := range byte(4) {
-				f.Add(name, kind, []byte(body))
-			}
+			f.Add(name, byte(i), []byte(body))
 		}
 	}
 	b := fuzzed(f)
@@ -374,8 +372,8 @@ func FuzzRequests(f *testing.F) {
 		}
 		_, _ = io.Copy(io.Discard, response.Body)
 		response.Body.Close()
-		if log := b.log.String(); strings.Contains(log, "panic") {
-			t.Fatalf("a panic:\n%s", log)
+		if b.log.panicked.Load() {
+			t.Fatalf("a panic:\n%s", b.log)
 		}
 	})
 }
