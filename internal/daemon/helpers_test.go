@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
 	"stasis/api/stasis/v1/stasisv1connect"
@@ -228,4 +229,10 @@ func until(t *testing.T, what string, is func() bool) {
 		}
 		<-time.After(5 * time.Millisecond)
 	}
+}
+
+// compressing sends its requests compressed.
+func (b *bench) compressing(t *testing.T) stasisv1connect.CheckpointServiceClient {
+	t.Helper()
+	return stasisv1connect.NewCheckpointServiceClient(b.httpAs(t, 0), baseURL, connect.WithSendGzip())
 }
