@@ -18,7 +18,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 		b.Fatal(err)
 	}
 	m := testManifest()
-	indexes, origins, err := w.indexes(fill(w), false)
+	indexes, plan, err := w.indexes(fill(w), false)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -26,7 +26,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 	if err != nil {
 		b.Fatal(err)
 	}
-	w.describe(m, tails, origins)
+	w.describe(m, tails, plan.format(), plan.origins)
 	text, err := m.encode()
 	if err != nil {
 		b.Fatal(err)
