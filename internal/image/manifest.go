@@ -27,6 +27,7 @@ type Manifest struct {
 	ID        string            `json:"id"`                // 32 hex digits; set by Writer.Finish
 	Name      string            `json:"name,omitempty"`    // what the user called it
 	Parent    string            `json:"parent,omitempty"`  // id of the checkpoint that this one builds on
+	Depth     int               `json:"depth,omitempty"`   // number of ancestors that it builds on, through all parents
 	Kind      string            `json:"kind"`              // KindFull or KindPreDump
 	Created   time.Time         `json:"created"`           // when the process was frozen
 	Engine    string            `json:"engine"`            // how memory was kept from CRIU: blind, lazy-pages, criu
