@@ -20,22 +20,22 @@ func (w *Writer) compare(s *scratch, b PageBlock) error {
 		if kind != Data {
 			continue
 		}
-		old, full, fullContent, err := w.parent.page(block, uint8(page), &s.old, s.oldPage[:])
-		if err != nil {
+		if err := w.parent.page(block, uint8(page), &s.old, &s.oldPage); err != nil {
 			return err
 		}
-		if bytes.Equal(b.content(i), old) {
+		if bytes.Equal(b.content(i), s.oldPage.content) {
 			f.kind, f.at = elsewhere, pageAt{uint32(block), inParent, uint8(page)}
 		} else if !w.noDelta {
-			s.differ(f, full, fullContent, b.content(i))
+			s.differ(f, b.content(i))
 		}
 	}
 	return nil
 }
 
 // differ makes a page a difference from a full page of the parent, where it is small.
-func (s *scratch) differ(f *fate, full base, old, page []byte) {
-	runs, ok := diff(s.runs[:0], old, page)
+func (s *scratch) differ(f *fate, page []byte) {
+	full := s.oldPage.full
+	runs, ok := diff(s.runs[:0], s.oldPage.base, page)
 	s.runs = runs
 	switch {
 	case !ok:

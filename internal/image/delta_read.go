@@ -86,36 +86,41 @@ func (c *Checkpoint) takeBases(bases []base, to []byte, cache *blockCache) (err 
 	return nil
 }
 
-// page returns a page of a block, and which page of which block it is in full in: that one itself, or what it is a difference
-// from. What it returns is valid until cache or space, which has room for a page, is used again.
-func (c *Checkpoint) page(number int, page uint8, cache *blockCache, space []byte) (content []byte, full base, fullContent []byte, err error) {
+// oldPage is a page as a checkpoint has it, and the page that it is in full in: that one itself, or what it is a difference from.
+type oldPage struct {
+	content []byte
+	full    base
+	base    []byte // content of full
+	space   [2 * PageSize]byte
+}
+
+// page reads a page of a block. What p has had before is replaced.
+func (c *Checkpoint) page(number int, page uint8, cache *blockCache, p *oldPage) error {
 	k := &c.blocks[number]
-	full = base{uint32(number), page}
+	p.full = base{uint32(number), page}
 	if k.kind == deltaBlock {
-		full = c.basesOf(k)[page]
+		p.full = c.basesOf(k)[page]
 	}
-	data, err := cache.read(c, int(full.block), false)
-	if err != nil {
-		return nil, full, nil, err
-	}
-	fullContent = data[int(full.page)*PageSize:][:PageSize]
-	if k.kind != deltaBlock {
-		return fullContent, full, fullContent, nil
+	p.base = p.space[:PageSize]
+	p.content = p.base
+	if err := c.takeBases([]base{p.full}, p.base, cache); err != nil || k.kind != deltaBlock {
+		return err
 	}
 	payload, err := cache.read(c, number, false)
 	if err != nil {
-		return nil, full, nil, err
+		return err
 	}
 	delta, err := newDelta(payload, int(k.pages))
 	if err != nil {
-		return nil, full, nil, c.blockDamage(k, "a block there can't be used", err)
+		return c.blockDamage(k, "a block there can't be used", err)
 	}
 	for range page {
 		delta.next(nil)
 	}
-	copy(space, fullContent)
-	delta.next(space)
-	return space, full, fullContent, nil
+	p.content = p.space[PageSize:]
+	copy(p.content, p.base)
+	delta.next(p.content)
+	return nil
 }
 
 // neededBases calls f with each base that is needed for some pages of a block, a bit for each, in the order of the pages.

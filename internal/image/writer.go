@@ -131,7 +131,7 @@ type scratch struct {
 	head    []byte
 	out     []byte     // compressed
 	old     blockCache // blocks of the parent
-	oldPage [PageSize]byte
+	oldPage oldPage    // a page of it
 	runs    []patch
 	delta   deltaWriter // differences from pages of the parent
 	bases   []base      // and those pages, as the parent numbers its blocks
