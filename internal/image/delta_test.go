@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -264,5 +265,60 @@ func TestBasesThatMakeNoSense(t *testing.T) {
 	c := open(t, sealed(t, good.encode(), make([]byte, 256*unit), nil))
 	if c.Blocks() != 1 || !c.Block(0).Delta || c.Block(0).Raw != 2*PageSize {
 		t.Errorf("it has %d blocks, the first is %+v", c.Blocks(), c.Block(0))
+	}
+}
+
+// TestChainFromManyGoroutines writes a checkpoint on a parent from several goroutines, and reads it from several.
+func TestChainFromManyGoroutines(t *testing.T) {
+	const workers, pages = 4, 600
+	for _, codecName := range []string{"none", "lz4"} {
+		o := WriterOptions{Shards: 3, Codec: newCodec(t, codecName)}
+		c := counters(t, pages, 2, o)
+		want := c[1].memory.clone()
+		for page := range uint64(pages) {
+			if page%3 > 0 {
+				changed := bytes.Clone(want[7][64+page])
+				le.PutUint64(changed[page:], page)
+				want.set(7, 64+page, changed)
+			}
+		}
+		c.add(t, o, KindFull, want, want.present(), func(w *Writer) {
+			var crew sync.WaitGroup
+			errs := make([]error, workers)
+			for k := range workers {
+				crew.Go(func() {
+					for page := uint64(64 + k); page < 64+pages; page += workers {
+						errs[k] = errors.Join(errs[k], w.PutPages(0, PageBlock{7, []Extent{{page * PageSize, 1}}, want[7][page]}))
+					}
+				})
+			}
+			crew.Wait()
+			if err := errors.Join(errs...); err != nil {
+				t.Fatal(err)
+			}
+		})
+		p := c.open(t, 2)
+		checkMemory(t, p, want)
+		if f := p.Manifest().Figures; f.BytesReferenced < pages/3*PageSize || f.BytesDelta < pages/3*PageSize {
+			t.Errorf("figures are %+v", f)
+		}
+		var crew sync.WaitGroup
+		errs := make([]error, workers)
+		for k := range workers {
+			crew.Go(func() {
+				var b Buffer
+				for n := range p.Blocks() {
+					data, err := p.ReadBlock((n+k*p.Blocks()/workers)%p.Blocks(), &b)
+					if err != nil || len(data) == 0 {
+						errs[k] = errors.Join(errs[k], err)
+					}
+				}
+				errs[k] = errors.Join(errs[k], p.Verify(context.Background(), 1, nil))
+			})
+		}
+		crew.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
