@@ -47,6 +47,9 @@ type DumpOptions struct {
 	// this one as its parent. A small process, stasis-tracker, does that until
 	// the tree ends; see [Trackers].
 	Track bool
+	// Tracker is how writes are tracked: auto, userfaultfd, soft-dirty or none;
+	// "": auto, the best that works on this kernel.
+	Tracker string
 	// MaxChain is how many checkpoints a chain may have before a dump begins a
 	// new one in spite of Parent; 0: any number.
 	MaxChain int
@@ -128,6 +131,7 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, e
 		}
 	}
 	d.keepTrackers()
+	d.autoDedup()
 	return d.result(), nil
 }
 
