@@ -40,7 +40,7 @@ func TestDiff(t *testing.T) {
 				continue
 			}
 			literals := len(d.literals)
-			d.add(runs, page)
+			d.add(uint64(len(olds)), base{}, runs, page)
 			if took := len(d.literals) - literals; took+patchCost*len(runs) > maxDelta {
 				t.Fatalf("a difference takes %d bytes in %d runs", took, len(runs))
 			}
@@ -85,8 +85,8 @@ func FuzzDelta(f *testing.F) {
 	page := append([]byte{1, 2, 3}, zeroPage[3:]...)
 	page[PageSize-1] = 9
 	runs, _ := diff(nil, zeroPage[:], page)
-	d.add(runs, page)
-	d.add(nil, page)
+	d.add(0, base{}, runs, page)
+	d.add(1, base{}, nil, page)
 	f.Add(append(d.numbers, d.literals...), uint8(2))
 	f.Add([]byte{1, 0, 0x80, 0x20}, uint8(1))
 	f.Fuzz(func(t *testing.T, payload []byte, pages uint8) {
@@ -320,5 +320,42 @@ func TestChainFromManyGoroutines(t *testing.T) {
 		if err := errors.Join(errs...); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestDifferencesFarApart changes one page of each of many blocks: few blocks must be read to read any of the differences.
+func TestDifferencesFarApart(t *testing.T) {
+	const blocks = 2*maxBases + 3
+	var c chain
+	data := noise(blocks * 4 * PageSize)
+	present := map[int][]Range{7: {pagesOf(0, blocks*4)}}
+	c.add(t, WriterOptions{}, KindFull, withPages(7, 0, bytes.Clone(data)), present, func(w *Writer) {
+		for i := range uint64(blocks) {
+			put(t, w, 0, 7, data[i*4*PageSize:(i+1)*4*PageSize], Extent{i * 4 * PageSize, 4})
+		}
+	})
+	want := c[0].memory.clone()
+	var extents []Extent
+	var changed []byte
+	for i := range uint64(blocks) {
+		page := bytes.Clone(want[7][i*4])
+		page[i]++
+		want.set(7, i*4, page)
+		extents, changed = append(extents, Extent{i * 4 * PageSize, 1}), append(changed, page...)
+	}
+	c.add(t, WriterOptions{}, KindFull, want, present, func(w *Writer) { put(t, w, 0, 7, changed, extents...) })
+	p := c.open(t, 1)
+	checkMemory(t, p, want)
+	deltas := 0
+	for i := range p.Blocks() {
+		if p.Block(i).Delta {
+			deltas++
+			if n := len(p.Block(i).Pieces); n > maxBases {
+				t.Errorf("a block has %d pages", n)
+			}
+		}
+	}
+	if deltas != 3 {
+		t.Errorf("there are %d blocks of differences", deltas)
 	}
 }
