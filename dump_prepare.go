@@ -163,6 +163,9 @@ func (d *dump) openCheckpoint() error {
 			return d.fail(StepPrepare, ErrInput, err)
 		}
 	}
+	if d.opts.Dir != "" {
+		d.target = d.parentLock.Noting(d.target, d.opts.Dir)
+	}
 	var id [16]byte
 	rand.Read(id[:])
 	d.writer, err = image.NewWriter(d.target, image.WriterOptions{
