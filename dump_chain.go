@@ -127,9 +127,9 @@ func (d *dump) takeUp() error {
 			d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: at, End: at + proc.PageSize}})
 		}
 	}
-	d.adopted = make(map[identity]*track.WriteProtect, len(fds))
+	d.adopted = make(map[identity]track.Tracker, len(fds))
 	for i, p := range state.Processes {
-		tracker, err := track.Adopt(p.PID, fds[i])
+		tracker, err := track.Resume(track.Kind(state.Tracker), d.injector, p.PID, fds[i])
 		if err != nil {
 			continue // the process has ended
 		}
@@ -149,6 +149,8 @@ func (d *dump) distrust(state *keeper.State) string {
 	switch {
 	case d.parent == nil:
 		return "there is no parent"
+	case track.Kind(state.Tracker) != d.trackerKind:
+		return fmt.Sprintf("the writes were tracked by %s, and this dump uses %s", state.Tracker, d.trackerKind)
 	case state.Armed == "":
 		return "a dump that used the tracker did not succeed"
 	case state.Armed != d.parent.Manifest().ID:
@@ -159,7 +161,7 @@ func (d *dump) distrust(state *keeper.State) string {
 
 // startTracker gives a process a tracker: the one that was kept, or a new one,
 // or none where the process cannot be tracked.
-func (d *dump) startTracker(p *process) (err error) {
+func (d *dump) startTracker(p *process) error {
 	who := identity{p.task.PID, p.task.StartTime}
 	if kept := d.adopted[who]; kept != nil {
 		delete(d.adopted, who)
@@ -169,11 +171,18 @@ func (d *dump) startTracker(p *process) (err error) {
 		}
 		kept.Close() // it has executed another program
 	}
-	p.tracker, err = track.NewWriteProtectBy(d.injector.Userfaultfd, who.pid)
-	if errors.Is(err, track.ErrUnavailable) || errors.Is(err, proc.ErrGone) {
-		return nil
+	if d.trackerKind == track.KindNone {
+		return nil // all of it is copied during the freeze, once
 	}
-	return err
+	tracker, err := track.Start(d.trackerKind, d.injector, who.pid)
+	switch {
+	case errors.Is(err, track.ErrUnavailable), errors.Is(err, proc.ErrGone):
+		return nil
+	case err != nil:
+		return err
+	}
+	p.tracker = tracker
+	return nil
 }
 
 // unknownPages visits the pages of a process that were not written since the
@@ -184,26 +193,29 @@ func (d *dump) unknownPages(p *process, visit func(proc.Range)) error {
 	if p.looked == nil {
 		return nil
 	}
-	pagemap, err := proc.OpenPagemap(p.task.PID)
-	if err != nil {
-		return err
-	}
-	defer pagemap.Close()
+	var unseen []proc.Range
 	for _, m := range p.ours {
-		if p.looked[m.Range] {
-			continue
-		}
-		p.looked[m.Range] = true
-		err := pagemap.Scan(m.Range, func(run proc.Run) {
-			if !run.Changed() {
-				d.notInParent(p, run.Range, visit)
-			}
-		})
-		if err != nil {
-			return err
+		if !p.looked[m.Range] {
+			p.looked[m.Range] = true
+			unseen = append(unseen, m.Range)
 		}
 	}
-	return nil
+	return track.Unwritten(p.tracker, unseen, func(r proc.Range) { d.notInParent(p, r, visit) })
+}
+
+// allLooked says whether unknownPages has looked at everything in a range.
+func (p *process) allLooked(r proc.Range) bool {
+	if p.looked == nil {
+		return true
+	}
+	i := sort.Search(len(p.ours), func(i int) bool { return p.ours[i].End > r.Start })
+	for at := r.Start; at < r.End; i++ {
+		if i == len(p.ours) || p.ours[i].Start > at || !p.looked[p.ours[i].Range] {
+			return false
+		}
+		at = p.ours[i].End
+	}
+	return true
 }
 
 // notInParent visits the parts of a range that the parent does not have.
@@ -266,7 +278,7 @@ func (d *dump) keepTrackers() {
 		return
 	}
 	state := &keeper.State{
-		Root: root.PID, Start: root.StartTime, Comm: root.Comm, Tracker: "userfaultfd",
+		Root: root.PID, Start: root.StartTime, Comm: root.Comm, Tracker: string(d.trackerKind),
 		Armed: d.manifest.ID, Dir: d.opts.Dir, Since: d.manifest.Created,
 	}
 	if dir, err := filepath.Abs(d.opts.Dir); err == nil && d.opts.Dir != "" {
@@ -277,8 +289,10 @@ func (d *dump) keepTrackers() {
 		if p.tracker == nil {
 			continue
 		}
-		state.Processes = append(state.Processes, keeper.Process{PID: pid, Start: p.task.StartTime})
-		fds = append(fds, p.tracker.Fd())
+		if fd := p.tracker.Fd(); fd >= 0 {
+			state.Processes = append(state.Processes, keeper.Process{PID: pid, Start: p.task.StartTime})
+			fds = append(fds, fd)
+		}
 	}
 	if d.preDump {
 		for _, lost := range d.dropped {
@@ -332,11 +346,20 @@ func (d *dump) notePages(pid int, p *process) error {
 	return nil
 }
 
-// protectFrozen protects the pages that this dump has a copy of once it ends,
-// so that the next one begins with what is written after the freeze. It cannot
-// fail in a way that counts: a page that is not protected counts as written.
-func (d *dump) protectFrozen(pagemap *proc.Pagemap, r proc.Range) {
-	_ = pagemap.Protect(r, func(proc.Run) {})
+// rearm begins the next round of the trackers in the freeze, when all that was
+// written is known: the next dump begins with what is written from now on.
+func (d *dump) rearm() {
+	if !d.opts.Track {
+		return
+	}
+	for pid, ranges := range d.hidden {
+		if p := d.processes[pid]; p.tracker != nil {
+			if err := p.tracker.Rearm(ranges); err != nil {
+				p.tracker.Close()
+				p.tracker = nil // so that it is not kept
+			}
+		}
+	}
 }
 
 // pausedFor is how long the tree stood still.
