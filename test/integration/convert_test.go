@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -17,8 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis"
+	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/convert"
+	"stasis/internal/image"
+	"stasis/internal/pageserver"
 	"stasis/internal/require"
 	"stasis/internal/store"
 	"stasis/internal/testkit"
@@ -297,6 +301,93 @@ func TestImportPageServer(t *testing.T) {
 	}
 	p.Prove(t)
 	p.Work(t)
+}
+
+// TestImportOwnPageServer: the memory of a dump went to a page server of Stasis, on top of that of another dump; CRIU's other images
+// are put beside it.
+func TestImportOwnPageServer(t *testing.T) {
+	require.Root(t)
+	criu := require.CRIU(t)
+	for name, features := range map[string][]string{
+		"shared": {"mem:mib=16,rate=20", "memfd", "anonshared"},
+		"sysv":   {"sysvshm"},
+		"tree":   {"tree:mib=8,children=2,grandchildren=1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, root := testkit.StartSubject(t, features...), t.TempDir()
+			first, second := filepath.Join(root, "first"), filepath.Join(root, "second")
+			send(t, criu, p.PID(), first, "", "--leave-running")
+			p.Work(t)
+			tree := testkit.Tree(p.PID())
+			images := send(t, criu, p.PID(), second, first)
+			testkit.WaitGone(t, tree)
+			if _, err := importTo(t.Context(), second, filepath.Join(root, "early")); !errors.Is(err, convert.ErrImages) {
+				t.Errorf("memory alone: %v", err)
+			}
+			copyImages(t, images, second)
+			to := filepath.Join(root, "imported")
+			if _, err := importTo(t.Context(), second, to); err != nil {
+				t.Fatal(err)
+			}
+			for _, dir := range []string{first, second} {
+				if err := os.RemoveAll(dir); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := (library{lazy: name == "shared"}).Restore(t, to, testkit.Needs{}); err != nil {
+				t.Fatal(err)
+			}
+			p.Prove(t)
+			p.Work(t)
+		})
+	}
+}
+
+// send lets stock CRIU dump a tree with its memory going to a page server that writes a checkpoint into the folder to. The result is
+// the folder with the other images.
+func send(t *testing.T, criu string, pid int, to, parentDir string, flags ...string) string {
+	t.Helper()
+	var parent *image.Checkpoint
+	var parentPath string
+	if parentDir != "" {
+		var err error
+		if parent, err = chain.Open(parentDir); err != nil {
+			t.Fatal(err)
+		}
+		defer parent.Close()
+		parentPath = filepath.Join("..", filepath.Base(parentDir))
+	}
+	target, err := store.CreateFolder(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var id [16]byte
+	rand.Read(id[:])
+	writer, err := image.NewWriter(target, image.WriterOptions{Shards: 2, ID: id, Parent: parent, ParentPath: parentPath})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := pageserver.Receive(t.Context(), listener, pageserver.ReceiveOptions{
+			ServerOptions: pageserver.ServerOptions{Idle: time.Minute}, Writer: writer, Parent: parent,
+		})
+		done <- err
+	}()
+	images := t.TempDir()
+	run(t, criu, append([]string{"dump", "-t", fmt.Sprint(pid), "-D", images, "--page-server", "--address", "127.0.0.1", "--port", port}, flags...)...)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return images
 }
 
 // waitListening waits until somebody listens there, without a connection: a page server takes only one.
