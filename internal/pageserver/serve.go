@@ -137,17 +137,20 @@ func (p *pageReader) read(pid int, at image.Range, out []byte) ([]byte, error) {
 	for ; at.Start < at.End; at.Start += image.PageSize {
 		n := len(out)
 		out = append(out, make([]byte, image.PageSize)...)
-		there, err := false, error(nil)
-		if run, ok := own.find(at.Start); ok { // where both have a page, CRIU's is the one that counts
-			there, err = true, own.read(run, at.Start, out[n:])
-		} else {
-			there, err = p.readBlock(pid, at.Start, out[n:])
-		}
+		there, err := p.readPage(own, pid, at.Start, out[n:])
 		if err != nil || !there {
 			return out[:n], err
 		}
 	}
 	return out, nil
+}
+
+// readPage reads one page and says whether it is there. Where both have it, CRIU's own is the one that counts. to is all zeros.
+func (p *pageReader) readPage(own *criuPages, pid int, addr uint64, to []byte) (bool, error) {
+	if run, ok := own.find(addr); ok {
+		return true, own.read(run, addr, to)
+	}
+	return p.readBlock(pid, addr, to)
 }
 
 // readBlock reads one page from the blocks, and says whether it is there. to is all zeros.
