@@ -327,6 +327,7 @@ func (d *dump) writePreDump() error {
 		}
 	}
 	d.sortPresent()
+	d.frozen = time.Now() // which it never was; the manifest has it as the time of the pre-dump
 	d.thawed = d.frozen
 	return d.publish()
 }

@@ -62,8 +62,9 @@ func scan(targets, roots []string) (*forest, error) {
 			return nil, err
 		}
 	}
-	for next := 0; next < len(f.entries); next++ {
-		e := f.entries[next] // the list grows
+	for done := 0; done < len(f.entries); { // it grows
+		e := f.entries[done]
+		done++
 		if e.m != nil {
 			for _, o := range e.m.Origins {
 				f.follow(e, o)
@@ -183,8 +184,10 @@ func (f *forest) ancestors(e *entry) []*entry {
 			}
 		}
 	}
-	for next := 0; next < len(list); next++ {
-		if m := list[next].m; m != nil { // the list grows
+	for done := 0; done < len(list); { // it grows
+		m := list[done].m
+		done++
+		if m != nil {
 			add(m.Parent)
 			for _, o := range m.Origins {
 				add(o.ID)

@@ -166,6 +166,7 @@ func TestDedup(t *testing.T) {
 	b.shows([]string{"dedup", "three", "--yes"}, "it can't be restored any more", "given back")
 	b.says(exitDamaged, []string{"verify", "one"}, "was deduplicated", filepath.Join(b.dir, "three"))
 	b.shows([]string{"verify", "three"}, "whole")
+	b.shows([]string{"inspect", "one"}, "redis-server")
 	b.shows([]string{"checkpoints"}, "deduplicated")
 	b.shows([]string{"dedup", "three"}, "0 B given back") // nothing is lost any more, so nobody is asked
 }

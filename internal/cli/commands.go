@@ -20,6 +20,8 @@ func (a *app) commands() []*cobra.Command {
 		a.dedupCommand(),
 		a.compactCommand(),
 		a.checkCommand(),
+		a.daemonCommand(),
+		a.configCommand(),
 		a.versionCommand(),
 		a.manCommand(),
 	}
