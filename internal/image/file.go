@@ -52,7 +52,7 @@ func (f *File) ReadAt(p []byte, off int64) (n int, err error) {
 		i := sort.Search(len(f.pieces), func(i int) bool { return f.pieces[i].where > at }) - 1
 		if f.last != i+1 {
 			f.last = 0
-			if f.data, err = f.c.read(&f.pieces[i].block, &f.buf, false); err != nil {
+			if f.data, err = f.c.readPayload(&f.pieces[i].block, &f.buf, false); err != nil {
 				return n, err
 			}
 			f.last = i + 1
