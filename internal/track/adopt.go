@@ -22,7 +22,7 @@ func Adopt(pid, fd int) (*WriteProtect, error) {
 		pagemap.Close()
 		return nil, err
 	}
-	return &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap, layout: layout}, nil
+	return &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap, layout: layout, begun: true}, nil
 }
 
 // Fd returns the descriptor that keeps the tracking alive. It stays the
@@ -34,7 +34,7 @@ func (w *WriteProtect) Fd() int { return w.fd.Fd() }
 // then follows nothing, and all memory counts as written.
 func (w *WriteProtect) Follows(mappings []proc.Mapping) bool {
 	for _, m := range mappings {
-		if err := w.fd.Register(m.Start, m.Len(), uffd.RegisterWP); err != nil {
+		if err := w.register(m.Range); err != nil {
 			continue // it may have gone, or be another userfaultfd's
 		}
 		any, follows := false, false

@@ -58,6 +58,8 @@ type WriteProtect struct {
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
+	begun   bool         // there has been a round, perhaps of an earlier command
+	foreign []proc.Range // what another userfaultfd had before the first one
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -117,6 +119,7 @@ func (w *WriteProtect) Close() error {
 
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
+	w.findForeign(mappings)
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
