@@ -15,6 +15,7 @@ import (
 	"stasis/internal/image"
 	"stasis/internal/pager"
 	"stasis/internal/store"
+	"stasis/internal/track"
 	"stasis/internal/workdir"
 )
 
@@ -36,6 +37,12 @@ type RestoreOptions struct {
 	// Force restores although the checks found a conflict that CRIU might
 	// still cope with, such as another kernel or a changed file.
 	Force bool
+
+	// Track keeps track of what the tree writes from its first instruction on,
+	// so that a dump with this checkpoint as its parent copies only that, as with
+	// DumpOptions.Track. A lazy restore cannot: the next dump then compares all
+	// memory.
+	Track bool
 
 	// Sibling makes the root of the tree a child of this process' parent.
 	Sibling bool
@@ -108,6 +115,7 @@ type restore struct {
 	opts  RestoreOptions
 	begun time.Time
 
+	lock       *chain.Lock // nil when the checkpoint is not in a folder
 	checkpoint *image.Checkpoint
 	criuOpts   CRIUOptions
 	criu       *criu.Binary
@@ -118,12 +126,15 @@ type restore struct {
 	result     RestoreResult
 	done       bool
 
+	arm      *criu.Arm                   // with Track
+	trackers map[int]*track.WriteProtect // by the pid that this machine sees; filled while CRIU lets the tree go
+
 	guardStarts func() (*guard.Guard, error) // nil when CRIU has all memory
 }
 
 // open reads the manifest and the index, and checks both.
 func (r *restore) open(ctx context.Context) error {
-	src, err := r.openCheckpoint()
+	src, err := r.openCheckpoint(ctx)
 	if err != nil {
 		return err
 	}
@@ -154,9 +165,12 @@ func (r *restore) open(ctx context.Context) error {
 
 // openCheckpoint opens the checkpoint with its ancestors, all of which have to
 // be there.
-func (r *restore) openCheckpoint() (src store.Source, err error) {
+func (r *restore) openCheckpoint(ctx context.Context) (src store.Source, err error) {
 	near := r.opts.Dir
 	if src = r.opts.Source; src == nil {
+		if r.lock, err = chain.LockShared(ctx, near, r.opts.Near...); err != nil {
+			return nil, r.fail(StepOpen, kindOfOpening(err), err)
+		}
 		if src, err = store.OpenFolder(near); err != nil {
 			return nil, r.fail(StepOpen, ErrInput, err)
 		}
@@ -175,6 +189,16 @@ func (r *restore) openCheckpoint() (src store.Source, err error) {
 		return nil, r.fail(StepOpen, ErrInput, missing)
 	}
 	return src, nil
+}
+
+// kindOfOpening tells a checkpoint that cannot be read from one that is not there.
+func kindOfOpening(err error) error {
+	var damage *image.DamageError
+	var version *image.VersionError
+	if errors.As(err, &damage) || errors.As(err, &version) {
+		return ErrDamaged
+	}
+	return ErrInput
 }
 
 // none is the result of work that has none.
@@ -342,6 +366,7 @@ func (r *restore) finish() (*RestoreResult, error) {
 		}
 		r.guard = nil
 	}
+	r.keepTrackers()
 	r.done = true
 	r.result.Took = time.Since(r.begun)
 	return &r.result, nil

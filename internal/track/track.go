@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -60,6 +61,7 @@ type WriteProtect struct {
 	layout  *proc.Layout
 	begun   bool         // there has been a round, perhaps of an earlier command
 	foreign []proc.Range // what another userfaultfd had before the first one
+	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -120,6 +122,7 @@ func (w *WriteProtect) Close() error {
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
 	w.findForeign(mappings)
+	w.armed = w.armed[:0]
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
@@ -135,6 +138,11 @@ func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
 	armed, err := w.arm(r)
 	if err != nil || !armed {
 		return err
+	}
+	if n := len(w.armed); n > 0 && w.armed[n-1].End == r.Start {
+		w.armed[n-1].End = r.End
+	} else {
+		w.armed = append(w.armed, r)
 	}
 	err = w.pagemap.Protect(r, visit)
 	if errors.Is(err, unix.EPERM) {
@@ -157,19 +165,51 @@ func (w *WriteProtect) unlessGone(err error) error {
 // Kind implements [Tracker].
 func (w *WriteProtect) Kind() Kind { return KindUserfaultfd }
 
-// Look implements [Tracker].
+// Look implements [Tracker]. The kernel says of a page only that somebody tracks
+// it: with another one's userfaultfd there, a page that is not written says
+// nothing to us.
 func (w *WriteProtect) Look(ranges []proc.Range, visit func(r proc.Run, changed bool)) error {
-	pagemap, err := proc.OpenPagemap(w.pid) // of the address space that the process has now
+	return w.scan(ranges, func(run proc.Run) { visit(run, run.Changed() || !w.follows(run.Range)) })
+}
+
+// Unwritten visits the runs of pages in some ranges that were not written since
+// the tracker's last round, or that of the command before. It is for a tracker
+// that has not begun its round.
+func Unwritten(t Tracker, ranges []proc.Range, visit func(proc.Range)) error {
+	if w, ok := t.(*WriteProtect); ok {
+		return w.scan(ranges, func(run proc.Run) {
+			if !run.Changed() {
+				visit(run.Range)
+			}
+		})
+	}
+	return t.Look(ranges, func(run proc.Run, changed bool) {
+		if !changed {
+			visit(run.Range)
+		}
+	})
+}
+
+// scan visits the pages that are there in the address space that the process
+// has now.
+func (w *WriteProtect) scan(ranges []proc.Range, visit func(proc.Run)) error {
+	pagemap, err := proc.OpenPagemap(w.pid)
 	if err != nil {
 		return err
 	}
 	defer pagemap.Close()
 	for _, r := range ranges {
-		if err := pagemap.Scan(r, func(run proc.Run) { visit(run, run.Changed()) }); err != nil {
+		if err := pagemap.Scan(r, visit); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// follows says whether a range lies in what this tracker has armed.
+func (w *WriteProtect) follows(r proc.Range) bool {
+	i := sort.Search(len(w.armed), func(i int) bool { return w.armed[i].End > r.Start })
+	return i < len(w.armed) && w.armed[i].Start <= r.Start && r.End <= w.armed[i].End
 }
 
 // Rearm implements [Tracker]. It cannot fail in a way that counts: a page that
