@@ -36,7 +36,7 @@ func TestAnotherClearingIsNoticed(t *testing.T) {
 		t.Errorf("the round found %d pages, want all %d", len(got), pagesInTable)
 	}
 	if got := s.round(); len(got) != 0 {
-		t.Errorf("the round after found %v", got)
+		t.Errorf("the round after found %s", brief(got))
 	}
 }
 
@@ -73,13 +73,13 @@ func TestAProcessThatCannotBeStopped(t *testing.T) {
 	s.Ask("write 3")
 	for range 2 { // and again, because the bits are left alone
 		if got := s.round(); len(got) != 1 || !got[3] {
-			t.Errorf("%v counts as written, want page 3", got)
+			t.Errorf("%s counts as written, want page 3", brief(got))
 		}
 	}
 	softDirty(s).hold = real
 	s.Ask("write 4")
 	if got := s.round(); len(got) != 2 || !got[3] || !got[4] {
-		t.Errorf("%v counts as written, want pages 3 and 4", got)
+		t.Errorf("%s counts as written, want pages 3 and 4", brief(got))
 	}
 }
 
