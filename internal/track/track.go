@@ -59,6 +59,8 @@ type WriteProtect struct {
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
+	begun   bool         // there has been a round, perhaps of an earlier command
+	foreign []proc.Range // what another userfaultfd had before the first one
 	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
 }
 
@@ -119,6 +121,7 @@ func (w *WriteProtect) Close() error {
 
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
+	w.findForeign(mappings)
 	w.armed = w.armed[:0]
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
