@@ -82,9 +82,7 @@ func (d *dump) takeUp() error {
 		return nil
 	}
 	if err != nil {
-		// Whatever it has stays armed and is not touched: what it guards counts
-		// as written (see track.WriteProtect.Split).
-		d.note("the process that keeps the trackers, %s, is of no use (%v): all memory is copied during the freeze; end that process", keeper.Name, err)
+		d.withoutKeeper(err)
 		return nil
 	}
 	d.kept = true
@@ -211,15 +209,32 @@ func eligible(maps []proc.Mapping) (list []proc.Mapping) {
 // protects pages anew: from here on what the keeper has is not all that was
 // written since the parent. Trackers that are of no use are ended, as a mapping
 // can have only one.
-func (d *dump) disarmKeeper() error {
+func (d *dump) disarmKeeper() {
 	if !d.kept {
-		return nil
+		return
 	}
 	d.disarmed = true
-	if root := d.tree[0]; d.adopted == nil {
-		return keeper.Stop(root.PID, root.StartTime)
+	root := d.tree[0]
+	if d.adopted == nil {
+		if err := keeper.Stop(root.PID, root.StartTime); err != nil {
+			d.withoutKeeper(err)
+		}
+		return
 	}
-	return keeper.Disarm(d.tree[0])
+	if err := keeper.Disarm(root); err != nil {
+		for who, tracker := range d.adopted {
+			tracker.Close()
+			delete(d.adopted, who)
+		}
+		d.withoutKeeper(err)
+	}
+}
+
+// withoutKeeper does without trackers that cannot be had. What they guard stays
+// theirs: it counts as written, and is not protected anew, so that they go on
+// to be right for their parent.
+func (d *dump) withoutKeeper(err error) {
+	d.note("the process %s that tracks the writes is of no use (%v): all memory is copied, most of it during the freeze; end that process", keeper.Name, err)
 }
 
 // endTracking ends the trackers of a dump that failed after they were taken out

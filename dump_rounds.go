@@ -26,9 +26,7 @@ const (
 
 // arm begins to track the writes of every process of the tree.
 func (d *dump) arm() error {
-	if err := d.disarmKeeper(); err != nil {
-		return err
-	}
+	d.disarmKeeper()
 	d.processes = make(map[int]*process)
 	return d.follow()
 }
