@@ -31,6 +31,9 @@ func (d *dump) openParent() error {
 	}
 	var err error
 	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
+		if isDamage(err) {
+			return d.fail(StepPrepare, nil, err)
+		}
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}
 	m := d.parent.Manifest()
