@@ -143,13 +143,24 @@ func (d *dump) startTracker(p *process) (err error) {
 			p.tracker, p.looked = kept, make(map[proc.Range]bool)
 			return nil
 		}
-		kept.Close() // it has executed another program
+		kept.Close()
+		d.note("process %d (%s) has executed another program since the parent, or another userfaultfd has its memory: all of it is compared with the parent", who.pid, p.task.Comm)
 	}
 	p.tracker, err = track.NewWriteProtectBy(d.injector.Userfaultfd, who.pid)
 	if errors.Is(err, track.ErrUnavailable) || errors.Is(err, proc.ErrGone) {
 		return nil
 	}
 	return err
+}
+
+// noteForeign tells of memory that cannot be tracked because somebody else
+// does something of the kind. It is copied during the freeze.
+func (d *dump) noteForeign() {
+	for pid, p := range d.processes {
+		if p.tracker != nil && p.tracker.Foreign() > 0 {
+			d.note("%d KiB of memory of process %d (%s) have a userfaultfd of another program: they are copied during the freeze", p.tracker.Foreign()>>10, pid, p.task.Comm)
+		}
+	}
 }
 
 // unknownPages visits the pages of a process that were not written since the

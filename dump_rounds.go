@@ -92,10 +92,11 @@ func (d *dump) copyRounds(ctx context.Context) error {
 			return err
 		}
 		if copied <= enough || before > 0 && float64(copied) > shrinkLimit*float64(before) {
-			return nil
+			break
 		}
 		before = copied
 	}
+	d.noteForeign()
 	return nil
 }
 

@@ -3,6 +3,8 @@ package track
 import (
 	"errors"
 
+	"golang.org/x/sys/unix"
+
 	"stasis/internal/proc"
 	"stasis/internal/uffd"
 )
@@ -29,6 +31,9 @@ func (w *WriteProtect) arm(r proc.Range) (bool, error) {
 		return false, w.unlessGone(err)
 	}
 	if err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			w.foreign += r.Len()
+		}
 		return false, w.unlessGone(err)
 	}
 	is, err := w.look(r)

@@ -44,6 +44,7 @@ type WriteProtect struct {
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
 	armed   map[proc.Range]bool // the mappings of the last round that this tracker follows
+	foreign uint64              // bytes of the mappings of the last round that another userfaultfd has
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -103,7 +104,7 @@ func (w *WriteProtect) Close() error {
 
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
-	w.armed = make(map[proc.Range]bool, len(mappings))
+	w.armed, w.foreign = make(map[proc.Range]bool, len(mappings)), 0
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
@@ -116,6 +117,10 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 // round. The kernel says of a page only that somebody tracks it: with another
 // one's userfaultfd there, a page that is not written says nothing to us.
 func (w *WriteProtect) Armed(mapping proc.Range) bool { return w.armed[mapping] }
+
+// Foreign is how many bytes of the mappings of the last round cannot be tracked
+// because a userfaultfd of somebody else has them.
+func (w *WriteProtect) Foreign() uint64 { return w.foreign }
 
 // roundOf arms a mapping, which does nothing where it is armed already, and
 // asks for its written pages. A mapping may have gone, or been replaced, since

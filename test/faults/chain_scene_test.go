@@ -30,9 +30,11 @@ type chained struct {
 	made *int
 }
 
-func newChain(t *testing.T) *chained {
+func newChain(t *testing.T) *chained { t.Helper(); return newChainOf(t, features...) }
+
+func newChainOf(t *testing.T, features ...string) *chained {
 	t.Helper()
-	c := &chained{scene: newScene(t), room: t.TempDir(), made: new(int)}
+	c := &chained{scene: newSceneOf(t, features...), room: t.TempDir(), made: new(int)}
 	c.tracked = true
 	t.Cleanup(func() { _ = stasis.StopTracker(c.p.PID()) })
 	return c

@@ -75,7 +75,9 @@ type scene struct {
 // are born: memory that they share would be CRIU's to dump.
 var features = []string{"tree:mib=2,children=2", "tcp", "threads:count=4", "mem:mib=16,rate=20,watch=no"}
 
-func newScene(t *testing.T) *scene {
+func newScene(t *testing.T) *scene { t.Helper(); return newSceneOf(t, features...) }
+
+func newSceneOf(t *testing.T, features ...string) *scene {
 	t.Helper()
 	require.Root(t)
 	require.CRIU(t)
