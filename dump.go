@@ -47,6 +47,9 @@ type DumpOptions struct {
 	// this one as its parent. A small process, stasis-tracker, does that until
 	// the tree ends; see [Trackers].
 	Track bool
+	// Tracker is how writes are tracked: auto, userfaultfd, soft-dirty or none;
+	// "": auto, the best that works on this kernel.
+	Tracker string
 	// MaxChain is how many checkpoints a chain may have before a dump begins a
 	// new one in spite of Parent; 0: any number.
 	MaxChain int
@@ -63,6 +66,13 @@ type DumpOptions struct {
 	// FinalBuffer bounds the RAM in bytes for the last pages; what does not
 	// fit is written while the tree is frozen. 0: DefaultFinalBuffer.
 	FinalBuffer int
+
+	// Nice is how much less priority the dump has than other programs while the
+	// tree runs: 0 to 19 as in nice(1). The last copy, for which the tree stands
+	// still, is never slowed down.
+	Nice int
+	// Bandwidth is how many bytes per second are written at most; 0: no limit.
+	Bandwidth int64
 
 	// Progress, if set, is called now and then, from one goroutine at a time.
 	Progress func(Progress)
@@ -128,6 +138,7 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, e
 		}
 	}
 	d.keepTrackers()
+	d.autoDedup()
 	return d.result(), nil
 }
 

@@ -1,6 +1,7 @@
 package stasis
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -25,11 +26,13 @@ import (
 // for the very checkpoint that it was armed for.
 
 // openParent opens the checkpoint that this one builds on.
-func (d *dump) openParent() error {
+func (d *dump) openParent(ctx context.Context) (err error) {
 	if d.opts.Parent == "" {
 		return nil
 	}
-	var err error
+	if d.parentLock, err = chain.LockShared(ctx, d.opts.Parent); err != nil {
+		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
+	}
 	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
 		if isDamage(err) {
 			return d.fail(StepPrepare, nil, err)
@@ -47,10 +50,32 @@ func (d *dump) openParent() error {
 	return d.parentThere(StepPrepare)
 }
 
-func (d *dump) leaveParent() error {
-	err := d.parent.Close()
-	d.parent, d.opts.Parent = nil, ""
+// leaveParent closes the parent and lets go of it.
+func (d *dump) leaveParent() (err error) {
+	if d.parent != nil {
+		err = d.parent.Close()
+		d.parent = nil
+	}
+	if d.parentLock != nil {
+		err = errors.Join(err, d.parentLock.Unlock())
+		d.parentLock = nil
+	}
 	return err
+}
+
+// autoDedup gives back what the ancestors hold and nobody needs any more. The
+// checkpoint is there already, whatever comes of it.
+func (d *dump) autoDedup() {
+	if !d.opts.AutoDedup || d.opts.Dir == "" || d.manifest.Parent == "" {
+		return
+	}
+	err := d.leaveParent()
+	if err == nil {
+		_, err = chain.AutoDedup(d.opts.Dir)
+	}
+	if err != nil {
+		d.note("the space of the parent is not given back (%v): run stasis dedup %s", err, d.opts.Dir)
+	}
 }
 
 // parentPath is the parent's folder as the new checkpoint's manifest names it.
@@ -103,9 +128,9 @@ func (d *dump) takeUp() error {
 			d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: at, End: at + proc.PageSize}})
 		}
 	}
-	d.adopted = make(map[identity]*track.WriteProtect, len(fds))
+	d.adopted = make(map[identity]track.Tracker, len(fds))
 	for i, p := range state.Processes {
-		tracker, err := track.Adopt(p.PID, fds[i])
+		tracker, err := track.Resume(track.Kind(state.Tracker), d.injector, p.PID, fds[i])
 		if err != nil {
 			continue // the process has ended
 		}
@@ -125,6 +150,8 @@ func (d *dump) distrust(state *keeper.State) string {
 	switch {
 	case d.parent == nil:
 		return "there is no parent"
+	case track.Kind(state.Tracker) != d.trackerKind:
+		return fmt.Sprintf("the writes were tracked by %s, and this dump uses %s", state.Tracker, d.trackerKind)
 	case state.Armed == "":
 		return "a dump that used the tracker did not succeed"
 	case state.Armed != d.parent.Manifest().ID:
@@ -135,7 +162,7 @@ func (d *dump) distrust(state *keeper.State) string {
 
 // startTracker gives a process a tracker: the one that was kept, or a new one,
 // or none where the process cannot be tracked.
-func (d *dump) startTracker(p *process) (err error) {
+func (d *dump) startTracker(p *process) error {
 	who := identity{p.task.PID, p.task.StartTime}
 	if kept := d.adopted[who]; kept != nil {
 		delete(d.adopted, who)
@@ -146,19 +173,26 @@ func (d *dump) startTracker(p *process) (err error) {
 		kept.Close()
 		d.note("process %d (%s) has executed another program since the parent, or another userfaultfd has its memory: all of it is compared with the parent", who.pid, p.task.Comm)
 	}
-	p.tracker, err = track.NewWriteProtectBy(d.injector.Userfaultfd, who.pid)
-	if errors.Is(err, track.ErrUnavailable) || errors.Is(err, proc.ErrGone) {
-		return nil
+	if d.trackerKind == track.KindNone {
+		return nil // all of it is copied during the freeze, once
 	}
-	return err
+	tracker, err := track.Start(d.trackerKind, d.injector, who.pid)
+	switch {
+	case errors.Is(err, track.ErrUnavailable), errors.Is(err, proc.ErrGone):
+		return nil
+	case err != nil:
+		return err
+	}
+	p.tracker = tracker
+	return nil
 }
 
 // noteForeign tells of memory that cannot be tracked because somebody else
 // does something of the kind. It is copied during the freeze.
 func (d *dump) noteForeign() {
 	for pid, p := range d.processes {
-		if p.tracker != nil && p.tracker.Foreign() > 0 {
-			d.note("%d KiB of memory of process %d (%s) have a userfaultfd of another program: they are copied during the freeze", p.tracker.Foreign()>>10, pid, p.task.Comm)
+		if tracker, ok := p.tracker.(*track.WriteProtect); ok && tracker.Foreign() > 0 {
+			d.note("%d KiB of memory of process %d (%s) have a userfaultfd of another program: they are copied during the freeze", tracker.Foreign()>>10, pid, p.task.Comm)
 		}
 	}
 }
@@ -171,26 +205,29 @@ func (d *dump) unknownPages(p *process, visit func(proc.Range)) error {
 	if p.looked == nil {
 		return nil
 	}
-	pagemap, err := proc.OpenPagemap(p.task.PID)
-	if err != nil {
-		return err
-	}
-	defer pagemap.Close()
+	var unseen []proc.Range
 	for _, m := range p.ours {
-		if p.looked[m.Range] {
-			continue
-		}
-		p.looked[m.Range] = true
-		err := pagemap.Scan(m.Range, func(run proc.Run) {
-			if !run.Changed() {
-				d.notInParent(p, run.Range, visit)
-			}
-		})
-		if err != nil {
-			return err
+		if !p.looked[m.Range] {
+			p.looked[m.Range] = true
+			unseen = append(unseen, m.Range)
 		}
 	}
-	return nil
+	return track.Unwritten(p.tracker, unseen, func(r proc.Range) { d.notInParent(p, r, visit) })
+}
+
+// allLooked says whether unknownPages has looked at everything in a range.
+func (p *process) allLooked(r proc.Range) bool {
+	if p.looked == nil {
+		return true
+	}
+	i := sort.Search(len(p.ours), func(i int) bool { return p.ours[i].End > r.Start })
+	for at := r.Start; at < r.End; i++ {
+		if i == len(p.ours) || p.ours[i].Start > at || !p.looked[p.ours[i].Range] {
+			return false
+		}
+		at = p.ours[i].End
+	}
+	return true
 }
 
 // notInParent visits the parts of a range that the parent does not have.
@@ -270,7 +307,7 @@ func (d *dump) keepTrackers() {
 		return
 	}
 	state := &keeper.State{
-		Root: root.PID, Start: root.StartTime, Comm: root.Comm, Tracker: "userfaultfd",
+		Root: root.PID, Start: root.StartTime, Comm: root.Comm, Tracker: string(d.trackerKind),
 		Armed: d.manifest.ID, Dir: d.opts.Dir, Since: d.manifest.Created,
 	}
 	if dir, err := filepath.Abs(d.opts.Dir); err == nil && d.opts.Dir != "" {
@@ -281,8 +318,10 @@ func (d *dump) keepTrackers() {
 		if p.tracker == nil {
 			continue
 		}
-		state.Processes = append(state.Processes, keeper.Process{PID: pid, Start: p.task.StartTime})
-		fds = append(fds, p.tracker.Fd())
+		if fd := p.tracker.Fd(); fd >= 0 {
+			state.Processes = append(state.Processes, keeper.Process{PID: pid, Start: p.task.StartTime})
+			fds = append(fds, fd)
+		}
 	}
 	if d.preDump {
 		for _, lost := range d.dropped {
@@ -317,6 +356,7 @@ func (d *dump) writePreDump() error {
 		}
 	}
 	d.sortPresent()
+	d.frozen = time.Now() // which it never was; the manifest has it as the time of the pre-dump
 	d.thawed = d.frozen
 	return d.publish()
 }
@@ -336,11 +376,20 @@ func (d *dump) notePages(pid int, p *process) error {
 	return nil
 }
 
-// protectFrozen protects the pages that this dump has a copy of once it ends,
-// so that the next one begins with what is written after the freeze. It cannot
-// fail in a way that counts: a page that is not protected counts as written.
-func (d *dump) protectFrozen(pagemap *proc.Pagemap, r proc.Range) {
-	_ = pagemap.Protect(r, func(proc.Run) {})
+// rearm begins the next round of the trackers in the freeze, when all that was
+// written is known: the next dump begins with what is written from now on.
+func (d *dump) rearm() {
+	if !d.opts.Track {
+		return
+	}
+	for pid, ranges := range d.hidden {
+		if p := d.processes[pid]; p.tracker != nil {
+			if err := p.tracker.Rearm(ranges); err != nil {
+				p.tracker.Close()
+				p.tracker = nil // so that it is not kept
+			}
+		}
+	}
 }
 
 // pausedFor is how long the tree stood still.

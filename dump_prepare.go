@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"stasis/internal/capture"
+	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
@@ -35,21 +36,23 @@ type dump struct {
 	reporting sync.Mutex // held while opts.Progress runs
 
 	// prepare
-	criu     *criu.Binary
-	engine   Engine
-	lock     *treeLock
-	target   store.Target
-	writer   *image.Writer
-	work     *workdir.Dir
-	injector *inject.Helper  // arms the trackers, and never dies halfway; nil with EngineCRIU
-	blind    *criu.Blind     // with EngineBlind
-	lazy     *criu.LazyDump  // with EngineLazyPages
-	summary  []image.Process // of the tree, for the manifest
+	criu        *criu.Binary
+	engine      Engine
+	lock        *treeLock
+	target      store.Target
+	writer      *image.Writer
+	work        *workdir.Dir
+	trackerKind track.Kind      // how writes are tracked
+	injector    *inject.Helper  // arms the trackers, and never dies halfway; nil with EngineCRIU
+	blind       *criu.Blind     // with EngineBlind
+	lazy        *criu.LazyDump  // with EngineLazyPages
+	summary     []image.Process // of the tree, for the manifest
 
 	// prepare, where it builds on another checkpoint
-	parent  *image.Checkpoint
-	kept    bool                             // a keeper has trackers of the tree
-	adopted map[identity]*track.WriteProtect // trackers that were kept since the parent
+	parent     *image.Checkpoint
+	parentLock *chain.Lock
+	kept       bool                       // a keeper has trackers of the tree
+	adopted    map[identity]track.Tracker // trackers that were kept since the parent
 	// disarmed: the keeper has been told that its trackers are out of use.
 	disarmed bool
 
@@ -78,9 +81,9 @@ type dump struct {
 // process is one process of the tree while it is followed.
 type process struct {
 	task    *proc.Task
-	tracker *track.WriteProtect // nil: its memory is copied during the freeze
-	maps    []proc.Mapping      // as smaps showed them in the last round
-	ours    []proc.Mapping      // those of maps that Stasis copies
+	tracker track.Tracker  // nil: its memory is copied during the freeze
+	maps    []proc.Mapping // as smaps showed them in the last round
+	ours    []proc.Mapping // those of maps that Stasis copies
 
 	// looked has the mappings, with a tracker that was kept, whose unchanged
 	// pages have been compared with what the parent has; nil with a new tracker.
@@ -113,26 +116,30 @@ func (d *dump) prepare(ctx context.Context) error {
 	if d.summary, err = summarize(d.tree); err != nil {
 		return err
 	}
-	if err := d.openParent(); err != nil {
+	if err := d.openParent(ctx); err != nil {
 		return err
 	}
-	if err := d.takeUp(); err != nil {
-		return err
+	if d.trackerKind, err = track.Choose(track.Kind(d.opts.Tracker)); err != nil {
+		return d.fail(StepPrepare, ErrInput, err)
+	}
+	if d.preDump && d.trackerKind == track.KindNone {
+		return d.fail(StepPrepare, ErrInput, errors.New("a pre-dump is of no use where nothing tracks what the process writes from then on: dump at once"))
 	}
 	if d.engine != EngineCRIU {
 		if d.injector, err = inject.StartHelper(); err != nil {
 			return err
 		}
 	}
-	return d.openCheckpoint()
+	if err := d.takeUp(); err != nil {
+		return err
+	}
+	return d.openCheckpoint(ctx)
 }
 
 // prepareCRIU finds CRIU and a folder for its images. A pre-dump does without.
 func (d *dump) prepareCRIU(ctx context.Context) (err error) {
 	if d.preDump {
-		if d.engine = EngineBlind; !proc.CanScan() {
-			return d.fail(StepPrepare, ErrInput, errors.New("this kernel cannot tell what a process writes (Linux 6.7): a pre-dump would be of no use; dump at once"))
-		}
+		d.engine = EngineBlind // as good as any: it is CRIU's business
 		return nil
 	}
 	if d.criu, err = criu.Find(ctx, d.opts.CRIUPath); err != nil {
@@ -146,7 +153,7 @@ func (d *dump) prepareCRIU(ctx context.Context) (err error) {
 }
 
 // openCheckpoint opens the place where the checkpoint goes.
-func (d *dump) openCheckpoint() error {
+func (d *dump) openCheckpoint(ctx context.Context) error {
 	compressor, err := codec.New(d.opts.Compression, d.opts.Level)
 	if err != nil {
 		return d.fail(StepPrepare, ErrInput, err)
@@ -155,6 +162,9 @@ func (d *dump) openCheckpoint() error {
 		if d.target, err = store.CreateFolder(d.opts.Dir); err != nil {
 			return d.fail(StepPrepare, ErrInput, err)
 		}
+	}
+	if d.opts.Bandwidth > 0 {
+		d.target = store.Limit(ctx, d.target, d.opts.Bandwidth)
 	}
 	var id [16]byte
 	rand.Read(id[:])
@@ -180,6 +190,10 @@ func (o *DumpOptions) complete() error {
 		return fmt.Errorf("a chain of at most %d checkpoints: it must not be negative", o.MaxChain)
 	case o.MaxRounds < 0:
 		return fmt.Errorf("%d rounds: it must not be negative", o.MaxRounds)
+	case o.Nice < 0 || o.Nice > 19:
+		return fmt.Errorf("a priority of %d: it must be 0 to 19, as in nice(1)", o.Nice)
+	case o.Bandwidth < 0:
+		return fmt.Errorf("a bandwidth of %d bytes per second: it must not be negative", o.Bandwidth)
 	case o.FinalBuffer < 0:
 		return fmt.Errorf("a final buffer of %d bytes: it must not be negative", o.FinalBuffer)
 	}
@@ -318,9 +332,7 @@ func (d *dump) cleanUp() {
 	if d.writer != nil && d.manifest == nil {
 		_ = d.writer.Abort() // the dump has failed for another reason already
 	}
-	if d.parent != nil {
-		d.parent.Close()
-	}
+	_ = d.leaveParent()
 	if d.blind != nil {
 		d.blind.Close()
 	}

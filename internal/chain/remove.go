@@ -45,7 +45,9 @@ func checkpointsIn(dirs []string) ([]string, error) {
 		if _, err := store.OpenData(dir); err != nil {
 			return nil, err
 		}
-		out = append(out, realPath(absolute(dir)))
+		if dir = realPath(absolute(dir)); !slices.Contains(out, dir) {
+			out = append(out, dir)
+		}
 	}
 	return out, nil
 }
@@ -98,10 +100,10 @@ func (f *forest) leftovers(dirs []string) []*entry {
 
 // remove does what Remove does, of what is locked.
 func (f *forest) remove(dirs []string, l *Lock, o *Options) (*Report, error) {
-	r := &Report{}
+	r := newReport()
 	var list []*entry
 	for _, e := range f.stale() {
-		if o.DryRun || !l.has(e.dir) {
+		if o.DryRun || !l.has(e.dir) || slices.Contains(dirs, e.dir) {
 			continue
 		}
 		if err := e.unlist(o); err != nil {

@@ -31,7 +31,7 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 		t.Errorf("removed once more: %+v, %v", r, err)
 	}
 	// It goes when nobody needs it any more, whoever is removed last.
-	if _, err := Remove([]string{line[3], line[2]}, Options{}); err != nil {
+	if _, err := Remove([]string{line[3], line[2], line[3]}, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	delete(w.ckpts, line[2])

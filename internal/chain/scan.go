@@ -62,8 +62,9 @@ func scan(targets, roots []string) (*forest, error) {
 			return nil, err
 		}
 	}
-	for i := 0; i < len(f.entries); i++ { // grows
-		e := f.entries[i]
+	for done := 0; done < len(f.entries); { // it grows
+		e := f.entries[done]
+		done++
 		if e.m != nil {
 			for _, o := range e.m.Origins {
 				f.follow(e, o)
@@ -120,9 +121,7 @@ func (f *forest) readPlace(place string) error {
 
 // read reads the checkpoint in a folder, where there is one and it was not read before, under whatever name.
 func (f *forest) read(dir string) {
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
-	}
+	dir = realPath(dir)
 	if f.dirs[dir] != nil {
 		return
 	}
@@ -185,8 +184,10 @@ func (f *forest) ancestors(e *entry) []*entry {
 			}
 		}
 	}
-	for i := 0; i < len(list); i++ { // grows
-		if m := list[i].m; m != nil {
+	for done := 0; done < len(list); { // it grows
+		m := list[done].m
+		done++
+		if m != nil {
 			add(m.Parent)
 			for _, o := range m.Origins {
 				add(o.ID)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -164,7 +165,7 @@ func (w *world) dump(dir, parent string, m *model) {
 	if err := lock.Note(dir, id); err != nil {
 		w.t.Fatal(err)
 	}
-	manifest := &image.Manifest{Kind: m.kind, Name: filepath.Base(dir), RootPID: 7, Processes: []image.Process{{PID: 7, Comm: "test"}}}
+	manifest := &image.Manifest{Kind: m.kind, Created: time.Unix(int64(w.count)*3600, 0), Name: filepath.Base(dir), RootPID: 7, Processes: []image.Process{{PID: 7, Comm: "test"}}}
 	if err := writer.Finish(present, manifest); err != nil {
 		w.t.Fatal(err)
 	}

@@ -34,6 +34,8 @@ func (a *app) locate(arg string) (string, error) {
 	}
 	if named := filepath.Join(a.config.Checkpoint.Dir, arg); hasManifest(named) {
 		return named, nil
+	} else if _, err := os.Stat(filepath.Join(named, store.RemovedName)); err == nil {
+		return named, nil // whoever opens it says so
 	}
 	if _, err := os.Stat(arg); err == nil {
 		return arg, nil // what is wrong with that folder is said when it is opened
@@ -67,7 +69,7 @@ func (a *app) checkpointNames() []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if hasManifest(filepath.Join(a.config.Checkpoint.Dir, e.Name())) {
+		if !strings.HasPrefix(e.Name(), ".") && hasManifest(filepath.Join(a.config.Checkpoint.Dir, e.Name())) {
 			names = append(names, e.Name())
 		}
 	}
@@ -170,11 +172,14 @@ func checkParent(dir string) error {
 
 // newName makes a name of the command and the time, with a number where that is taken.
 func (a *app) newName(pid int) string {
-	comm := "process"
 	if task, err := proc.ReadTask(pid); err == nil {
-		comm = tidy(task.Comm)
+		return a.newNameOf(task.Comm)
 	}
-	base := fmt.Sprintf("%s-%s", comm, time.Now().UTC().Format("20060102T150405"))
+	return a.newNameOf("process")
+}
+
+func (a *app) newNameOf(comm string) string {
+	base := fmt.Sprintf("%s-%s", tidy(comm), time.Now().UTC().Format("20060102T150405"))
 	taken := a.checkpointNames()
 	name := base
 	for n := 2; slices.Contains(taken, name); n++ {

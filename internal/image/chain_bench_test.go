@@ -18,7 +18,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 		b.Fatal(err)
 	}
 	m := testManifest()
-	indexes, origins, err := w.indexes(fill(w), false)
+	indexes, plan, err := w.indexes(fill(w), false)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -26,7 +26,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 	if err != nil {
 		b.Fatal(err)
 	}
-	w.describe(m, tails, origins)
+	w.describe(m, tails, plan.format(), plan.origins)
 	text, err := m.encode()
 	if err != nil {
 		b.Fatal(err)
@@ -207,6 +207,66 @@ func BenchmarkPutChanged(b *testing.B) {
 					b.ReportMetric(float64(stored)/float64(len(pages)), "bytes/page")
 				})
 			}
+		}
+	}
+}
+
+// BenchmarkReadDeltas reads all blocks of a checkpoint that is on disk and in the page cache: one of pages, one on it whose pages
+// all are differences, and one of which one in 32 is.
+func BenchmarkReadDeltas(b *testing.B) {
+	const size = 256 << 20
+	for _, codecName := range []string{"none", "lz4", "zstd"} {
+		parent, page := heapParent(b, size, codecName)
+		read := func(name string, c *Checkpoint) {
+			b.Run(codecName+"/"+name, func(b *testing.B) {
+				b.SetBytes(size)
+				var buffer Buffer
+				for b.Loop() {
+					for i := range c.Blocks() {
+						if _, err := c.ReadBlock(i, &buffer); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+				b.ReportMetric(float64(c.manifest.Figures.BytesDelta)/size, "delta")
+			})
+		}
+		read("pages", parent)
+		for _, every := range []int{1, 32} {
+			dir := filepath.Join(b.TempDir(), "child")
+			target, err := store.CreateFolder(dir)
+			if err != nil {
+				b.Fatal(err)
+			}
+			w, err := NewWriter(target, WriterOptions{Shards: 4, Codec: newCodec(b, codecName), ID: [16]byte{1}, Parent: parent})
+			if err != nil {
+				b.Fatal(err)
+			}
+			var pages []int
+			for p := 0; p < size/PageSize; p += every {
+				pages = append(pages, p)
+			}
+			data := make([]byte, MaxBlock)
+			for chunk := range slices.Chunk(pages, MaxPages) {
+				var extents []Extent
+				for n, p := range chunk {
+					page(p, data[n*PageSize:])
+					le.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
+					extents = append(extents, Extent{uint64(p) * PageSize, 1})
+				}
+				put(b, w, 0, 7, data[:len(chunk)*PageSize], extents...)
+			}
+			finish(b, w, map[int][]Range{7: {{0, size}}})
+			src, err := store.OpenFolder(dir)
+			if err != nil {
+				b.Fatal(err)
+			}
+			c, err := OpenChain(src, func([16]byte) (store.Source, error) { return parent.src, nil })
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { _ = c.Close() })
+			read(fmt.Sprintf("1in%d", every), c)
 		}
 	}
 }
