@@ -3,6 +3,8 @@ package track
 import (
 	"errors"
 
+	"golang.org/x/sys/unix"
+
 	"stasis/internal/proc"
 	"stasis/internal/uffd"
 )
@@ -28,7 +30,14 @@ func (w *WriteProtect) arm(r proc.Range) (bool, error) {
 	if err != nil || was.self != r {
 		return false, w.unlessGone(err)
 	}
+<<<<<<< HEAD
 	if err := w.register(r); err != nil {
+=======
+	if err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			w.foreign += r.Len()
+		}
+>>>>>>> w-chaintest
 		return false, w.unlessGone(err)
 	}
 	is, err := w.look(r)

@@ -79,3 +79,54 @@ func TestAProcessThatIsGone(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+<<<<<<< HEAD
+=======
+
+func TestAvailable(t *testing.T) {
+	if err := Available(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTwoTrackers: memory has one tracker. Another one follows nothing of it,
+// and takes no knowledge from the first.
+func TestTwoTrackers(t *testing.T) {
+	s := subject.Start(t, "memory")
+	var base uint64
+	s.Scan(s.Hear(), &base)
+	first, err := NewWriteProtect(s.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	s.Ask("write 1")
+	s.Ask("write 2")
+	written(t, first, base)
+	s.Ask("write 2")
+
+	second, err := NewWriteProtect(s.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	memory := proc.Range{Start: base, End: base + pages*proc.PageSize}
+	if got := written(t, second, base); len(got) != 0 || second.Foreign() != memory.Len() {
+		t.Errorf("the second tracker found %v, and %d of %d bytes are another one's", got, second.Foreign(), memory.Len())
+	}
+	changed := 0
+	err = second.Look([]proc.Range{memory}, func(r proc.Run, isChanged bool) {
+		if isChanged {
+			changed += int(r.Len() / proc.PageSize)
+		}
+	})
+	if err != nil || changed != 2 {
+		t.Errorf("the second tracker counts %d pages as written, should count both that are there (%v)", changed, err)
+	}
+	if err := second.Rearm([]proc.Range{memory}); err != nil {
+		t.Fatal(err)
+	}
+	if got := written(t, first, base); len(got) != 1 || !got[2] {
+		t.Errorf("the first tracker found %v, written was page 2", got)
+	}
+}
+>>>>>>> w-chaintest
