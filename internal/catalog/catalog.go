@@ -61,7 +61,7 @@ type Catalog struct {
 
 // folder is a folder whose folders are checkpoints, or again folders.
 type folder struct {
-	changed time.Time       // modification time when it was read; zero: to be read again
+	changed time.Time        // modification time when it was read; zero: to be read again
 	pending map[string]stamp // what in it is no checkpoint, but may become one; with the manifest that could not be read, if any
 }
 

@@ -30,14 +30,10 @@ func (w *WriteProtect) arm(r proc.Range) (bool, error) {
 	if err != nil || was.self != r {
 		return false, w.unlessGone(err)
 	}
-<<<<<<< HEAD
 	if err := w.register(r); err != nil {
-=======
-	if err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP); err != nil {
 		if errors.Is(err, unix.EBUSY) {
-			w.foreign += r.Len()
+			w.refused += r.Len()
 		}
->>>>>>> w-chaintest
 		return false, w.unlessGone(err)
 	}
 	is, err := w.look(r)

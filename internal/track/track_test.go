@@ -79,8 +79,6 @@ func TestAProcessThatIsGone(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
-<<<<<<< HEAD
-=======
 
 func TestAvailable(t *testing.T) {
 	if err := Available(); err != nil {
@@ -101,7 +99,7 @@ func TestTwoTrackers(t *testing.T) {
 	defer first.Close()
 	s.Ask("write 1")
 	s.Ask("write 2")
-	written(t, first, base)
+	written(t, first, s.PID, base)
 	s.Ask("write 2")
 
 	second, err := NewWriteProtect(s.PID)
@@ -110,7 +108,7 @@ func TestTwoTrackers(t *testing.T) {
 	}
 	defer second.Close()
 	memory := proc.Range{Start: base, End: base + pages*proc.PageSize}
-	if got := written(t, second, base); len(got) != 0 || second.Foreign() != memory.Len() {
+	if got := written(t, second, s.PID, base); len(got) != 0 || second.Foreign() != memory.Len() {
 		t.Errorf("the second tracker found %v, and %d of %d bytes are another one's", got, second.Foreign(), memory.Len())
 	}
 	changed := 0
@@ -125,8 +123,7 @@ func TestTwoTrackers(t *testing.T) {
 	if err := second.Rearm([]proc.Range{memory}); err != nil {
 		t.Fatal(err)
 	}
-	if got := written(t, first, base); len(got) != 1 || !got[2] {
+	if got := written(t, first, s.PID, base); len(got) != 1 || !got[2] {
 		t.Errorf("the first tracker found %v, written was page 2", got)
 	}
 }
->>>>>>> w-chaintest
