@@ -156,13 +156,11 @@ func CheckName(name string) error {
 // checkpoints are ErrUnknown like those that do not exist.
 func (c *Catalog) Find(uid uint32, ref string) (*Entry, error) {
 	e, err := c.find(uid, ref)
-	if err != nil {
-		return nil, err
+	if uid != 0 && (err != nil || e.Owner != uid) {
+		// The same words, whether it is not there, damaged, or somebody else's.
+		return nil, fmt.Errorf("%w of yours: %q is neither a name nor an id, or means several", ErrUnknown, ref)
 	}
-	if uid != 0 && e.Owner != uid {
-		return nil, fmt.Errorf("%w: %s", ErrUnknown, ref)
-	}
-	return e, nil
+	return e, err
 }
 
 func (c *Catalog) find(uid uint32, ref string) (*Entry, error) {
