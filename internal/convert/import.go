@@ -432,45 +432,5 @@ func (i *importing) putImage(dir, name string) error {
 	return i.writer.PutFile(name, f)
 }
 
-// putBeside stores the shared memory that a page server got.
-func (i *importing) putBeside() error {
-	if i.beside == nil {
-		return nil
-	}
-	for _, f := range i.beside.Files() {
-		if !strings.HasPrefix(f.Name, shmemPrefix) {
-			continue
-		}
-		if slices.ContainsFunc(i.plans, func(p *plan) bool { return p.image == f.Name }) {
-			return fmt.Errorf("%s is there twice: in the folder, and in the checkpoint in it: remove one of them", f.Name)
-		}
-		var text bytes.Buffer
-		if err := i.beside.WriteFile(f.Name, &text); err != nil {
-			return err
-		}
-		id, _, err := criu.DecodePagemap(text.Bytes())
-		if err != nil {
-			return fmt.Errorf("%s: %w", f.Name, err)
-		}
-		if err := i.writer.PutFile(f.Name, &text); err != nil {
-			return err
-		}
-		if err := i.copyBeside(criu.PagesImage(id)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (i *importing) copyBeside(name string) error {
-	from, to := io.Pipe()
-	done := make(chan error, 1)
-	go func() { done <- to.CloseWithError(i.beside.WriteFile(name, to)) }()
-	err := i.writer.PutFile(name, from)
-	_ = from.CloseWithError(err) // lets the other side end
-	<-done
-	return err
-}
-
 // command is that of the root.
 func (i *importing) command() string { return i.state.processes[0].core.GetTc().GetComm() }
