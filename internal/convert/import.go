@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
@@ -167,10 +166,11 @@ func (i *importing) open(path string) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(dir, store.ManifestName)); err == nil && within == "" {
-		if i.beside, err = chain.Open(dir); err != nil {
+		line, err := OpenLine(i.ctx, dir, false)
+		if err != nil {
 			return err
 		}
-		i.closers = append(i.closers, i.beside)
+		i.closers, i.beside = append(i.closers, line), line.Checkpoints[0]
 	}
 	return nil
 }

@@ -45,7 +45,7 @@ func (e exporting) Restore(t testkit.T, dir string, needs testkit.Needs) error {
 }
 
 func export(ctx context.Context, dir, out string, chain bool) (*convert.Exported, error) {
-	line, err := convert.OpenLine(dir, chain)
+	line, err := convert.OpenLine(ctx, dir, chain)
 	if err != nil {
 		return nil, err
 	}
