@@ -60,7 +60,7 @@ func (r *inspectReport) general() [][]string {
 		{"  id", m.ID},
 		{"  kind", m.Kind},
 		{"  created", m.Created.Local().Format(time.DateTime) + " by Stasis " + m.Stasis},
-		{"  host", fmt.Sprintf("%s, Linux %s, %s, CRIU %s", m.Host.Hostname, m.Host.Kernel, m.Host.Arch, m.Host.CRIUVersion)},
+		{"  host", hostOf(m)},
 		{"  engine", m.Engine},
 		{"  paused for", span(micros(g.PauseUS))},
 		{"  dump took", span(micros(g.DumpUS))},
@@ -155,4 +155,12 @@ func roundRows(m *image.Manifest) [][]string {
 		rows = append(rows, []string{name, strconv.FormatInt(round.Pages, 10), inBytes(round.Bytes), span(took), rate(round.Bytes, took)})
 	}
 	return rows
+}
+
+// hostOf describes the machine of the dump. That of memory that a page server took is not known.
+func hostOf(m *image.Manifest) string {
+	if m.Host.Kernel == "" {
+		return "not known"
+	}
+	return fmt.Sprintf("%s, Linux %s, %s, CRIU %s", m.Host.Hostname, m.Host.Kernel, m.Host.Arch, m.Host.CRIUVersion)
 }
