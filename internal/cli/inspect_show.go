@@ -60,7 +60,7 @@ func (r *inspectReport) general() [][]string {
 		{"  id", m.ID},
 		{"  kind", m.Kind},
 		{"  created", m.Created.Local().Format(time.DateTime) + " by Stasis " + m.Stasis},
-		{"  host", hostOf(m)},
+		{"  host", printable(hostLine(m.Host))},
 		{"  engine", m.Engine},
 		{"  paused for", span(micros(g.PauseUS))},
 		{"  dump took", span(micros(g.DumpUS))},
@@ -157,10 +157,13 @@ func roundRows(m *image.Manifest) [][]string {
 	return rows
 }
 
-// hostOf describes the machine of the dump. That of memory that a page server took is not known.
-func hostOf(m *image.Manifest) string {
-	if m.Host.Kernel == "" {
-		return "not known"
+// hostLine tells of the machine of a dump, of which an imported checkpoint does not know everything.
+func hostLine(h image.Host) string {
+	known := func(text string) string {
+		if text == "" {
+			return "(unknown)"
+		}
+		return text
 	}
-	return fmt.Sprintf("%s, Linux %s, %s, CRIU %s", m.Host.Hostname, m.Host.Kernel, m.Host.Arch, m.Host.CRIUVersion)
+	return fmt.Sprintf("%s, Linux %s, %s, CRIU %s", known(h.Hostname), known(h.Kernel), known(h.Arch), known(h.CRIUVersion))
 }
