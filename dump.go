@@ -247,6 +247,9 @@ func (d *dump) fail(step Step, kind, err error) error {
 	if inner := (*stepError)(nil); errors.As(err, &inner) {
 		return err // it happened in a step that CRIU waited for
 	}
+	if kind == nil && d.opts.Parent != "" && isDamage(err) {
+		kind, err = ErrDamaged, fmt.Errorf("the parent or one that it builds on: %w; or dump without a parent", err)
+	}
 	return &stepError{step: step, kind: kind, err: fmt.Errorf("dump of process %d: %w", d.opts.PID, err)}
 }
 
