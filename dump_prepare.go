@@ -166,6 +166,9 @@ func (d *dump) openCheckpoint(ctx context.Context) error {
 	if d.opts.Bandwidth > 0 {
 		d.target = store.Limit(ctx, d.target, d.opts.Bandwidth)
 	}
+	if d.opts.Dir != "" {
+		d.target = d.parentLock.Noting(d.target, d.opts.Dir)
+	}
 	var id [16]byte
 	rand.Read(id[:])
 	d.writer, err = image.NewWriter(d.target, image.WriterOptions{

@@ -29,7 +29,7 @@
 //
 // Dependents are found by reading the manifests of all checkpoints beside the ones concerned, beside their ancestors, in the folders
 // that the caller names, and where notes lead to: files needed-by-ID.json, which a dump leaves in the folders of ancestors that are
-// elsewhere ([Lock.Note]). Where one of those can't be read, or is not where its note says, nothing is given up.
+// elsewhere ([Lock.Noting]). Where one of those can't be read, or is not where its note says, nothing is given up.
 //
 // # Concurrency
 //

@@ -59,8 +59,10 @@ type WriteProtect struct {
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
+	begun   bool         // there has been a round, perhaps of an earlier command
+	foreign []proc.Range // what another userfaultfd had before the first one
 	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
-	foreign uint64       // bytes of the mappings of the last round that another userfaultfd has
+	refused uint64       // bytes of the mappings of the last round that another userfaultfd has
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -120,7 +122,8 @@ func (w *WriteProtect) Close() error {
 
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
-	w.armed, w.foreign = w.armed[:0], 0
+	w.findForeign(mappings)
+	w.armed, w.refused = w.armed[:0], 0
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
@@ -131,7 +134,7 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 
 // Foreign is how many bytes of the mappings of the last round cannot be tracked
 // because a userfaultfd of somebody else has them.
-func (w *WriteProtect) Foreign() uint64 { return w.foreign }
+func (w *WriteProtect) Foreign() uint64 { return w.refused }
 
 // roundOf arms a mapping, which does nothing where it is armed already, and
 // asks for its written pages. A mapping may have gone, or been replaced, since
