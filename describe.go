@@ -17,7 +17,9 @@ import (
 // thisHost describes what a restore depends on.
 func thisHost(c *criu.Binary) (image.Host, error) {
 	host, err := hostFacts()
-	host.CRIUVersion = c.VersionString()
+	if c != nil { // a pre-dump has none
+		host.CRIUVersion = c.VersionString()
+	}
 	return host, err
 }
 

@@ -39,6 +39,21 @@ type DumpOptions struct {
 	CRIU        CRIUOptions
 	CRIUPath    string // "": the first that is new enough
 
+	// Parent is the folder of a checkpoint or pre-dump of the same tree that this
+	// one builds on: it holds what differs from the parent, and needs the parent
+	// (and the parent's ancestors) to be restored. "": a checkpoint of its own.
+	Parent string
+	// Track keeps track of what is written after the dump, for one that has
+	// this one as its parent. A small process, stasis-tracker, does that until
+	// the tree ends; see [Trackers].
+	Track bool
+	// MaxChain is how many checkpoints a chain may have before a dump begins a
+	// new one in spite of Parent; 0: any number.
+	MaxChain int
+	// AutoDedup gives back the space of what the parent and its ancestors hold
+	// and this checkpoint does not need. They cannot be restored then.
+	AutoDedup bool
+
 	// MaxRounds bounds how often memory is copied while the tree runs;
 	// 0: DefaultRounds.
 	MaxRounds int
@@ -77,6 +92,7 @@ type DumpResult struct {
 	Dir      string    `json:"dir,omitempty"`
 	After    After     `json:"after"`
 	Manifest *Manifest `json:"manifest"`
+	Notes    []string  `json:"notes,omitempty"` // what went another way than was asked for
 }
 
 // Dump makes a checkpoint of a process tree.
@@ -111,7 +127,12 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, e
 			return nil, err
 		}
 	}
-	return &DumpResult{Dir: d.opts.Dir, After: d.opts.After, Manifest: d.manifest}, nil
+	d.keepTrackers()
+	return d.result(), nil
+}
+
+func (d *dump) result() *DumpResult {
+	return &DumpResult{Dir: d.opts.Dir, After: d.opts.After, Manifest: d.manifest, Notes: d.notes}
 }
 
 // dumpState lets CRIU freeze and dump the tree. Stasis does its part at CRIU's

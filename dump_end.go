@@ -113,19 +113,26 @@ func (d *dump) describe() (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
+	kind, depth := image.KindFull, 0
+	if d.preDump {
+		kind = image.KindPreDump
+	}
+	if d.parent != nil {
+		depth = d.parent.Manifest().Depth + 1
+	}
 	created := d.frozen.UTC().Truncate(time.Millisecond)
 	name := d.opts.Name
 	if name == "" {
 		name = d.tree[0].Comm + "-" + created.Format("20060102T150405")
 	}
 	return &Manifest{
-		Stasis: Version, Name: name, Kind: image.KindFull, Created: created,
+		Stasis: Version, Name: name, Kind: kind, Created: created, Depth: depth,
 		Engine: string(d.engine), Host: host, RootPID: d.tree[0].NSPID,
 		Processes: d.summary, Options: restoreOptions(&d.opts),
 		Figures: image.Figures{
-			PauseUS: d.thawed.Sub(d.frozen).Microseconds(),
+			PauseUS: d.pausedFor().Microseconds(),
 			DumpUS:  time.Since(d.begun).Microseconds(),
-			Rounds:  append(d.rounds, d.dirty),
+			Rounds:  d.allRounds(),
 		},
 	}, nil
 }
@@ -174,4 +181,13 @@ func (d *dump) anyLeft() bool {
 		}
 	}
 	return false
+}
+
+// allRounds are the copies of the memory; a dump has one more, that of the
+// freeze.
+func (d *dump) allRounds() []image.Round {
+	if d.preDump {
+		return d.rounds
+	}
+	return append(d.rounds, d.dirty)
 }

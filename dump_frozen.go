@@ -197,8 +197,10 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 	}
 	defer pagemap.Close()
 	var pages []changed
-	label, tracked := d.label(pid), d.processes[pid].tracker != nil
+	p := d.processes[pid]
+	label, tracked := d.label(pid), p.tracker != nil
 	for _, r := range ranges {
+		looked := p.looked == nil || p.looked[rangeAround(p.ours, r)]
 		err := pagemap.Scan(r, func(run proc.Run) {
 			d.notePresent(label, run.Range)
 			if run.Changed() || !tracked {
@@ -208,12 +210,26 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 			for _, lost := range d.droppedIn(pid, run.Range) {
 				pages = append(pages, changed{pid, lost})
 			}
+			if !looked {
+				d.notInParent(p, run.Range, func(r proc.Range) { pages = append(pages, changed{pid, r}) })
+			}
 		})
 		if err != nil {
 			return nil, err
 		}
 	}
+	if d.opts.Track && tracked {
+		d.protectFrozen(pagemap, ranges)
+	}
 	return pages, nil
+}
+
+// rangeAround is the mapping of a sorted list that a range lies in.
+func rangeAround(maps []proc.Mapping, r proc.Range) proc.Range {
+	if m := covering(maps, r.Start); m != nil {
+		return m.Range
+	}
+	return proc.Range{}
 }
 
 // droppedIn lists the pages in a range that a round could not read. The list of

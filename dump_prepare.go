@@ -29,6 +29,9 @@ type dump struct {
 	begun time.Time
 	exact bool // trust nothing that was read before the freeze
 
+	preDump bool     // memory only, with nothing frozen
+	notes   []string // for the result
+
 	reporting sync.Mutex // held while opts.Progress runs
 
 	// prepare
@@ -42,6 +45,13 @@ type dump struct {
 	blind    *criu.Blind     // with EngineBlind
 	lazy     *criu.LazyDump  // with EngineLazyPages
 	summary  []image.Process // of the tree, for the manifest
+
+	// prepare, where it builds on another checkpoint
+	parent  *image.Checkpoint
+	kept    bool                             // a keeper has trackers of the tree
+	adopted map[identity]*track.WriteProtect // trackers that were kept since the parent
+
+	inParent map[int][]image.Range // the pages that the parent has, by the pid inside; filled when they are asked for
 
 	// while running
 	processes map[int]*process // by pid
@@ -66,9 +76,13 @@ type dump struct {
 // process is one process of the tree while it is followed.
 type process struct {
 	task    *proc.Task
-	tracker track.Tracker  // nil: its memory is copied during the freeze
-	maps    []proc.Mapping // as smaps showed them in the last round
-	ours    []proc.Mapping // those of maps that Stasis copies
+	tracker *track.WriteProtect // nil: its memory is copied during the freeze
+	maps    []proc.Mapping      // as smaps showed them in the last round
+	ours    []proc.Mapping      // those of maps that Stasis copies
+
+	// looked has the mappings, with a tracker that was kept, whose unchanged
+	// pages have been compared with what the parent has; nil with a new tracker.
+	looked map[proc.Range]bool
 
 	described []proc.Mapping // what CRIU was told instead of smaps; nil: nothing
 }
@@ -91,16 +105,16 @@ func (d *dump) prepare(ctx context.Context) error {
 	if d.lock, err = lockTree(d.tree[0]); err != nil {
 		return d.fail(StepPrepare, ErrBusy, err)
 	}
-	if d.criu, err = criu.Find(ctx, d.opts.CRIUPath); err != nil {
-		return d.fail(StepPrepare, ErrInput, err)
-	}
-	if d.engine, err = chooseEngine(d.opts.Engine, d.criu); err != nil {
-		return d.fail(StepPrepare, ErrInput, err)
+	if err := d.prepareCRIU(ctx); err != nil {
+		return err
 	}
 	if d.summary, err = summarize(d.tree); err != nil {
 		return err
 	}
-	if d.work, err = workdir.New(d.opts.Dir, visibleToCRIU(d.tree, d.engine)); err != nil {
+	if err := d.openParent(); err != nil {
+		return err
+	}
+	if err := d.takeUp(); err != nil {
 		return err
 	}
 	if d.engine != EngineCRIU {
@@ -109,6 +123,24 @@ func (d *dump) prepare(ctx context.Context) error {
 		}
 	}
 	return d.openCheckpoint()
+}
+
+// prepareCRIU finds CRIU and a folder for its images. A pre-dump does without.
+func (d *dump) prepareCRIU(ctx context.Context) (err error) {
+	if d.preDump {
+		if d.engine = EngineBlind; !proc.CanScan() {
+			return d.fail(StepPrepare, ErrInput, errors.New("this kernel cannot tell what a process writes (Linux 6.7): a pre-dump would be of no use; dump at once"))
+		}
+		return nil
+	}
+	if d.criu, err = criu.Find(ctx, d.opts.CRIUPath); err != nil {
+		return d.fail(StepPrepare, ErrInput, err)
+	}
+	if d.engine, err = chooseEngine(d.opts.Engine, d.criu); err != nil {
+		return d.fail(StepPrepare, ErrInput, err)
+	}
+	d.work, err = workdir.New(d.opts.Dir, visibleToCRIU(d.tree, d.engine))
+	return err
 }
 
 // openCheckpoint opens the place where the checkpoint goes.
@@ -124,7 +156,9 @@ func (d *dump) openCheckpoint() error {
 	}
 	var id [16]byte
 	rand.Read(id[:])
-	d.writer, err = image.NewWriter(d.target, image.WriterOptions{Shards: d.opts.Streams, Codec: compressor, ID: id})
+	d.writer, err = image.NewWriter(d.target, image.WriterOptions{
+		Shards: d.opts.Streams, Codec: compressor, ID: id, Parent: d.parent, ParentPath: d.parentPath(),
+	})
 	if err != nil {
 		return errors.Join(err, d.target.Abort())
 	}
@@ -140,6 +174,8 @@ func (o *DumpOptions) complete() error {
 		return errors.New("no place for the checkpoint: give a folder")
 	case o.Streams < 0 || o.Streams > image.MaxShards:
 		return fmt.Errorf("%d streams: it must be 1 to %d, or 0 for one for each CPU", o.Streams, image.MaxShards)
+	case o.MaxChain < 0:
+		return fmt.Errorf("a chain of at most %d checkpoints: it must not be negative", o.MaxChain)
 	case o.MaxRounds < 0:
 		return fmt.Errorf("%d rounds: it must not be negative", o.MaxRounds)
 	case o.FinalBuffer < 0:
@@ -152,6 +188,7 @@ func (o *DumpOptions) complete() error {
 	setDefault(&o.MaxRounds, DefaultRounds)
 	setDefault(&o.MaxPause, DefaultMaxPause)
 	setDefault(&o.FinalBuffer, DefaultFinalBuffer)
+	o.Track = o.Track && o.After != AfterKill // nothing will be left to track
 	if !slices.Contains([]After{AfterKill, AfterRun, AfterStop}, o.After) {
 		return fmt.Errorf("after the dump %q: it is %s, %s or %s", o.After, AfterKill, AfterRun, AfterStop)
 	}
@@ -266,6 +303,9 @@ func (d *dump) cleanUp() {
 			p.tracker.Close()
 		}
 	}
+	for _, tracker := range d.adopted {
+		tracker.Close() // of processes that have ended
+	}
 	if d.injector != nil {
 		d.injector.Close()
 	}
@@ -274,6 +314,9 @@ func (d *dump) cleanUp() {
 	}
 	if d.writer != nil && d.manifest == nil {
 		_ = d.writer.Abort() // the dump has failed for another reason already
+	}
+	if d.parent != nil {
+		d.parent.Close()
 	}
 	if d.blind != nil {
 		d.blind.Close()

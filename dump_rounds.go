@@ -8,7 +8,6 @@ import (
 	"stasis/internal/capture"
 	"stasis/internal/image"
 	"stasis/internal/proc"
-	"stasis/internal/track"
 )
 
 const (
@@ -27,6 +26,9 @@ const (
 
 // arm begins to track the writes of every process of the tree.
 func (d *dump) arm() error {
+	if err := d.disarmKeeper(); err != nil {
+		return err
+	}
 	d.processes = make(map[int]*process)
 	return d.follow()
 }
@@ -46,9 +48,7 @@ func (d *dump) follow() error {
 		}
 		p := &process{task: task}
 		if d.engine != EngineCRIU {
-			if tracker, err := track.NewWriteProtectBy(d.injector.Userfaultfd, task.PID); err == nil {
-				p.tracker = tracker
-			} else if !errors.Is(err, track.ErrUnavailable) && !errors.Is(err, proc.ErrGone) {
+			if err := d.startTracker(p); err != nil {
 				return err
 			}
 		}
@@ -110,7 +110,11 @@ func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 			continue
 		}
 		shared := sharedOf(p.ours)
-		roundErr := p.tracker.Round(p.ours, func(r proc.Run) { copier.Add(pid, r.Range, shared(r.Range)) })
+		add := func(r proc.Range) { copier.Add(pid, r, shared(r)) }
+		roundErr := d.unknownPages(p, add)
+		if roundErr == nil {
+			roundErr = p.tracker.Round(p.ours, func(r proc.Run) { add(r.Range) })
+		}
 		if roundErr != nil && !errors.Is(roundErr, proc.ErrGone) {
 			err = errors.Join(err, roundErr)
 		}

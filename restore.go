@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"stasis/internal/chain"
 	"stasis/internal/criu"
 	"stasis/internal/guard"
 	"stasis/internal/image"
@@ -21,6 +22,10 @@ import (
 type RestoreOptions struct {
 	Dir    string // folder of the checkpoint
 	Source Source // instead of Dir
+	// Near are folders in which the ancestors of a chained checkpoint are
+	// looked for, besides those where the checkpoint says that they are and the
+	// folders beside Dir. Each is a checkpoint's folder or a folder of those.
+	Near []string
 
 	// Streams, if not 0, has to be the number of shards that the checkpoint
 	// has. Nobody needs to give it.
@@ -118,17 +123,9 @@ type restore struct {
 
 // open reads the manifest and the index, and checks both.
 func (r *restore) open(ctx context.Context) error {
-	src := r.opts.Source
-	if src == nil {
-		folder, err := store.OpenFolder(r.opts.Dir)
-		if err != nil {
-			return r.fail(StepOpen, ErrInput, err)
-		}
-		src = folder
-	}
-	var err error
-	if r.checkpoint, err = image.Open(src); err != nil {
-		return r.fail(StepOpen, ErrDamaged, err)
+	src, err := r.openCheckpoint()
+	if err != nil {
+		return err
 	}
 	m := r.checkpoint.Manifest()
 	if m.Kind == image.KindPreDump {
@@ -153,6 +150,31 @@ func (r *restore) open(ctx context.Context) error {
 		r.guardStarts = inBackground(guard.Start) // it takes as long as the next two steps
 	}
 	return nil
+}
+
+// openCheckpoint opens the checkpoint with its ancestors, all of which have to
+// be there.
+func (r *restore) openCheckpoint() (src store.Source, err error) {
+	near := r.opts.Dir
+	if src = r.opts.Source; src == nil {
+		if src, err = store.OpenFolder(near); err != nil {
+			return nil, r.fail(StepOpen, ErrInput, err)
+		}
+	} else if len(r.opts.Near) > 0 {
+		near = r.opts.Near[0]
+	}
+	r.checkpoint, err = chain.OpenSource(src, near, r.opts.Near...)
+	var deduped *chain.DedupedError
+	switch {
+	case errors.As(err, &deduped):
+		return nil, r.fail(StepOpen, ErrInput, err)
+	case err != nil:
+		return nil, r.fail(StepOpen, ErrDamaged, err)
+	}
+	for _, missing := range chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...) {
+		return nil, r.fail(StepOpen, ErrInput, missing)
+	}
+	return src, nil
 }
 
 // none is the result of work that has none.

@@ -33,6 +33,7 @@ type app struct {
 
 	// of the library, so that tests can do without root
 	dump    func(context.Context, stasis.DumpOptions) (*stasis.DumpResult, error)
+	preDump func(context.Context, stasis.PreDumpOptions) (*stasis.DumpResult, error)
 	restore func(context.Context, stasis.RestoreOptions) (*stasis.RestoreResult, error)
 	machine func(ctx context.Context, criuPath string) []health.Result
 	process func(ctx context.Context, pid int) []health.Result
@@ -53,7 +54,7 @@ func Run(args []string) int {
 	a := &app{
 		in: os.Stdin, out: os.Stdout, err: os.Stderr, environ: os.Environ(),
 		signals: listen(cancel),
-		dump:    stasis.Dump, restore: stasis.Restore,
+		dump:    stasis.Dump, preDump: stasis.PreDump, restore: stasis.Restore,
 		machine: health.Machine, process: health.Process,
 	}
 	defer a.signals.stop()

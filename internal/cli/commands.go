@@ -6,9 +6,11 @@ import "github.com/spf13/cobra"
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		a.dumpCommand(),
+		a.preDumpCommand(),
 		a.restoreCommand(),
 		a.verifyCommand(),
 		a.inspectCommand(),
+		a.trackersCommand(),
 		a.checkCommand(),
 		a.versionCommand(),
 		a.manCommand(),

@@ -27,6 +27,7 @@ type dumpFlags struct {
 	maxRounds    int
 	maxPause     time.Duration
 	finalBuffer  int64
+	chain        chainFlags
 	criu         stasis.CRIUOptions
 	pid          string // of the form with --pid
 	given        func(flag string) bool
@@ -117,6 +118,7 @@ func (f *dumpFlags) add(cmd *cobra.Command) {
 	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
 	flags.BoolVarP(&f.leaveRunning, "leave-running", "R", false, "let the tree run on afterwards")
 	flags.BoolVarP(&f.leaveStopped, "leave-stopped", "s", false, "leave the tree stopped afterwards, as by SIGSTOP")
+	f.chain.add(cmd)
 	addCRIUFlags(cmd, "dump", &f.criu)
 	flags.Var(oneOf{&f.engine, engineNames()}, "engine", "`HOW` memory is kept from CRIU: auto, blind, lazy-pages or criu (default auto)")
 	flags.IntVar(&f.maxRounds, "max-rounds", 0, fmt.Sprintf("copy memory at most `N` times while the tree runs (default %d)", stasis.DefaultRounds))
@@ -205,6 +207,9 @@ func (a *app) runDump(ctx context.Context, process string, f *dumpFlags) error {
 		}
 		options.Dir, options.Name = where.dir, where.name
 	}
+	if err := a.chain(&f.chain, &options); err != nil {
+		return err
+	}
 	return a.dumpAndTell(ctx, options)
 }
 
@@ -218,11 +223,18 @@ func (a *app) dumpAndTell(ctx context.Context, options stasis.DumpOptions) error
 	if err != nil {
 		return err
 	}
-	report := reportOfDump(options.PID, result, time.Since(begun))
+	return a.tellDump(reportOfDump(options.PID, result, time.Since(begun)))
+}
+
+// tellDump shows the result of a dump or pre-dump.
+func (a *app) tellDump(report dumpReport) error {
 	if a.output == outputJSON {
 		return a.writeJSON(report)
 	}
 	if !a.quiet {
+		for _, note := range report.Notes {
+			fmt.Fprintln(a.err, "note: "+note)
+		}
 		fmt.Fprintln(a.results, report.sentence())
 	}
 	return nil
@@ -242,6 +254,9 @@ type dumpReport struct {
 	Ratio          float64       `json:"ratio"` // stored bytes for each byte of memory and state
 	TookUS         int64         `json:"took_us"`
 	BytesPerSecond int64         `json:"bytes_per_second"` // of memory
+	Parent         string        `json:"parent,omitempty"`
+	Kind           string        `json:"kind"`
+	Notes          []string      `json:"notes,omitempty"`
 	Figures        image.Figures `json:"figures"`
 }
 
@@ -250,6 +265,7 @@ func reportOfDump(pid int, result *stasis.DumpResult, took time.Duration) dumpRe
 	r := dumpReport{
 		ID: m.ID, Name: m.Name, PID: pid, Command: commandOf(m), After: result.After, Engine: m.Engine, Compression: m.Codec,
 		Streams: len(m.Shards), TookUS: took.Microseconds(), BytesPerSecond: perSecond(m.Figures.BytesMemory, took), Figures: m.Figures,
+		Parent: m.Parent, Kind: m.Kind, Notes: result.Notes,
 	}
 	if result.Dir != "" {
 		r.Dir = result.Dir
@@ -281,6 +297,11 @@ func (r *dumpReport) sentence() string {
 	}
 	after := map[stasis.After]string{stasis.AfterKill: "it was killed", stasis.AfterRun: "it runs on", stasis.AfterStop: "it is stopped"}[r.After]
 	g := r.Figures
+	if r.Kind == image.KindPreDump {
+		return fmt.Sprintf("copied the memory of %s (%d) to %s: %s of memory in %s (%s), %s, %s, in %s (%s); it runs on, and its writes are tracked",
+			printable(r.Command), r.PID, where, inBytes(g.BytesMemory), inBytes(g.BytesStored), r.Compression,
+			plural(r.Streams, "stream"), plural(len(g.Rounds), "round"), span(micros(r.TookUS)), rate(g.BytesMemory, micros(r.TookUS)))
+	}
 	return fmt.Sprintf("dumped %s (%d) to %s: paused for %s; %s of memory in %s (%s, %s), %s, %s, in %s (%s); %s",
 		printable(r.Command), r.PID, where, span(micros(g.PauseUS)),
 		inBytes(g.BytesMemory), inBytes(g.BytesStored), percent(g.BytesStored, g.BytesMemory+g.BytesFiles), r.Compression,

@@ -14,6 +14,7 @@ import (
 	"github.com/agnivade/levenshtein"
 	"github.com/spf13/cobra"
 
+	"stasis/internal/chain"
 	"stasis/internal/image"
 	"stasis/internal/proc"
 	"stasis/internal/store"
@@ -50,11 +51,7 @@ func (a *app) open(arg string) (*image.Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	folder, err := store.OpenFolder(dir)
-	if err != nil {
-		return nil, err
-	}
-	return image.Open(folder)
+	return chain.Open(dir)
 }
 
 func hasManifest(dir string) bool {

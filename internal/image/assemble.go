@@ -176,32 +176,3 @@ func (c *Checkpoint) checkFiles() error {
 	}
 	return nil
 }
-
-// totals sums up what is in the checkpoint: bytes of memory, zero pages, bytes of CRIU's images.
-func (c *Checkpoint) totals() (memory, zeroPages, files int64) {
-	for _, e := range c.extents {
-		memory += int64(e.pages) * PageSize
-	}
-	for _, p := range c.procs {
-		for _, z := range p.zeros {
-			zeroPages += int64(z.Len() / PageSize)
-		}
-	}
-	for _, f := range c.files {
-		files += f.Size
-	}
-	return memory + zeroPages*PageSize, zeroPages, files
-}
-
-// wanted sums up the blocks that the index refers to, as stored, in bytes.
-func (c *Checkpoint) wanted() (stored int64) {
-	for i := range c.blocks {
-		stored += c.blocks[i].len()
-	}
-	for _, pieces := range c.filePieces {
-		for i := range pieces {
-			stored += pieces[i].len()
-		}
-	}
-	return stored
-}

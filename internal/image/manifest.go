@@ -27,6 +27,7 @@ type Manifest struct {
 	ID        string            `json:"id"`                // 32 hex digits; set by Writer.Finish
 	Name      string            `json:"name,omitempty"`    // what the user called it
 	Parent    string            `json:"parent,omitempty"`  // id of the checkpoint that this one builds on
+	Depth     int               `json:"depth,omitempty"`   // number of ancestors that it builds on, through all parents
 	Kind      string            `json:"kind"`              // KindFull or KindPreDump
 	Created   time.Time         `json:"created"`           // when the process was frozen
 	Engine    string            `json:"engine"`            // how memory was kept from CRIU: blind, lazy-pages, criu
@@ -123,6 +124,7 @@ type Figures struct {
 	BytesRaw        int64   `json:"bytes_raw"`        // given to the Writer, in all rounds
 	BytesStored     int64   `json:"bytes_stored"`     // size of all shards
 	BytesSuperseded int64   `json:"bytes_superseded"` // in the shards, of blocks that later rounds replaced altogether
+	BytesReferenced int64   `json:"bytes_referenced"` // memory whose bytes are in the shards of ancestors, and not stored again
 	ZeroPages       int64   `json:"zero_pages"`       // pages that take no space
 }
 

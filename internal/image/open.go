@@ -97,17 +97,9 @@ func OpenChain(src store.Source, resolve Resolver) (*Checkpoint, error) {
 }
 
 func (c *Checkpoint) open() error {
-	text, err := c.src.Manifest()
-	if err != nil {
+	var err error
+	if c.manifest, err = ReadManifest(c.src); err != nil {
 		return err
-	}
-	if c.manifest, err = decodeManifest(text); err != nil {
-		var version *VersionError
-		if errors.As(err, &version) {
-			version.Checkpoint = c.src.Name()
-			return version
-		}
-		return newDamage(c.src.Name(), store.ManifestName, 0, "it can't be used", err)
 	}
 	if c.id, err = decodeID(c.manifest.ID); err != nil {
 		return err

@@ -22,14 +22,15 @@ type claim struct {
 func (c *claim) end() uint64 { return c.page + c.pages }
 
 // resolve cuts claims, of one process, into those that count: of every page in present that with the highest order. The
-// result is sorted by address and without overlaps. present is sorted, and its ranges don't touch.
-func resolve(pid int, claims []claim, present []Range) ([]claim, error) {
+// result is sorted by address and without overlaps. gaps is what is present and in no claim. present is sorted, and its ranges
+// don't touch; it is used up.
+func resolve(claims []claim, present []Range) (kept []claim, gaps []Range) {
 	sorted := make([]keyed, len(claims))
 	for i := range claims {
 		sorted[i] = keyed{claims[i].page, uint32(i)}
 	}
 	sorted = radixSort(sorted)
-	out := clipper{pid: pid, present: present, kept: make([]claim, 0, len(claims)+len(claims)/2)}
+	out := clipper{present: present, kept: make([]claim, 0, len(claims)+len(claims)/2)}
 	var active claimHeap // those that reach beyond at, the newest first
 	for next, at := 0, uint64(0); ; {
 		for len(active) > 0 && active[0].end() <= at {
@@ -75,10 +76,9 @@ func (h *claimHeap) Pop() any {
 // clipper keeps of claims that come in the order of their addresses what is present, joins what belongs together, and finds
 // what is present and in no claim.
 type clipper struct {
-	pid     int
 	present []Range // what is left of it
 	kept    []claim
-	missing MissingError
+	gaps    []Range
 }
 
 func (c *clipper) take(in claim) {
@@ -125,20 +125,32 @@ func (c *clipper) miss(start, end uint64) {
 	if start >= end {
 		return
 	}
-	if c.missing.Pages == 0 {
-		c.missing.PID, c.missing.First = c.pid, Range{start * PageSize, end * PageSize}
+	r := Range{start * PageSize, end * PageSize}
+	if n := len(c.gaps); n > 0 && c.gaps[n-1].End == r.Start {
+		c.gaps[n-1].End = r.End
+		return
 	}
-	c.missing.Pages += end - start
+	c.gaps = append(c.gaps, r)
 }
 
-func (c *clipper) finish() ([]claim, error) {
+// finish returns what was kept, and what is present and was in no claim.
+func (c *clipper) finish() (kept []claim, gaps []Range) {
 	for _, r := range c.present {
 		c.miss(r.Start/PageSize, r.End/PageSize)
 	}
-	if c.missing.Pages > 0 {
-		return nil, &c.missing
+	return c.kept, c.gaps
+}
+
+// missingPages makes the error for pages that are present and were never captured; nil where there are none.
+func missingPages(pid int, gaps []Range) error {
+	if len(gaps) == 0 {
+		return nil
 	}
-	return c.kept, nil
+	e := &MissingError{PID: pid, First: gaps[0]}
+	for _, r := range gaps {
+		e.Pages += r.Len() / PageSize
+	}
+	return e
 }
 
 // coalesce returns ranges sorted, with those that overlap or touch joined. Empty ranges vanish.

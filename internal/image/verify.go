@@ -12,13 +12,15 @@ import (
 // maxDamages is how many errors Verify collects before it stops.
 const maxDamages = 20
 
-// Verify reads and checks every block that the checkpoint needs, with that many workers. progress, which may be nil, is told
+// Verify reads and checks every block that the checkpoint needs, those of its ancestors among them, with that many workers.
+// progress, which may be nil, is told
 // how many bytes of how many were read; its calls may come from several goroutines and out of order. All damage that is found,
 // up to 20 places, is in the error, each a *DamageError (errors.Join). Headers and indexes were checked by Open; blocks that
 // later rounds superseded are not looked at.
 func (c *Checkpoint) Verify(ctx context.Context, workers int, progress func(done, total int64)) error {
 	all := c.allBlocks()
-	total, done := c.wanted(), atomic.Int64{}
+	done := atomic.Int64{}
+	total, _ := c.wanted()
 	var (
 		next   atomic.Int64
 		mu     sync.Mutex
@@ -33,7 +35,7 @@ func (c *Checkpoint) Verify(ctx context.Context, workers int, progress func(done
 			if i >= len(all) {
 				return
 			}
-			if _, err := c.read(all[i], &b, true); err != nil {
+			if _, err := c.read(all[i].block, &b, true); err != nil {
 				mu.Lock()
 				errs = append(errs, err)
 				enough.Store(len(errs) >= maxDamages)
@@ -54,18 +56,24 @@ func (c *Checkpoint) Verify(ctx context.Context, workers int, progress func(done
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
+// numbered is a block with its number among those of pages; -1 for one of a file.
+type numbered struct {
+	*block
+	number int
+}
+
 // allBlocks lists the blocks of pages and files in the order in which they lie in their shards.
-func (c *Checkpoint) allBlocks() []*block {
-	all := make([]*block, 0, len(c.blocks))
+func (c *Checkpoint) allBlocks() []numbered {
+	all := make([]numbered, 0, len(c.blocks))
 	for i := range c.blocks {
-		all = append(all, &c.blocks[i])
+		all = append(all, numbered{&c.blocks[i], i})
 	}
 	for _, pieces := range c.filePieces {
 		for i := range pieces {
-			all = append(all, &pieces[i].block)
+			all = append(all, numbered{&pieces[i].block, -1})
 		}
 	}
-	slices.SortFunc(all, func(a, b *block) int {
+	slices.SortFunc(all, func(a, b numbered) int {
 		return cmp.Or(cmp.Compare(a.origin, b.origin), cmp.Compare(a.shard, b.shard), cmp.Compare(a.off, b.off))
 	})
 	return all

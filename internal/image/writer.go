@@ -18,6 +18,13 @@ type WriterOptions struct {
 	Shards int         // number of files that are written at once, 1 to MaxShards
 	Codec  codec.Codec // nil: none
 	ID     [16]byte    // of the checkpoint; it must be random
+
+	// Parent, where it is set, is the checkpoint that this one builds on, opened with OpenChain. What is as it was there is
+	// referred to. The caller closes it after Finish or Abort.
+	Parent *Checkpoint
+	// ParentPath is where the parent is, seen from the new checkpoint. It is for the manifest; the paths of the parent's own
+	// origins are put behind it.
+	ParentPath string
 }
 
 // Writer writes one checkpoint. PutPages, PutZero, PutFile and Written may be called from any number of goroutines at once.
@@ -30,7 +37,11 @@ type Writer struct {
 	codec  codec.Codec
 	id     [16]byte
 	shards []*shard
-	free   chan *shard // those that nobody is writing to
+
+	parent     *Checkpoint // may be nil
+	parentPath string
+
+	free chan *shard // those that nobody is writing to
 
 	order  atomic.Uint64 // counts PutPages and PutZero
 	raw    atomic.Int64
@@ -106,7 +117,7 @@ func (l *list[T]) at(i int) *T { return &l.chunks[i/chunk][i%chunk] }
 
 // NewWriter begins a checkpoint in t, which it owns from then on: Finish commits it, Abort (also here, on an error) aborts it.
 func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
-	w := &Writer{target: t, codec: o.Codec, id: o.ID}
+	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath}
 	if err := w.start(o.Shards); err != nil {
 		return nil, errors.Join(err, t.Abort())
 	}
@@ -116,6 +127,9 @@ func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
 func (w *Writer) start(shards int) error {
 	if shards < 1 || shards > MaxShards {
 		return fmt.Errorf("a checkpoint can't have %d shards: choose 1 to %d", shards, MaxShards)
+	}
+	if w.parent != nil && w.parent.id == w.id {
+		return fmt.Errorf("a checkpoint can't have its own id %x as that of its parent: choose a new one", w.id)
 	}
 	if w.codec == nil {
 		none, err := codec.New("none", 0)

@@ -184,3 +184,23 @@ func (m *Mapping) apply(key, value string) {
 	*into = number << 10
 	m.SharedAnon = min(m.sharedBytes, m.AnonBytes)
 }
+
+// PrivateMemory is the RAM in bytes that a process has to itself.
+func PrivateMemory(pid int) (int64, error) {
+	text, err := os.ReadFile(path(pid, "smaps_rollup"))
+	if err != nil {
+		return 0, gone(pid, "smaps_rollup", err)
+	}
+	var total int64
+	for line := range strings.Lines(string(text)) {
+		key, value, _ := strings.Cut(line, ":")
+		if key == "Private_Clean" || key == "Private_Dirty" {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("/proc/%d/smaps_rollup reads %q", pid, line)
+			}
+			total += kib << 10
+		}
+	}
+	return total, nil
+}

@@ -27,6 +27,7 @@ const (
 	inetRequest = 56 // struct inet_diag_req_v2
 	unixRequest = 24 // struct unix_diag_req
 
+	stateFinWait2 = 5  // TCP_FIN_WAIT2
 	stateTimeWait = 6  // TCP_TIME_WAIT
 	stateListen   = 10 // TCP_LISTEN
 )
@@ -101,15 +102,19 @@ func Listeners() ([]Listener, error) {
 type Connection struct {
 	Local, Remote netip.AddrPort
 	Inode         uint64 // 0: no program has it any more, and the kernel is about to close it
+
+	state byte
 }
 
 // Connections lists the TCP connections in the network namespace of the calling
-// process, those that wait for stray packets only (TIME-WAIT) left out: a new
-// connection may take their place.
+// process. Left out are those that a new connection may take the place of: they
+// wait for stray packets only (TIME-WAIT), or no program has them any more and
+// the peer has confirmed the end (FIN-WAIT-2).
 func Connections() ([]Connection, error) {
 	var list []Connection
 	err := tcpSockets(^uint32(1<<stateListen|1<<stateTimeWait), func(c Connection) {
-		if c.Remote.Port() != 0 {
+		replaceable := c.Inode == 0 && c.state == stateFinWait2
+		if c.Remote.Port() != 0 && !replaceable {
 			list = append(list, c)
 		}
 	})
@@ -148,6 +153,7 @@ func connection(body []byte) (Connection, bool) {
 		Local:  netip.AddrPortFrom(local, binary.BigEndian.Uint16(body[4:])),
 		Remote: netip.AddrPortFrom(remote, binary.BigEndian.Uint16(body[6:])),
 		Inode:  uint64(binary.NativeEndian.Uint32(body[68:])),
+		state:  body[1],
 	}, true
 }
 

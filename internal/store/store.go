@@ -30,6 +30,9 @@ import (
 const (
 	// ManifestName is the file whose existence makes a folder a checkpoint.
 	ManifestName = "manifest.json"
+	// RemovedName is what the manifest of a checkpoint is called that was removed, as long as others need blocks of it. A folder
+	// with it is no checkpoint, and no free place for one either.
+	RemovedName = "removed.json"
 
 	// Magic begins every shard. CreateFolder tells by it the remains of an interrupted write from files that are not ours.
 	Magic = "STASIS"
@@ -103,7 +106,7 @@ type Source interface {
 // checkName refuses names that could reach outside the folder or that mean something else there.
 func checkName(name string) error {
 	switch {
-	case name == "", len(name) > maxName, name == ManifestName, strings.HasPrefix(name, "."), strings.HasSuffix(name, partial):
+	case name == "", len(name) > maxName, name == ManifestName, name == RemovedName, strings.HasPrefix(name, "."), strings.HasSuffix(name, partial):
 	case strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' }):
 	default:
 		return nil

@@ -92,6 +92,10 @@ func (t *FolderTarget) claim() error {
 			return fmt.Errorf("cannot write a checkpoint to %s: one %w there: choose another folder, or remove that checkpoint first",
 				t.path, ErrExists)
 		}
+		if e.Name() == RemovedName {
+			return fmt.Errorf("cannot write a checkpoint to %s: one that was removed %w there, because others build on it: choose another folder",
+				t.path, ErrExists)
+		}
 	}
 	for _, e := range entries {
 		if err := t.removeRemains(e); err != nil {

@@ -1,0 +1,307 @@
+package stasis
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"stasis/internal/capture"
+	"stasis/internal/chain"
+	"stasis/internal/image"
+	"stasis/internal/keeper"
+	"stasis/internal/proc"
+	"stasis/internal/track"
+)
+
+// A chained dump builds on an earlier checkpoint, its parent. What it has to
+// copy is known in one of two ways: trackers that were kept since the parent say
+// which pages were written, or, where there are none, all memory is copied and
+// compared with the parent's. Either way the checkpoint holds what differs from
+// the parent, and refers to the parent for the rest. A tracker is believed only
+// for the very checkpoint that it was armed for.
+
+// openParent opens the checkpoint that this one builds on.
+func (d *dump) openParent() error {
+	if d.opts.Parent == "" {
+		return nil
+	}
+	var err error
+	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
+		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
+	}
+	m := d.parent.Manifest()
+	if m.RootPID != d.tree[0].NSPID {
+		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent %s is a checkpoint of process %d, and this is process %d: leave the parent out", d.opts.Parent, m.RootPID, d.tree[0].NSPID))
+	}
+	if limit := d.opts.MaxChain; limit > 0 && m.Depth+1 >= limit {
+		d.note("the chain has %d checkpoints, which is the limit: this one begins a new chain", m.Depth+1)
+		return d.leaveParent()
+	}
+	return nil
+}
+
+func (d *dump) leaveParent() error {
+	err := d.parent.Close()
+	d.parent, d.opts.Parent = nil, ""
+	return err
+}
+
+// parentPath is the parent's folder as the new checkpoint's manifest names it.
+func (d *dump) parentPath() string {
+	if d.parent == nil {
+		return ""
+	}
+	absolute, err := filepath.Abs(d.opts.Parent)
+	if err != nil {
+		return d.opts.Parent
+	}
+	if d.opts.Dir == "" {
+		return absolute
+	}
+	dir, err := filepath.Abs(d.opts.Dir)
+	if err != nil {
+		return absolute
+	}
+	if relative, err := filepath.Rel(dir, absolute); err == nil {
+		return relative
+	}
+	return absolute
+}
+
+// takeUp fetches the trackers that were kept since the parent.
+func (d *dump) takeUp() error {
+	state, fds, err := keeper.Take(d.tree[0])
+	if errors.Is(err, keeper.ErrNone) {
+		if d.parent != nil {
+			d.note("no tracker was kept since the parent (--track-mem): all memory is compared with it")
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d.kept = true
+	if why := d.distrust(state); why != "" {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		if d.parent != nil {
+			d.note("%s: all memory is compared with the parent", why)
+		}
+		return nil
+	}
+	for _, lost := range state.Lost {
+		d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: lost.Begin, End: lost.End}})
+	}
+	d.adopted = make(map[identity]*track.WriteProtect, len(fds))
+	for i, p := range state.Processes {
+		tracker, err := track.Adopt(p.PID, fds[i])
+		if err != nil {
+			continue // the process has ended
+		}
+		d.adopted[identity{p.PID, p.Start}] = tracker
+	}
+	return nil
+}
+
+// identity tells a process from a later one with its pid.
+type identity struct {
+	pid   int
+	start uint64
+}
+
+// distrust says why kept trackers are of no use for this dump, or "".
+func (d *dump) distrust(state *keeper.State) string {
+	switch {
+	case d.parent == nil:
+		return "there is no parent"
+	case state.Armed == "":
+		return "a dump that used the tracker did not succeed"
+	case state.Armed != d.parent.Manifest().ID:
+		return fmt.Sprintf("the tracker knows what was written since %s, which is not the parent", state.Dir)
+	}
+	return ""
+}
+
+// startTracker gives a process a tracker: the one that was kept, or a new one,
+// or none where the process cannot be tracked.
+func (d *dump) startTracker(p *process) (err error) {
+	who := identity{p.task.PID, p.task.StartTime}
+	if kept := d.adopted[who]; kept != nil {
+		delete(d.adopted, who)
+		if maps, err := proc.Smaps(who.pid); err == nil && kept.Follows(eligible(maps)) {
+			p.tracker, p.looked = kept, make(map[proc.Range]bool)
+			return nil
+		}
+		kept.Close() // it has executed another program
+	}
+	p.tracker, err = track.NewWriteProtectBy(d.injector.Userfaultfd, who.pid)
+	if errors.Is(err, track.ErrUnavailable) || errors.Is(err, proc.ErrGone) {
+		return nil
+	}
+	return err
+}
+
+// unknownPages visits the pages of a process that were not written since the
+// parent, and that the parent does not have: memory that was CRIU's in the
+// parent, because it was shared or locked then, and is Stasis' now. It looks at
+// each mapping once.
+func (d *dump) unknownPages(p *process, visit func(proc.Range)) error {
+	if p.looked == nil {
+		return nil
+	}
+	pagemap, err := proc.OpenPagemap(p.task.PID)
+	if err != nil {
+		return err
+	}
+	defer pagemap.Close()
+	for _, m := range p.ours {
+		if p.looked[m.Range] {
+			continue
+		}
+		p.looked[m.Range] = true
+		err := pagemap.Scan(m.Range, func(run proc.Run) {
+			if !run.Changed() {
+				d.notInParent(p, run.Range, visit)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// notInParent visits the parts of a range that the parent does not have.
+func (d *dump) notInParent(p *process, r proc.Range, visit func(proc.Range)) {
+	label := p.task.NSPID
+	has, known := d.inParent[label]
+	if !known {
+		if d.inParent == nil {
+			d.inParent = make(map[int][]image.Range)
+		}
+		has = d.parent.Ranges(label)
+		d.inParent[label] = has
+	}
+	from := sort.Search(len(has), func(i int) bool { return has[i].End > r.Start })
+	for _, lacking := range subtract([]proc.Range{r}, has[from:]) {
+		visit(lacking)
+	}
+}
+
+func eligible(maps []proc.Mapping) (list []proc.Mapping) {
+	for _, m := range maps {
+		if capture.Eligible(m) {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// disarmKeeper takes the kept trackers out of use, before the first round
+// protects pages anew: from here on what the keeper has is not all that was
+// written since the parent.
+func (d *dump) disarmKeeper() error {
+	if !d.kept {
+		return nil
+	}
+	return keeper.Disarm(d.tree[0])
+}
+
+// keepTrackers hands the trackers over for the next dump, which has this one as
+// its parent, or ends the tracking.
+func (d *dump) keepTrackers() {
+	root := d.tree[0]
+	if !d.opts.Track {
+		if d.kept {
+			_ = keeper.Stop(root.PID, root.StartTime)
+		}
+		return
+	}
+	state := &keeper.State{
+		Root: root.PID, Start: root.StartTime, Comm: root.Comm, Tracker: "userfaultfd",
+		Armed: d.manifest.ID, Dir: d.opts.Dir, Since: d.manifest.Created,
+	}
+	if dir, err := filepath.Abs(d.opts.Dir); err == nil && d.opts.Dir != "" {
+		state.Dir = dir
+	}
+	var fds []int
+	for pid, p := range d.processes {
+		if p.tracker == nil {
+			continue
+		}
+		state.Processes = append(state.Processes, keeper.Process{PID: pid, Start: p.task.StartTime})
+		fds = append(fds, p.tracker.Fd())
+	}
+	if d.preDump {
+		for _, lost := range d.dropped {
+			state.Lost = append(state.Lost, keeper.Lost{PID: lost.PID, Begin: lost.Start, End: lost.End})
+		}
+	}
+	if len(fds) == 0 {
+		d.note("no process of the tree can be tracked: the next dump compares all memory with this one")
+		return
+	}
+	if err := keeper.Put(state, fds); err != nil {
+		d.note("the trackers cannot be kept (%v): the next dump compares all memory with this one", err)
+	}
+}
+
+// note adds something to the result that the user did not expect, perhaps.
+func (d *dump) note(format string, args ...any) {
+	d.notes = append(d.notes, fmt.Sprintf(format, args...))
+}
+
+// writePreDump completes a pre-dump: the pages that are there now, as the
+// rounds have them. A page that was written meanwhile is in the checkpoint as it
+// was, or not at all; its tracker knows.
+func (d *dump) writePreDump() error {
+	d.present = make(map[int][]image.Range)
+	for pid, p := range d.processes {
+		if p.tracker == nil {
+			continue
+		}
+		if err := d.notePages(pid, p); err != nil && !errors.Is(err, proc.ErrGone) {
+			return err
+		}
+	}
+	d.sortPresent()
+	d.thawed = d.frozen
+	return d.publish()
+}
+
+func (d *dump) notePages(pid int, p *process) error {
+	pagemap, err := proc.OpenPagemap(pid)
+	if err != nil {
+		return err
+	}
+	defer pagemap.Close()
+	label := d.label(pid)
+	for _, m := range p.ours {
+		if err := pagemap.Scan(m.Range, func(run proc.Run) { d.notePresent(label, run.Range) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// protectFrozen protects the pages that this dump has a copy of once it ends,
+// so that the next one begins with what is written after the freeze. It cannot
+// fail in a way that counts: a page that is not protected counts as written.
+func (d *dump) protectFrozen(pagemap *proc.Pagemap, ranges []proc.Range) {
+	for _, r := range ranges {
+		_ = pagemap.Protect(r, func(proc.Run) {})
+	}
+}
+
+// pausedFor is how long the tree stood still.
+func (d *dump) pausedFor() time.Duration {
+	if d.preDump {
+		return 0
+	}
+	return d.thawed.Sub(d.frozen)
+}

@@ -1,0 +1,216 @@
+package chain
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"stasis/internal/image"
+	"stasis/internal/store"
+)
+
+// Open opens the checkpoint in the folder dir together with its ancestors, which are looked for when they are needed: where the
+// manifest says, then beside dir, then in roots, each of which is a checkpoint's folder or a folder of those. Errors are those of
+// [store.OpenFolder] and [image.Open], and [*DedupedError]. The caller closes the checkpoint.
+func Open(dir string, roots ...string) (*image.Checkpoint, error) {
+	src, err := store.OpenFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	return OpenSource(src, dir, roots...)
+}
+
+// OpenSource is Open for any source. near is the folder that its ancestors are relative to; for a *store.Folder it is the folder
+// itself.
+func OpenSource(src store.Source, near string, roots ...string) (*image.Checkpoint, error) {
+	if f, ok := src.(*store.Folder); ok {
+		near = f.Name()
+		if err := checkDeduped(near); err != nil {
+			return nil, err
+		}
+	}
+	return openAny(src, near, roots)
+}
+
+// openAny opens a checkpoint whether it was deduplicated or not. The manifest is read twice, which for a manifest costs nothing.
+func openAny(src store.Source, near string, roots []string) (*image.Checkpoint, error) {
+	m, err := image.ReadManifest(src)
+	if err != nil {
+		return nil, err
+	}
+	return image.OpenChain(src, Resolver(m, near, roots...))
+}
+
+// Resolver finds the ancestors of the checkpoint with the manifest m, which is in the folder dir; see [Open] for where. What makes
+// a folder the ancestor is the id in it, never its name. Its error is a [*MissingError]. It may be called from any number of
+// goroutines.
+func Resolver(m *image.Manifest, dir string, roots ...string) image.Resolver {
+	f := newFinder(dir, roots)
+	paths := make(map[[16]byte]string, len(m.Origins))
+	for _, o := range m.Origins {
+		if id, err := image.ParseID(o.ID); err == nil {
+			paths[id] = o.Path
+		}
+	}
+	return func(id [16]byte) (store.Source, error) {
+		folder, err := f.find(id, paths[id])
+		if err != nil {
+			return nil, err // and not a nil *Folder in an interface
+		}
+		return folder, nil
+	}
+}
+
+// Missing lists the ancestors of the checkpoint with the manifest m, in the folder dir, that are not to be found. A restore asks
+// before it begins.
+func Missing(m *image.Manifest, dir string, roots ...string) []*MissingError {
+	var missing []*MissingError
+	f := newFinder(dir, roots)
+	for _, o := range m.Origins {
+		id, err := image.ParseID(o.ID)
+		if err != nil {
+			continue // image refuses such a manifest
+		}
+		var lost *MissingError
+		if _, err := f.find(id, o.Path); errors.As(err, &lost) {
+			missing = append(missing, lost)
+		}
+	}
+	return missing
+}
+
+// MissingError says that an ancestor of a checkpoint is not to be found.
+type MissingError struct {
+	ID     string   // of the ancestor, 32 hex digits
+	Path   string   // where the manifest says that it is; may be relative to the checkpoint, may be ""
+	Near   string   // the folder of the checkpoint
+	Looked []string // what was looked at, for people
+}
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("the ancestor %s of %s is missing: looked for it %s: put its folder back, or beside %s, or name the folder that has it",
+		e.ID, e.Near, strings.Join(e.Looked, ", "), e.Near)
+}
+
+// finder looks for checkpoints by id. The folders beside dir and the roots are read once, when the first ancestor is not where
+// the manifest says.
+type finder struct {
+	dir   string // absolute
+	roots []string
+
+	once  sync.Once
+	index map[[16]byte]string // written within once
+}
+
+func newFinder(dir string, roots []string) *finder {
+	return &finder{dir: absolute(dir), roots: roots}
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path // only without a working directory
+}
+
+// find returns the folder of the checkpoint with that id.
+func (f *finder) find(id [16]byte, path string) (*store.Folder, error) {
+	lost := &MissingError{ID: hex.EncodeToString(id[:]), Path: path, Near: f.dir}
+	if path != "" {
+		at := path
+		if !filepath.IsAbs(at) {
+			at = filepath.Join(f.dir, at)
+		}
+		folder, why := withID(at, id)
+		if folder != nil {
+			return folder, nil
+		}
+		lost.Looked = append(lost.Looked, fmt.Sprintf("at %s (%s)", at, why))
+	}
+	f.once.Do(func() { f.index = readFolders(f.places()) })
+	if at, ok := f.index[id]; ok {
+		if folder, _ := withID(at, id); folder != nil {
+			return folder, nil
+		}
+	}
+	lost.Looked = append(lost.Looked, "in the folders of "+filepath.Dir(f.dir))
+	for _, root := range f.roots {
+		lost.Looked = append(lost.Looked, "in "+root)
+	}
+	return nil, lost
+}
+
+// places lists the folders whose folders are looked at, the most likely first.
+func (f *finder) places() []string {
+	list := []string{filepath.Dir(f.dir)}
+	for _, root := range f.roots {
+		if root = absolute(root); !slices.Contains(list, root) {
+			list = append(list, root)
+		}
+	}
+	return list
+}
+
+// readFolders finds the checkpoints in places and in their folders, by id. Of several with the same id the first counts. What
+// can't be read is left out: an ancestor that is needed and not found is an error anyway.
+func readFolders(places []string) map[[16]byte]string {
+	found := map[[16]byte]string{}
+	note := func(dir string) {
+		if id, err := idOf(dir); err == nil {
+			if _, twice := found[id]; !twice {
+				found[id] = dir
+			}
+		}
+	}
+	for _, place := range places {
+		note(place)
+		entries, err := os.ReadDir(place)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if e.IsDir() || e.Type()&fs.ModeSymlink != 0 {
+				note(filepath.Join(place, e.Name()))
+			}
+		}
+	}
+	return found
+}
+
+// withID opens the folder at path where it has the checkpoint of that id, or what is left of it. Else it says what is there.
+func withID(path string, id [16]byte) (folder *store.Folder, why string) {
+	found, err := idOf(path)
+	switch {
+	case errors.Is(err, store.ErrNoCheckpoint):
+		return nil, "no checkpoint there"
+	case err != nil:
+		return nil, err.Error()
+	case found != id:
+		return nil, fmt.Sprintf("another checkpoint there, %x", found)
+	}
+	if folder, err = store.OpenData(path); err != nil {
+		return nil, err.Error()
+	}
+	return folder, ""
+}
+
+// idOf reads the id of the checkpoint in dir, or of what is left of it, from its first shard: 64 bytes, whatever the size of the
+// manifest.
+func idOf(dir string) (id [16]byte, err error) {
+	folder, err := store.OpenData(dir)
+	if err != nil {
+		return id, err
+	}
+	shard, err := folder.Open(image.ShardName(0))
+	if err != nil {
+		return id, err
+	}
+	defer shard.Close()
+	return image.ShardID(shard)
+}

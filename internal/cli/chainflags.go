@@ -1,0 +1,70 @@
+package cli
+
+import (
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"stasis"
+)
+
+// chainFlags are the flags of a dump that builds on another checkpoint.
+type chainFlags struct {
+	prevImagesDir string // relative to the folder of the new checkpoint, as CRIU has it
+	parent        string // a path or a name, as everywhere else
+	track         bool
+	autoDedup     bool
+	maxChain      int
+}
+
+func (f *chainFlags) add(cmd *cobra.Command) {
+	f.addParent(cmd)
+	flags := cmd.Flags()
+	flags.BoolVar(&f.track, "track-mem", false, "keep track of what is written afterwards, for a dump on top of this one")
+	flags.BoolVar(&f.autoDedup, "auto-dedup", false, "give back the space of what the parent holds and this checkpoint replaces; the parent cannot be restored then")
+	flags.IntVar(&f.maxChain, "max-chain", 0, "begin a new chain when this one would have more than `N` checkpoints (default: never)")
+}
+
+// addParent adds the flags that say what to build on.
+func (f *chainFlags) addParent(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.parent, "parent", "", "write only what differs from this checkpoint or pre-dump: `DIR` or name")
+	flags.StringVar(&f.prevImagesDir, "prev-images-dir", "", "the same as CRIU has it: a `DIR` relative to that of the new checkpoint, or absolute")
+	must(cmd.RegisterFlagCompletionFunc("parent", completeParent))
+}
+
+// completeParent leaves folders to the shell.
+func completeParent(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveFilterDirs
+}
+
+// parentDir is the folder of the parent, or "". dir is that of the new checkpoint.
+func (a *app) parentDir(f *chainFlags, dir string) (string, error) {
+	switch {
+	case f.parent != "" && f.prevImagesDir != "":
+		return "", badInput("--parent and --prev-images-dir say the same: choose one")
+	case f.prevImagesDir != "":
+		if filepath.IsAbs(f.prevImagesDir) || dir == "" {
+			return a.locate(f.prevImagesDir)
+		}
+		return a.locate(filepath.Join(dir, f.prevImagesDir))
+	case f.parent != "":
+		return a.locate(f.parent)
+	}
+	return "", nil
+}
+
+// chain fills in the options of a dump. Where its checkpoint goes is in them already.
+func (a *app) chain(f *chainFlags, o *stasis.DumpOptions) (err error) {
+	if o.Parent, err = a.parentDir(f, o.Dir); err != nil {
+		return err
+	}
+	switch {
+	case f.maxChain < 0:
+		return badInput("--max-chain %d: it must be at least 1", f.maxChain)
+	case f.autoDedup && o.Parent == "":
+		return badInput("--auto-dedup: there is nothing to give back without a parent; add --parent or --prev-images-dir")
+	}
+	o.Track, o.AutoDedup, o.MaxChain = f.track, f.autoDedup, f.maxChain
+	return nil
+}

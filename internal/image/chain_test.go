@@ -1,0 +1,383 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"stasis/internal/codec"
+	"stasis/internal/store"
+	"stasis/internal/store/storetest"
+)
+
+// memory is what processes have in their pages; nil is a zero page. Contents are never changed once they are in it.
+type memory map[int]map[uint64][]byte
+
+func (m memory) set(pid int, page uint64, content []byte) {
+	if m[pid] == nil {
+		m[pid] = map[uint64][]byte{}
+	}
+	m[pid][page] = content
+}
+
+func (m memory) clone() memory {
+	out := memory{}
+	for pid, pages := range m {
+		out[pid] = map[uint64][]byte{}
+		for page, content := range pages {
+			out[pid][page] = content
+		}
+	}
+	return out
+}
+
+func (m memory) present() map[int][]Range {
+	out := map[int][]Range{}
+	for pid, pages := range m {
+		out[pid] = nil
+		for page := range pages {
+			out[pid] = append(out[pid], pagesOf(page*PageSize, 1))
+		}
+	}
+	return out
+}
+
+func (m memory) pids() []int {
+	var out []int
+	for pid := range m {
+		out = append(out, pid)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// link is a checkpoint of a chain and what must be in it.
+type link struct {
+	*storetest.Memory
+	id     [16]byte
+	memory memory
+	kind   string
+}
+
+// chain is checkpoints, each the parent of the next.
+type chain []link
+
+func (c chain) resolve(id [16]byte) (store.Source, error) {
+	for _, l := range c {
+		if l.id == id {
+			return l.Memory, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no checkpoint %x", id)
+}
+
+func (c chain) open(tb testing.TB, i int) *Checkpoint {
+	tb.Helper()
+	p, err := OpenChain(c[i].Memory, c.resolve)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// add begins the next checkpoint of the chain, lets fill write it, and finishes it.
+func (c *chain) add(tb testing.TB, o WriterOptions, kind string, want memory, present map[int][]Range, fill func(w *Writer)) {
+	tb.Helper()
+	m := storetest.NewMemory()
+	o.ID = [16]byte{byte(len(*c) + 1), byte(len(*c) >> 8), 0xc4}
+	o.Shards = max(o.Shards, 1)
+	if n := len(*c); n > 0 {
+		o.Parent, o.ParentPath = c.open(tb, n-1), fmt.Sprintf("../c%d", n-1)
+	}
+	w, err := NewWriter(m, o)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	fill(w)
+	manifest := testManifest()
+	manifest.Kind = kind
+	if err := w.Finish(present, manifest); err != nil {
+		tb.Fatal(err)
+	}
+	*c = append(*c, link{m, o.ID, want, kind})
+}
+
+// checkMemory reads every block of a checkpoint and sees that it has that memory, each page once.
+func checkMemory(tb testing.TB, c *Checkpoint, want memory) {
+	tb.Helper()
+	seen := map[int]map[uint64]bool{}
+	once := func(pid int, page uint64) {
+		if seen[pid] == nil {
+			seen[pid] = map[uint64]bool{}
+		}
+		if _, ok := want[pid][page]; !ok || seen[pid][page] {
+			tb.Fatalf("page %d of %d is there twice, or should not be there", page, pid)
+		}
+		seen[pid][page] = true
+	}
+	var b Buffer
+	for i := range c.Blocks() {
+		data, err := c.ReadBlock(i, &b)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		info := c.Block(i)
+		if info.Raw != len(data) {
+			tb.Fatalf("block %d has %d bytes: %+v", i, len(data), info)
+		}
+		for _, p := range info.Pieces {
+			for n := range uint64(p.Pages) {
+				page, at := p.Addr/PageSize+n, (uint64(p.First)+n)*PageSize
+				once(p.PID, page)
+				if !bytes.Equal(data[at:at+PageSize], want[p.PID][page]) {
+					tb.Fatalf("page %d of %d differs", page, p.PID)
+				}
+				if block, first, kind := c.Find(p.PID, page*PageSize); kind != Data || block != i || uint64(first)*PageSize != at {
+					tb.Fatalf("page %d of %d is not found", page, p.PID)
+				}
+			}
+		}
+	}
+	for _, pid := range c.PIDs() {
+		for _, z := range c.ZeroRanges(pid) {
+			for page := z.Start / PageSize; page < z.End/PageSize; page++ {
+				once(pid, page)
+				if want[pid][page] != nil {
+					tb.Fatalf("page %d of %d is zero", page, pid)
+				}
+			}
+		}
+	}
+	for pid, pages := range want {
+		if len(seen[pid]) != len(pages) {
+			tb.Fatalf("process %d has %d pages instead of %d", pid, len(seen[pid]), len(pages))
+		}
+	}
+	if !slices.Equal(c.PIDs(), want.pids()) {
+		tb.Fatalf("there are processes %v instead of %v", c.PIDs(), want.pids())
+	}
+}
+
+// world is the processes that chains are made of in tests.
+type world struct {
+	r    *rand.Rand
+	now  memory
+	used [][]byte // contents that were made
+}
+
+// content makes a page: all new, zero, one that was there before, or one that differs from old, if there is one, a little.
+func (w *world) content(old []byte) []byte {
+	switch k := w.r.IntN(10); {
+	case k == 0:
+		return nil
+	case k == 1 && len(w.used) > 0:
+		return w.used[w.r.IntN(len(w.used))]
+	case k < 6 && old != nil:
+		b := bytes.Clone(old)
+		for range 1 + w.r.IntN(6) {
+			at := w.r.IntN(PageSize - 16)
+			for i := range w.r.IntN(16) {
+				b[at+i] = byte(w.r.Uint32())
+			}
+		}
+		return b
+	case k == 6:
+		return bytes.Repeat([]byte{byte(1 + w.r.IntN(255))}, PageSize)
+	}
+	b := tagged(w.r.Uint64()|1, 1)
+	w.used = append(w.used, b)
+	return b
+}
+
+// step lets processes come and go, map, unmap and write.
+func (w *world) step() {
+	const space = 400
+	for range w.r.IntN(3) {
+		pid := 1 + w.r.IntN(5)*w.r.IntN(1000)
+		if _, ok := w.now[pid]; ok && w.r.IntN(2) == 0 && len(w.now) > 1 {
+			delete(w.now, pid)
+		} else if !ok {
+			w.now[pid] = map[uint64][]byte{}
+		}
+	}
+	for _, pid := range w.now.pids() {
+		if w.r.IntN(3) == 0 {
+			start, n := w.r.Uint64N(space), w.r.Uint64N(120)
+			for page := start; page < start+n; page++ {
+				w.now.set(pid, page, w.content(nil))
+			}
+		}
+		for range w.r.IntN(40) {
+			if page := w.r.Uint64N(space); w.now[pid][page] != nil {
+				w.now.set(pid, page, w.content(w.now[pid][page]))
+			}
+		}
+		for range w.r.IntN(10) {
+			delete(w.now[pid], w.r.Uint64N(space))
+		}
+	}
+}
+
+// put puts pages of a process, in blocks of random sizes.
+func (w *world) put(tb testing.TB, to *Writer, round, pid int, pages []uint64, content func(page uint64) []byte) {
+	tb.Helper()
+	slices.Sort(pages)
+	for len(pages) > 0 {
+		var b PageBlock
+		for n := 1 + w.r.IntN(MaxPages); n > 0 && len(pages) > 0; n-- {
+			if k := len(b.Extents); k > 0 && b.Extents[k-1].Addr/PageSize+uint64(b.Extents[k-1].Pages) == pages[0] {
+				b.Extents[k-1].Pages++
+			} else {
+				b.Extents = append(b.Extents, Extent{pages[0] * PageSize, 1})
+			}
+			page := content(pages[0])
+			if page == nil {
+				page = zeroPage[:]
+			}
+			b.Data = append(b.Data, page...)
+			pages = pages[1:]
+		}
+		b.PID = pid
+		if err := to.PutPages(round, b); err != nil {
+			tb.Fatal(err)
+		}
+		clear(b.Data)
+	}
+}
+
+// fill writes a checkpoint of the world over that of before. A full one has all that differs, a pre-dump some of it. Pages are
+// put in two rounds, some of them with other content in the first; some are put that did not change. What the checkpoint must
+// have is returned.
+func (w *world) fill(tb testing.TB, to *Writer, before memory, full bool) memory {
+	tb.Helper()
+	want := w.now.clone()
+	for _, pid := range w.now.pids() {
+		var first, second []uint64
+		for page, content := range w.now[pid] {
+			old, had := before[pid][page]
+			same := had && bytes.Equal(old, content)
+			switch {
+			case same && w.r.IntN(8) > 0:
+			case !full && w.r.IntN(3) == 0:
+				delete(want[pid], page)
+				if had {
+					want.set(pid, page, old)
+				}
+			default:
+				if w.r.IntN(3) == 0 {
+					first = append(first, page)
+				}
+				second = append(second, page)
+			}
+		}
+		w.put(tb, to, 0, pid, first, func(page uint64) []byte { return w.content(w.now[pid][page]) })
+		w.put(tb, to, 1, pid, second, func(page uint64) []byte { return w.now[pid][page] })
+	}
+	return want
+}
+
+// TestChainsAgainstModel writes random chains and reads every checkpoint of them.
+func TestChainsAgainstModel(t *testing.T) {
+	for seed := range uint64(25) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			r := rand.New(rand.NewPCG(seed, 3))
+			world := &world{r: r, now: memory{1: {}}}
+			var c chain
+			files := map[int][]byte{}
+			for depth := range 12 + r.IntN(6) {
+				for range 1 + r.IntN(2) {
+					world.step()
+				}
+				before := memory{}
+				if depth > 0 {
+					before = c[depth-1].memory
+				}
+				kind := KindFull
+				if r.IntN(3) == 0 {
+					kind = KindPreDump
+				}
+				files[depth] = append(tagged(4, 100), tagged(r.Uint64(), 3)...)
+				if depth > 1 && r.IntN(2) == 0 {
+					files[depth] = files[depth-1]
+				}
+				var want memory
+				o := WriterOptions{Shards: 1 + r.IntN(4), Codec: newCodec(t, codec.Names()[r.IntN(5)])}
+				c.add(t, o, kind, nil, world.now.present(), func(w *Writer) {
+					want = world.fill(t, w, before, kind == KindFull)
+					putFile(t, w, "pages.img", files[depth])
+				})
+				c[depth].memory = want
+			}
+			for i := range c {
+				p := c.open(t, i)
+				checkMemory(t, p, c[i].memory)
+				if err := p.Verify(context.Background(), 2, nil); err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(fileOf(t, p, "pages.img"), files[i]) {
+					t.Error("a file differs")
+				}
+				checkOrigins(t, c, i, p)
+				checkUses(t, p)
+			}
+		})
+	}
+}
+
+// checkOrigins sees that the manifest says of the ancestors what it must.
+func checkOrigins(t *testing.T, c chain, i int, p *Checkpoint) {
+	t.Helper()
+	m, used := p.Manifest(), map[int]bool{}
+	for _, u := range p.Uses() {
+		used[u.Origin] = true
+	}
+	for n, o := range m.Origins {
+		at := slices.IndexFunc(c, func(l link) bool { return hex.EncodeToString(l.id[:]) == o.ID })
+		if at < 0 || at >= i || !used[n+1] {
+			t.Errorf("checkpoint %d lists origin %d, %s, in vain", i, n+1, o.ID)
+		}
+		if !strings.HasSuffix(o.Path, fmt.Sprintf("/c%d", at)) {
+			t.Errorf("the path of %d is %s", at, o.Path)
+		}
+	}
+	parent := ""
+	if i > 0 {
+		parent = hex.EncodeToString(c[i-1].id[:])
+	}
+	if m.Parent != parent || m.Kind != c[i].kind {
+		t.Errorf("checkpoint %d is a %s of parent %q instead of %s of %q", i, m.Kind, m.Parent, c[i].kind, parent)
+	}
+}
+
+// checkUses sees that every piece is in the list of what is needed, and that the list is sorted.
+func checkUses(t *testing.T, p *Checkpoint) {
+	t.Helper()
+	type place struct {
+		origin, shard int
+		off           int64
+	}
+	pages, last := map[place]uint64{}, place{}
+	for i, u := range p.Uses() {
+		at := place{u.Origin, u.Shard, u.Offset}
+		if i > 0 && slices.Compare([]int{last.origin, last.shard, int(last.off)}, []int{at.origin, at.shard, int(at.off)}) >= 0 {
+			t.Errorf("%v comes after %v", at, last)
+		}
+		last, pages[at] = at, u.Pages
+	}
+	for i := range p.Blocks() {
+		b := p.Block(i)
+		for _, x := range b.Pieces {
+			for n := range x.Pages {
+				if pages[place{b.Origin, b.Shard, b.Offset}]>>(x.First+n)&1 == 0 {
+					t.Errorf("page %d of %+v is not in the list", x.First+n, b)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,42 @@
+package image
+
+// sumUp fills in what the figures say of what is in the checkpoint.
+func (c *Checkpoint) sumUp(f *Figures) {
+	f.BytesMemory, f.ZeroPages, f.BytesFiles, f.BytesReferenced = 0, 0, 0, 0
+	for _, e := range c.extents {
+		n := int64(e.pages) * PageSize
+		f.BytesMemory += n
+		if c.blocks[e.block].origin > 0 {
+			f.BytesReferenced += n
+		}
+	}
+	for _, p := range c.procs {
+		for _, z := range p.zeros {
+			f.ZeroPages += int64(z.Len() / PageSize)
+		}
+	}
+	f.BytesMemory += f.ZeroPages * PageSize
+	for _, file := range c.files {
+		f.BytesFiles += file.Size
+	}
+}
+
+// wanted sums up the blocks that the index refers to, as stored, in bytes: all of them, and those that are in the checkpoint's
+// own shards.
+func (c *Checkpoint) wanted() (all, own int64) {
+	add := func(b *block) {
+		all += b.len()
+		if b.origin == 0 {
+			own += b.len()
+		}
+	}
+	for i := range c.blocks {
+		add(&c.blocks[i])
+	}
+	for _, pieces := range c.filePieces {
+		for i := range pieces {
+			add(&pieces[i].block)
+		}
+	}
+	return all, own
+}

@@ -1,0 +1,111 @@
+package image
+
+import (
+	"cmp"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"math"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// claims returns what the checkpoint has of gaps in a process, and what is left of them. Its blocks are numbered from first.
+// As the checkpoint is sorted already, this takes a few nanoseconds for each of its extents.
+func (c *Checkpoint) claims(pid int, gaps []Range, first uint32) (kept []claim, left []Range) {
+	i, ok := slices.BinarySearch(c.pids, pid)
+	if !ok || len(gaps) == 0 {
+		return nil, gaps
+	}
+	out := clipper{present: gaps}
+	p := &c.procs[i]
+	zeros := p.zeros
+	takeZeros := func(before uint64) {
+		for len(zeros) > 0 && zeros[0].Start < before {
+			out.take(claim{page: zeros[0].Start / PageSize, pages: zeros[0].Len() / PageSize, block: zeroBlock})
+			zeros = zeros[1:]
+		}
+	}
+	for _, e := range c.extents[p.from:p.to] {
+		takeZeros(e.page * PageSize)
+		out.take(claim{page: e.page, pages: uint64(e.pages), block: first + e.block, first: uint32(e.first)})
+	}
+	takeZeros(maxAddr)
+	return out.finish()
+}
+
+// refer makes groups of the parent's blocks that have pieces. They are spread over the indexes, so that none gets much larger
+// than the others.
+func (p *plan) refer() error {
+	if p.w.parent == nil {
+		return nil
+	}
+	blocks := p.w.parent.blocks
+	shards, weight := map[ancestorShard][]keyed{}, 0
+	for i, count := range p.counts[p.own:] {
+		if count > 0 {
+			at := ancestorShard{blocks[i].origin, blocks[i].shard}
+			shards[at] = append(shards[at], keyed{uint64(blocks[i].off), uint32(i)})
+			weight += 1 + int(count)
+		}
+	}
+	sorted := slices.SortedFunc(maps.Keys(shards), func(a, b ancestorShard) int {
+		return cmp.Or(cmp.Compare(a.origin, b.origin), cmp.Compare(a.shard, b.shard))
+	})
+	origins, err := p.renumber(sorted)
+	if err != nil {
+		return err
+	}
+	share, filled := weight/len(p.w.shards)+1, 0
+	for _, at := range sorted {
+		var g *group
+		for _, k := range radixSort(shards[at]) {
+			if to := filled / share; g == nil || p.to[len(p.to)-1] != to {
+				g = &group{origin: origins[at.origin], shard: uint32(at.shard)}
+				p.groups, p.to = append(p.groups, g), append(p.to, to)
+			}
+			b, number := &blocks[k.at], uint32(p.own)+k.at
+			p.add(g, len(p.groups)-1, b.index(), number)
+			filled += 1 + int(p.counts[number])
+		}
+	}
+	return nil
+}
+
+// index is the form that the block has in an index.
+func (b *block) index() indexBlock {
+	return indexBlock{off: b.off, sum: b.sum, stored: b.stored, raw: b.raw, kind: b.kind, codec: b.codec, heads: b.heads}
+}
+
+// renumber makes the list of the ancestors that are used, the parent first where it is, and returns the new number of each of
+// the parent's origins.
+func (p *plan) renumber(used []ancestorShard) ([]uint32, error) {
+	parent := p.w.parent
+	numbers := make([]uint32, len(parent.manifest.Origins)+1)
+	for _, at := range used {
+		if numbers[at.origin] > 0 {
+			continue
+		}
+		o := Origin{ID: hex.EncodeToString(parent.id[:]), Path: p.w.parentPath}
+		if at.origin > 0 {
+			o = parent.manifest.Origins[at.origin-1]
+			o.Path = rebase(o.Path, p.w.parentPath)
+		}
+		p.origins = append(p.origins, o)
+		numbers[at.origin] = uint32(len(p.origins))
+	}
+	if len(p.origins) > math.MaxUint16 {
+		return nil, fmt.Errorf("the checkpoint would refer to %d ancestors, and can refer to %d: make a full one, without a parent", len(p.origins), math.MaxUint16)
+	}
+	return numbers, nil
+}
+
+// rebase makes of the path of an ancestor, as the parent has it, that from the new checkpoint. Addresses and absolute paths
+// hold from anywhere; an empty path says that nobody knows.
+func rebase(path, parent string) string {
+	if path == "" || filepath.IsAbs(path) || strings.Contains(path, "://") {
+		return path
+	}
+	return filepath.Join(parent, path)
+}

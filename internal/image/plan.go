@@ -1,0 +1,191 @@
+package image
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// plan is what Finish makes of the blocks that it has: those that were put, shard by shard, and behind them the parent's.
+// All of them are counted through by one number.
+type plan struct {
+	w        *Writer
+	base     []uint32  // number of the first block of each shard
+	own      int       // how many blocks were put; the parent's follow
+	counts   []uint32  // of each block's pieces
+	resolved [][]claim // of each process: what counts. One by one they are sorted, but not joined
+
+	groups  []*group // one for each shard of our own, then those of ancestors
+	to      []int    // index that each group goes to
+	spots   []spot   // of each block
+	origins []Origin
+}
+
+// spot is where a block's next piece goes.
+type spot struct{ group, piece uint32 }
+
+// indexes resolves what was put and what the parent has, and returns the index of each shard and the ancestors that they refer
+// to. Shard 0's has what belongs to no block. Where it is lenient, what is missing is left out.
+func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, []Origin, error) {
+	pids := slices.Sorted(maps.Keys(present))
+	if len(pids) > maxProcs {
+		return nil, nil, fmt.Errorf("a checkpoint can't have %d processes, but %d at most: dump fewer at once", len(pids), maxProcs)
+	}
+	p, err := w.newPlan()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.resolve(pids, present, lenient); err != nil {
+		return nil, nil, err
+	}
+	if err := p.layOut(); err != nil {
+		return nil, nil, err
+	}
+	out := make([]*index, len(w.shards))
+	for i := range out {
+		out[i] = &index{pids: pids}
+	}
+	out[0].files = w.files
+	out[0].zeros = p.place()
+	for i, g := range p.groups {
+		x := out[p.to[i]]
+		x.groups = append(x.groups, *g)
+	}
+	return out, p.origins, nil
+}
+
+func (w *Writer) newPlan() (*plan, error) {
+	p := &plan{w: w, base: make([]uint32, len(w.shards))}
+	for i, t := range w.shards {
+		p.base[i] = uint32(p.own)
+		p.own += t.blocks.len()
+	}
+	total := p.own
+	if w.parent != nil {
+		total += len(w.parent.blocks)
+	}
+	if total >= int(zeroBlock) {
+		return nil, fmt.Errorf("the checkpoint has %d blocks, more than can be counted: dump fewer processes at once", total)
+	}
+	p.counts = make([]uint32, total)
+	return p, nil
+}
+
+// resolve finds out of which block each page comes.
+func (p *plan) resolve(pids []int, present map[int][]Range, lenient bool) error {
+	claims := p.claims()
+	p.resolved = make([][]claim, len(pids))
+	for i, pid := range pids {
+		want, err := coalesce(present[pid])
+		if err != nil {
+			return err
+		}
+		kept, gaps := resolve(claims[uint32(pid)], want)
+		delete(claims, uint32(pid))
+		if p.w.parent != nil {
+			var inherited []claim
+			inherited, gaps = p.w.parent.claims(pid, gaps, uint32(p.own))
+			kept = append(kept, inherited...)
+		}
+		if err := missingPages(pid, gaps); err != nil && !lenient {
+			return err
+		}
+		p.resolved[i] = kept
+		for _, c := range kept {
+			if c.block != zeroBlock {
+				p.counts[c.block]++
+			}
+		}
+	}
+	return nil
+}
+
+// claims gathers what was put, by process.
+func (p *plan) claims() map[uint32][]claim {
+	w, sizes := p.w, map[uint32]int{}
+	for _, t := range w.shards {
+		for i := range t.blocks.len() {
+			if k := t.blocks.at(i); k.kind == pageBlock {
+				sizes[k.owner] += int(k.extents)
+			}
+		}
+	}
+	for i := range w.zeros.len() {
+		sizes[w.zeros.at(i).pid]++
+	}
+	out := make(map[uint32][]claim, len(sizes))
+	for pid, n := range sizes {
+		out[pid] = make([]claim, 0, n)
+	}
+	for s, t := range w.shards {
+		for i := range t.blocks.len() {
+			k := t.blocks.at(i)
+			if k.kind != pageBlock {
+				continue
+			}
+			first, claims := uint32(0), out[k.owner]
+			for e := range uint32(k.extents) {
+				x := *t.extents.at(int(k.extent + e))
+				claims = append(claims, claim{x.page(), uint64(x.pages()), k.order, p.base[s] + uint32(i), first})
+				first += x.pages()
+			}
+			out[k.owner] = claims
+		}
+	}
+	for i := range w.zeros.len() {
+		z := w.zeros.at(i)
+		out[z.pid] = append(out[z.pid], claim{z.page, z.pages, z.order, zeroBlock, 0})
+	}
+	return out
+}
+
+// layOut makes the groups, with room for their pieces, and decides which index each goes to.
+func (p *plan) layOut() error {
+	p.spots = make([]spot, len(p.counts))
+	for i, t := range p.w.shards {
+		p.groups, p.to = append(p.groups, p.live(t)), append(p.to, i)
+	}
+	return p.refer()
+}
+
+// live returns the shard's blocks that have claims or are of files.
+func (p *plan) live(t *shard) *group {
+	g := &group{shard: uint32(t.no)}
+	for i := range t.blocks.len() {
+		k, number := t.blocks.at(i), p.base[t.no]+uint32(i)
+		b := indexBlock{off: int64(k.off), sum: k.sum, stored: k.stored, raw: k.raw, kind: k.kind, codec: k.codec, heads: k.extents}
+		switch {
+		case k.kind == fileBlock:
+			b.file, b.where = k.owner, k.order
+			g.blocks = append(g.blocks, b)
+		case p.counts[number] > 0:
+			p.add(g, len(p.groups), b, number)
+		}
+	}
+	return g
+}
+
+// add appends a block of pages to a group, which is or becomes that of this number, with room for its pieces.
+func (p *plan) add(g *group, group int, b indexBlock, number uint32) {
+	b.pieces = p.counts[number]
+	p.spots[number] = spot{uint32(group), uint32(len(g.pieces))}
+	g.blocks = append(g.blocks, b)
+	g.pieces = append(g.pieces, make([]indexPiece, b.pieces)...)
+}
+
+// place puts the resolved claims into the pieces of their blocks, and returns the zero ranges.
+func (p *plan) place() []zeroRange {
+	var zeros []zeroRange
+	for proc, claims := range p.resolved {
+		for _, c := range claims {
+			if c.block == zeroBlock {
+				zeros = append(zeros, zeroRange{uint32(proc), c.page, c.pages})
+				continue
+			}
+			at := &p.spots[c.block]
+			p.groups[at.group].pieces[at.piece] = indexPiece{uint32(proc), c.page, uint32(c.pages), c.first}
+			at.piece++
+		}
+	}
+	return zeros
+}
