@@ -65,7 +65,7 @@ fuzz: ## run every fuzz target for FUZZTIME (20s) each
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz $(PKG)
 
 .PHONY: generate
-generate: ## rebuild the library that is preloaded into CRIU (needs gcc)
+generate: ## rebuild the library that is preloaded into CRIU (needs gcc) and the code of the API
 	scripts/generate
 
 .PHONY: generate-check

@@ -64,6 +64,13 @@ type DumpOptions struct {
 	// fit is written while the tree is frozen. 0: DefaultFinalBuffer.
 	FinalBuffer int
 
+	// Nice is how much less priority the dump has than other programs while the
+	// tree runs: 0 to 19 as in nice(1). The last copy, for which the tree stands
+	// still, is never slowed down.
+	Nice int
+	// Bandwidth is how many bytes per second are written at most; 0: no limit.
+	Bandwidth int64
+
 	// Progress, if set, is called now and then, from one goroutine at a time.
 	Progress func(Progress)
 	// AtStep, if set, is called as each step begins; an error fails the dump

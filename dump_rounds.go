@@ -104,7 +104,7 @@ func (d *dump) copyRounds(ctx context.Context) error {
 // copyRound copies what was written since the last round, at first everything.
 func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 	begun, round := time.Now(), d.round
-	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice})
+	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
 	for pid, p := range d.processes {
 		if p.tracker == nil {
 			continue

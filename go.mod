@@ -3,6 +3,7 @@ module stasis
 go 1.26.0
 
 require (
+	connectrpc.com/connect v1.21.1
 	github.com/agnivade/levenshtein v1.2.2
 	github.com/checkpoint-restore/go-criu/v8 v8.3.0
 	github.com/creack/pty v1.1.24
@@ -18,6 +19,7 @@ require (
 	go.yaml.in/yaml/v3 v3.0.6
 	golang.org/x/sync v0.24.0
 	golang.org/x/sys v0.49.0
+	golang.org/x/time v0.16.0
 	google.golang.org/protobuf v1.36.12
 )
 
