@@ -57,6 +57,8 @@ type Command struct {
 	UID      uint32   `json:"uid"`
 	GID      uint32   `json:"gid"`
 	Terminal bool     `json:"terminal"`
+	Rows     uint16   `json:"rows,omitempty"` // size of the terminal; 0: as it is
+	Cols     uint16   `json:"cols,omitempty"`
 }
 
 // Restore is what a run comes back from.
@@ -72,6 +74,8 @@ type Restore struct {
 type Restored struct {
 	ToResume time.Duration `json:"to_resume_ns"`
 	Took     time.Duration `json:"took_ns"`
+	PIDs     []int         `json:"pids,omitempty"`
+	Memory   int64         `json:"bytes_memory"`
 	Warnings []string      `json:"warnings,omitempty"`
 }
 

@@ -37,6 +37,8 @@ func (s *shim) start(c *Command) error {
 	if err != nil {
 		return err
 	}
+	s.hub.resize(c.Rows, c.Cols, false)
+	con.resize(c.Rows, c.Cols)
 	process, err := s.spawn(c, con)
 	if err != nil {
 		con.ours.Close()
@@ -148,7 +150,7 @@ func (s *shim) restore(r *Restore) (*Restored, error) {
 		return nil, err
 	}
 	s.begin(result.PID, con, "restored from "+filepath.Base(r.Dir))
-	return &Restored{ToResume: result.ToResume, Took: result.Took, Warnings: result.Warnings}, nil
+	return &Restored{ToResume: result.ToResume, Took: result.Took, PIDs: result.PIDs, Memory: result.BytesMemory, Warnings: result.Warnings}, nil
 }
 
 // giveConsole lets the restored job find the new console where it had the old one.

@@ -1,0 +1,97 @@
+package jobs
+
+import (
+	"context"
+	"os"
+	"runtime"
+	"syscall"
+
+	"stasis"
+	"stasis/internal/chain"
+	"stasis/internal/jobs/shim"
+)
+
+// Engine makes and deletes checkpoints.
+type Engine interface {
+	// Dump is stasis.Dump.
+	Dump(ctx context.Context, o stasis.DumpOptions) (*stasis.DumpResult, error)
+	// Verify reads all that a restore would read.
+	Verify(ctx context.Context, dir string) error
+	// Remove deletes checkpoints, and keeps of them what others still need.
+	Remove(ctx context.Context, dirs []string) error
+}
+
+// Runner reaches the shims of jobs; dir is a shim's folder.
+type Runner interface {
+	Launch(ctx context.Context, dir string) (Shim, error)
+	// Connect finds a shim that works already; the error wraps shim.ErrGone where there is none.
+	Connect(ctx context.Context, dir string) (Shim, error)
+	// LastStatus is what a shim that is gone has left behind.
+	LastStatus(dir string) (shim.Status, error)
+}
+
+// Shim is what runs beside a job, or stands for it; see shim.Client.
+type Shim interface {
+	Status(ctx context.Context) (shim.Status, error)
+	Start(ctx context.Context, c shim.Command) (shim.Status, error)
+	Restore(ctx context.Context, r shim.Restore) (shim.Status, shim.Restored, error)
+	Signal(ctx context.Context, sig syscall.Signal, tree bool) error
+	Wait(ctx context.Context, run int) (shim.Status, error)
+	Quit(ctx context.Context) error
+}
+
+// terminals is what a Shim can do besides, if its job has a console here.
+type terminals interface {
+	Attach(ctx context.Context, rows, cols uint16) (*shim.Terminal, error)
+}
+
+var (
+	_ Shim      = (*shim.Client)(nil)
+	_ terminals = (*shim.Client)(nil)
+)
+
+// library is the real engine.
+type library struct{}
+
+func (library) Dump(ctx context.Context, o stasis.DumpOptions) (*stasis.DumpResult, error) {
+	return stasis.Dump(ctx, o)
+}
+
+func (library) Verify(ctx context.Context, dir string) error {
+	checkpoint, err := chain.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer checkpoint.Close()
+	return checkpoint.Verify(ctx, runtime.NumCPU(), nil)
+}
+
+func (library) Remove(_ context.Context, dirs []string) error {
+	for _, dir := range dirs {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// processes is the real runner.
+type processes struct{}
+
+func (processes) Launch(_ context.Context, dir string) (Shim, error) {
+	c, err := shim.Launch(dir)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (processes) Connect(ctx context.Context, dir string) (Shim, error) {
+	c, err := shim.Connect(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (processes) LastStatus(dir string) (shim.Status, error) { return shim.LastStatus(dir) }
