@@ -30,9 +30,9 @@ type world struct {
 	dumps   int
 	removed []string
 
-	takes time.Duration                  // of a dump
-	fail  func(pid int) error            // of a dump
-	bad   map[string]error               // checkpoints that cannot be restored, by the last element of their path
+	takes time.Duration                    // of a dump
+	fail  func(pid int) error              // of a dump
+	bad   map[string]error                 // checkpoints that cannot be restored, by the last element of their path
 	dumpO func(o stasis.DumpOptions) error // looks at the options
 }
 
