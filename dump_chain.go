@@ -95,7 +95,9 @@ func (d *dump) takeUp() error {
 		return nil
 	}
 	for _, lost := range state.Lost {
-		d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: lost.Begin, End: lost.End}})
+		for at := lost.Begin; at < lost.End; at += proc.PageSize {
+			d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: at, End: at + proc.PageSize}})
+		}
 	}
 	d.adopted = make(map[identity]*track.WriteProtect, len(fds))
 	for i, p := range state.Processes {

@@ -15,6 +15,7 @@ import (
 	"stasis/internal/image"
 	"stasis/internal/pager"
 	"stasis/internal/store"
+	"stasis/internal/track"
 	"stasis/internal/workdir"
 )
 
@@ -36,6 +37,12 @@ type RestoreOptions struct {
 	// Force restores although the checks found a conflict that CRIU might
 	// still cope with, such as another kernel or a changed file.
 	Force bool
+
+	// Track keeps track of what the tree writes from its first instruction on,
+	// so that a dump with this checkpoint as its parent copies only that, as with
+	// DumpOptions.Track. A lazy restore cannot: the next dump then compares all
+	// memory.
+	Track bool
 
 	// Sibling makes the root of the tree a child of this process' parent.
 	Sibling bool
@@ -117,6 +124,9 @@ type restore struct {
 	early      sync.Once // the root is watched before CRIU tells of it
 	result     RestoreResult
 	done       bool
+
+	arm      *criu.Arm                   // with Track
+	trackers map[int]*track.WriteProtect // by the pid that this machine sees; filled while CRIU lets the tree go
 
 	guardStarts func() (*guard.Guard, error) // nil when CRIU has all memory
 }
@@ -342,6 +352,7 @@ func (r *restore) finish() (*RestoreResult, error) {
 		}
 		r.guard = nil
 	}
+	r.keepTrackers()
 	r.done = true
 	r.result.Took = time.Since(r.begun)
 	return &r.result, nil

@@ -71,8 +71,11 @@ func (r *restore) startCRIU() (*criu.Session, error) {
 	}
 	sibling, lazy := true, r.pager != nil
 	opts.RstSibling, opts.LazyPages = &sibling, &lazy
+	if err := r.prepareArm(); err != nil {
+		return nil, err
+	}
 	request := criu.Request{
-		Opts: opts, WorkDir: r.work.Path(), LogName: "restore.log", Files: files, Sibling: r.opts.Sibling,
+		Opts: opts, WorkDir: r.work.Path(), LogName: "restore.log", Files: files, Sibling: r.opts.Sibling, Arm: r.arm,
 	}
 	if r.criuOpts.ShellJob {
 		// CRIU gives the tree the terminal that it has itself.
@@ -133,6 +136,7 @@ func (r *restore) cleanUp() {
 	if r.guard != nil && !r.done {
 		_ = r.guard.Fire() // it fires as well when it cannot be told
 	}
+	r.endArm()
 	if r.pager != nil {
 		r.pager.Close()
 	}

@@ -16,12 +16,12 @@ import (
 
 //go:generate make -C ../.. generate
 
-// The library of preload/blind.c, built by "make generate". It is kept in the
+// The library of preload/*.c, built by "make generate". It is kept in the
 // tree so that a program can link Stasis with nothing but Go, and CI checks
 // that it is what its source makes.
 //
-//go:embed preload/blind_amd64.so
-var blindLibrary []byte
+//go:embed preload/preload_amd64.so
+var preloadLibrary []byte
 
 // Layout of struct table and struct lists in preload/blind.c.
 const (
@@ -46,7 +46,7 @@ type Blind struct {
 
 // NewBlind prepares the library and an empty table; Close frees them.
 func NewBlind() (*Blind, error) {
-	library, err := memfile("stasis-blind.so", blindLibrary)
+	library, err := memfile("stasis-preload.so", preloadLibrary)
 	if err != nil {
 		return nil, err
 	}
@@ -173,11 +173,15 @@ func largest(all []hiddenRange, limit int) []hiddenRange {
 
 // environment makes the dynamic loader of CRIU load the library.
 func (b *Blind) environment() []string {
-	preload := "/proc/self/fd/" + strconv.Itoa(libraryFD)
+	return []string{preload(), "STASIS_BLIND_FD=" + strconv.Itoa(tableFD)}
+}
+
+func preload() string {
+	library := "/proc/self/fd/" + strconv.Itoa(libraryFD)
 	if others := os.Getenv("LD_PRELOAD"); others != "" {
-		preload += ":" + others
+		library += ":" + others
 	}
-	return []string{"LD_PRELOAD=" + preload, "STASIS_BLIND_FD=" + strconv.Itoa(tableFD)}
+	return "LD_PRELOAD=" + library
 }
 
 func memfile(name string, content []byte) (*os.File, error) {

@@ -51,6 +51,7 @@ type Request struct {
 	WorkDir string     // images and log; the caller makes and removes it
 	LogName string     // name of the log in WorkDir
 	Blind   *Blind     // hides memory in a dump; nil to hide nothing
+	Arm     *Arm       // runs calls in restored threads before they are let go; nil to run none
 	Files   []*os.File // inherited by CRIU; named by [FD] in the options
 	Stdin   io.Reader  // nil: /dev/null
 	Stdout  io.Writer
@@ -97,6 +98,10 @@ func (b *Binary) Start(req Request) (*Session, error) {
 	if req.Blind != nil {
 		s.cmd.ExtraFiles[tableFD-3], s.cmd.ExtraFiles[libraryFD-3] = req.Blind.table, req.Blind.library
 		s.cmd.Env = append(s.cmd.Env, req.Blind.environment()...)
+	}
+	if req.Arm != nil {
+		s.cmd.ExtraFiles[tableFD-3], s.cmd.ExtraFiles[libraryFD-3] = req.Arm.file, req.Arm.library
+		s.cmd.Env = append(s.cmd.Env, req.Arm.environment()...)
 	}
 	s.cmd.ExtraFiles = append(s.cmd.ExtraFiles, req.Files...)
 	// Signals from the terminal go to Stasis alone, which then decides.

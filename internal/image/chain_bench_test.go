@@ -3,7 +3,11 @@ package image
 import (
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
+	"slices"
 	"testing"
+
+	"stasis/internal/store"
 )
 
 // tables writes a checkpoint to nowhere and returns what a reader knows of it from its indexes.
@@ -87,12 +91,12 @@ func BenchmarkOpenChain(b *testing.B) {
 				if depth == 0 {
 					return map[int][]Range{7: dirty(b, w, pages*PageSize, 0)[:1]}
 				}
-				for range 25_000 / MaxPages / (length - 1) {
+				for left := 25_000 / (length - 1); left > 0; left -= MaxPages {
 					var extents []Extent
-					for range MaxPages {
+					for range min(left, MaxPages) {
 						extents = append(extents, Extent{r.Uint64N(pages) * PageSize, 1})
 					}
-					put(b, w, 0, 7, whole, extents...)
+					put(b, w, 0, 7, whole[:len(extents)*PageSize], extents...)
 				}
 				return map[int][]Range{7: {{0, pages * PageSize}}}
 			})
@@ -110,5 +114,99 @@ func BenchmarkOpenChain(b *testing.B) {
 			b.ReportMetric(float64(len(top.manifest.Origins)), "origins")
 			b.ReportMetric(float64(len(top.extents)), "extents")
 		})
+	}
+}
+
+// heapPages makes n pages as programs have them: words of which many are small, and pointers. They compress to about a third.
+func heapPages(n int, seed uint64) []byte {
+	r, b := rand.New(rand.NewPCG(seed, 7)), make([]byte, n*PageSize)
+	for i := 0; i < len(b); i += 8 {
+		switch r.IntN(4) {
+		case 0:
+			le.PutUint64(b[i:], 0x7f3a_0000_0000+r.Uint64N(1<<24)*16)
+		case 1:
+			le.PutUint64(b[i:], r.Uint64N(1000))
+		}
+	}
+	return b
+}
+
+// heapParent is a process on disk, size bytes long, whose memory is that of heapPages, the same 16 MiB again and again but for the
+// first word of each page, which is its number counted from 1.
+func heapParent(b *testing.B, size int, codecName string) (*Checkpoint, func(page int, to []byte)) {
+	b.Helper()
+	const period = 4096
+	content := heapPages(period, 1)
+	page := func(i int, to []byte) {
+		copy(to, content[i%period*PageSize:][:PageSize])
+		le.PutUint64(to, uint64(i+1))
+	}
+	dir := filepath.Join(b.TempDir(), "parent")
+	target, err := store.CreateFolder(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	w, err := NewWriter(target, WriterOptions{Shards: 4, Codec: newCodec(b, codecName), ID: testID})
+	if err != nil {
+		b.Fatal(err)
+	}
+	block := make([]byte, MaxBlock)
+	for i := 0; i < size/PageSize; i += MaxPages {
+		for n := range MaxPages {
+			page(i+n, block[n*PageSize:])
+		}
+		put(b, w, 0, 7, block, Extent{uint64(i) * PageSize, MaxPages})
+	}
+	finish(b, w, map[int][]Range{7: {{0, uint64(size)}}})
+	src, err := store.OpenFolder(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := open(b, src)
+	return c, page
+}
+
+// BenchmarkPutChanged puts single pages from anywhere of a process of 1 GiB, one in four and one in 64, sorted as a tracker
+// gives them, of each of which eight bytes changed.
+func BenchmarkPutChanged(b *testing.B) {
+	const size = 1 << 30
+	for _, codecName := range []string{"none", "lz4", "zstd"} {
+		parent, page := heapParent(b, size, codecName)
+		for _, every := range []int{4, 64} {
+			for name, o := range map[string]WriterOptions{
+				"plain": {NoCompare: true, NoShare: true, NoDelta: true}, "share": {NoCompare: true, NoDelta: true}, "compare": {NoDelta: true}, "delta": {},
+			} {
+				b.Run(fmt.Sprintf("%s/1in%d/%s", codecName, every, name), func(b *testing.B) {
+					o.Shards, o.Codec, o.ID, o.Parent = 4, newCodec(b, codecName), [16]byte{1}, parent
+					r := rand.New(rand.NewPCG(1, 1))
+					var pages []int
+					for i := range size / PageSize {
+						if r.IntN(every) == 0 {
+							pages = append(pages, i)
+						}
+					}
+					b.SetBytes(int64(len(pages)) * PageSize)
+					stored := int64(0)
+					for b.Loop() {
+						w, err := NewWriter(discard{}, o)
+						if err != nil {
+							b.Fatal(err)
+						}
+						data := make([]byte, MaxBlock)
+						for chunk := range slices.Chunk(pages, MaxPages) {
+							extents := make([]Extent, len(chunk))
+							for n, p := range chunk {
+								page(p, data[n*PageSize:])
+								le.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
+								extents[n] = Extent{uint64(p) * PageSize, 1}
+							}
+							put(b, w, 0, 7, data[:len(chunk)*PageSize], extents...)
+						}
+						_, stored = w.Written()
+					}
+					b.ReportMetric(float64(stored)/float64(len(pages)), "bytes/page")
+				})
+			}
+		}
 	}
 }

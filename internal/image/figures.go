@@ -1,13 +1,24 @@
 package image
 
+import "math/bits"
+
 // sumUp fills in what the figures say of what is in the checkpoint.
 func (c *Checkpoint) sumUp(f *Figures) {
-	f.BytesMemory, f.ZeroPages, f.BytesFiles, f.BytesReferenced = 0, 0, 0, 0
+	f.BytesMemory, f.ZeroPages, f.BytesFiles, f.BytesReferenced, f.BytesShared = 0, 0, 0, 0, 0
+	own := int64(0)
 	for _, e := range c.extents {
 		n := int64(e.pages) * PageSize
 		f.BytesMemory += n
 		if c.blocks[e.block].origin > 0 {
 			f.BytesReferenced += n
+		} else {
+			own += n
+		}
+	}
+	f.BytesShared = own
+	for i, pages := range c.neededPages() {
+		if c.blocks[i].origin == 0 {
+			f.BytesShared -= int64(bits.OnesCount64(pages)) * PageSize
 		}
 	}
 	for _, p := range c.procs {

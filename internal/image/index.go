@@ -67,7 +67,11 @@ type indexPiece struct {
 
 // encode writes columns rather than records: what is alike stands together, which is what makes it compress well.
 func (x *index) encode() []byte {
-	var b []byte
+	room := 1024
+	for i := range x.groups {
+		room += 20*len(x.groups[i].blocks) + 8*len(x.groups[i].pieces)
+	}
+	b := make([]byte, 0, room)
 	u := func(v uint64) { b = binary.AppendUvarint(b, v) }
 	s := func(v int64) { b = binary.AppendVarint(b, v) }
 	u(uint64(len(x.pids)))

@@ -18,8 +18,8 @@ func (c *Checkpoint) claims(pid int, gaps []Range, first uint32) (kept []claim, 
 	if !ok || len(gaps) == 0 {
 		return nil, gaps
 	}
-	out := clipper{present: gaps}
 	p := &c.procs[i]
+	out := clipper{present: gaps, kept: make([]claim, 0, p.to-p.from)}
 	zeros := p.zeros
 	takeZeros := func(before uint64) {
 		for len(zeros) > 0 && zeros[0].Start < before {
@@ -41,14 +41,12 @@ func (p *plan) refer() error {
 	if p.w.parent == nil {
 		return nil
 	}
-	blocks := p.w.parent.blocks
-	shards, weight := map[ancestorShard][]keyed{}, 0
-	for i, count := range p.counts[p.own:] {
-		if count > 0 {
-			at := ancestorShard{blocks[i].origin, blocks[i].shard}
-			shards[at] = append(shards[at], keyed{uint64(blocks[i].off), uint32(i)})
-			weight += 1 + int(count)
-		}
+	refs, weight := p.references(), 0
+	shards := map[ancestorShard][]keyed{}
+	for i := range refs {
+		at := ancestorShard{refs[i].origin, refs[i].shard}
+		shards[at] = append(shards[at], keyed{uint64(refs[i].off), uint32(i)})
+		weight += p.weight(&refs[i])
 	}
 	sorted := slices.SortedFunc(maps.Keys(shards), func(a, b ancestorShard) int {
 		return cmp.Or(cmp.Compare(a.origin, b.origin), cmp.Compare(a.shard, b.shard))
@@ -65,12 +63,59 @@ func (p *plan) refer() error {
 				g = &group{origin: origins[at.origin], shard: uint32(at.shard)}
 				p.groups, p.to = append(p.groups, g), append(p.to, to)
 			}
-			b, number := &blocks[k.at], uint32(p.own)+k.at
-			p.add(g, len(p.groups)-1, b.index(), number)
-			filled += 1 + int(p.counts[number])
+			r := &refs[k.at]
+			p.add(len(p.groups)-1, r.index(), r.number)
+			filled += p.weight(r)
 		}
 	}
 	return nil
+}
+
+// reference is a block of the parent that is referred to.
+type reference struct {
+	*block
+	number uint32 // as the plan counts; noBlock for one of a file
+	file   fileRef
+}
+
+// noBlock stands for "not a block of pages".
+const noBlock = zeroBlock
+
+// references lists the parent's blocks that have pieces, and its pieces of files.
+func (p *plan) references() []reference {
+	blocks, n := p.w.parent.blocks, 0
+	for _, count := range p.counts[p.own:] {
+		if count > 0 {
+			n++
+		}
+	}
+	out := make([]reference, 0, n+len(p.w.fileRefs))
+	for i, count := range p.counts[p.own:] {
+		if count > 0 {
+			out = append(out, reference{block: &blocks[i], number: uint32(p.own + i)})
+		}
+	}
+	for _, f := range p.w.fileRefs {
+		out = append(out, reference{&f.piece.block, noBlock, f})
+	}
+	return out
+}
+
+// weight is about how much of an index a reference takes.
+func (p *plan) weight(r *reference) int {
+	if r.number == noBlock {
+		return 1
+	}
+	return 1 + int(p.counts[r.number])
+}
+
+// index is the form that the block has in an index.
+func (r *reference) index() indexBlock {
+	b := r.block.index()
+	if r.number == noBlock {
+		b.file, b.where = r.file.file, uint64(r.file.piece.where)
+	}
+	return b
 }
 
 // index is the form that the block has in an index.

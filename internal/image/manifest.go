@@ -125,6 +125,7 @@ type Figures struct {
 	BytesStored     int64   `json:"bytes_stored"`     // size of all shards
 	BytesSuperseded int64   `json:"bytes_superseded"` // in the shards, of blocks that later rounds replaced altogether
 	BytesReferenced int64   `json:"bytes_referenced"` // memory whose bytes are in the shards of ancestors, and not stored again
+	BytesShared     int64   `json:"bytes_shared"`     // memory that is equal to other memory of this checkpoint, and not stored again
 	ZeroPages       int64   `json:"zero_pages"`       // pages that take no space
 }
 

@@ -23,8 +23,8 @@ const resident = 32 << 20
 // them is a SIGBUS: guard makes an error of that. And one that is overwritten between the check of a block and the use of what
 // ReadBlock returned is used as overwritten; nothing that writes checkpoints does that, they are never changed.
 type shardFile struct {
-	store.File
-	mapped []byte // nil: not mapped
+	store.File        // nil: dropped, there is only the mapping
+	mapped     []byte // nil: not mapped
 }
 
 // newShardFile takes f over. Where it can't be mapped it is read.
@@ -51,6 +51,13 @@ func (s *shardFile) bytes(off int64, n int, buf *[]byte, mapped bool) ([]byte, e
 		*buf = make([]byte, max(n, int(blockLen(1, MaxBlock))))
 	}
 	b := (*buf)[:n]
+	if s.File == nil {
+		if off+int64(n) > int64(len(s.mapped)) {
+			return nil, errTruncated
+		}
+		copy(b, s.mapped[off:])
+		return b, nil
+	}
 	if _, err := s.ReadAt(b, off); err != nil {
 		if errors.Is(err, io.EOF) {
 			return nil, errTruncated
@@ -58,6 +65,17 @@ func (s *shardFile) bytes(off int64, n int, buf *[]byte, mapped bool) ([]byte, e
 		return nil, err
 	}
 	return b, nil
+}
+
+// drop closes the descriptor of a shard that is mapped: it is not needed for reading then. A chain may have more shards than a
+// process may have files open.
+func (s *shardFile) drop() error {
+	if s.mapped == nil {
+		return nil
+	}
+	f := s.File
+	s.File = nil
+	return f.Close()
 }
 
 // letGo makes what was read no longer count as our memory. For a shared mapping this loses nothing: whoever still uses a part of
@@ -103,6 +121,9 @@ func (s *shardFile) Close() error {
 			err = fmt.Errorf("cannot unmap a shard: %w", err)
 		}
 		s.mapped = nil
+	}
+	if s.File == nil {
+		return err
 	}
 	return errors.Join(err, s.File.Close())
 }

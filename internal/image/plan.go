@@ -9,11 +9,11 @@ import (
 // plan is what Finish makes of the blocks that it has: those that were put, shard by shard, and behind them the parent's.
 // All of them are counted through by one number.
 type plan struct {
-	w        *Writer
-	base     []uint32  // number of the first block of each shard
-	own      int       // how many blocks were put; the parent's follow
-	counts   []uint32  // of each block's pieces
-	resolved [][]claim // of each process: what counts. One by one they are sorted, but not joined
+	w      *Writer
+	base   []uint32   // number of the first block of each shard
+	own    int        // how many blocks were put; the parent's follow
+	counts []uint32   // of each block's pieces
+	live   []liveRuns // what counts
 
 	groups  []*group // one for each shard of our own, then those of ancestors
 	to      []int    // index that each group goes to
@@ -23,6 +23,12 @@ type plan struct {
 
 // spot is where a block's next piece goes.
 type spot struct{ group, piece uint32 }
+
+// liveRuns is what counts of a process, in no order.
+type liveRuns struct {
+	proc int
+	runs []claim
+}
 
 // indexes resolves what was put and what the parent has, and returns the index of each shard and the ancestors that they refer
 // to. Shard 0's has what belongs to no block. Where it is lenient, what is missing is left out.
@@ -74,30 +80,34 @@ func (w *Writer) newPlan() (*plan, error) {
 // resolve finds out of which block each page comes.
 func (p *plan) resolve(pids []int, present map[int][]Range, lenient bool) error {
 	claims := p.claims()
-	p.resolved = make([][]claim, len(pids))
 	for i, pid := range pids {
 		want, err := coalesce(present[pid])
 		if err != nil {
 			return err
 		}
 		kept, gaps := resolve(claims[uint32(pid)], want)
+		p.take(i, kept)
 		delete(claims, uint32(pid))
 		if p.w.parent != nil {
 			var inherited []claim
 			inherited, gaps = p.w.parent.claims(pid, gaps, uint32(p.own))
-			kept = append(kept, inherited...)
+			p.take(i, inherited)
 		}
 		if err := missingPages(pid, gaps); err != nil && !lenient {
 			return err
 		}
-		p.resolved[i] = kept
-		for _, c := range kept {
-			if c.block != zeroBlock {
-				p.counts[c.block]++
-			}
-		}
 	}
 	return nil
+}
+
+// take adds to what counts.
+func (p *plan) take(proc int, runs []claim) {
+	p.live = append(p.live, liveRuns{proc, runs})
+	for i := range runs {
+		if b := runs[i].block; b != zeroBlock {
+			p.counts[b]++
+		}
+	}
 }
 
 // claims gathers what was put, by process.
@@ -112,6 +122,9 @@ func (p *plan) claims() map[uint32][]claim {
 	}
 	for i := range w.zeros.len() {
 		sizes[w.zeros.at(i).pid]++
+	}
+	for i := range w.refs.len() {
+		sizes[w.refs.at(i).pid]++
 	}
 	out := make(map[uint32][]claim, len(sizes))
 	for pid, n := range sizes {
@@ -136,54 +149,74 @@ func (p *plan) claims() map[uint32][]claim {
 		z := w.zeros.at(i)
 		out[z.pid] = append(out[z.pid], claim{z.page, z.pages, z.order, zeroBlock, 0})
 	}
+	for i := range w.refs.len() {
+		r := w.refs.at(i)
+		out[r.pid] = append(out[r.pid], claim{r.page, uint64(r.pages), r.order, p.number(r.at), uint32(r.at.page)})
+	}
 	return out
+}
+
+// number is that of the block that a page is in.
+func (p *plan) number(at pageAt) uint32 {
+	if at.home == inParent {
+		return uint32(p.own) + at.block
+	}
+	return p.base[at.home] + at.block
 }
 
 // layOut makes the groups, with room for their pieces, and decides which index each goes to.
 func (p *plan) layOut() error {
 	p.spots = make([]spot, len(p.counts))
-	for i, t := range p.w.shards {
-		p.groups, p.to = append(p.groups, p.live(t)), append(p.to, i)
+	for _, t := range p.w.shards {
+		p.keepBlocks(t)
 	}
 	return p.refer()
 }
 
-// live returns the shard's blocks that have claims or are of files.
-func (p *plan) live(t *shard) *group {
-	g := &group{shard: uint32(t.no)}
+// keepBlocks makes the group of a shard's blocks that have claims or are of files.
+func (p *plan) keepBlocks(t *shard) {
+	pieces, from := 0, int(p.base[t.no])
+	for _, n := range p.counts[from : from+t.blocks.len()] {
+		pieces += int(n)
+	}
+	g := &group{shard: uint32(t.no), pieces: make([]indexPiece, 0, pieces)}
+	p.groups, p.to = append(p.groups, g), append(p.to, t.no)
 	for i := range t.blocks.len() {
 		k, number := t.blocks.at(i), p.base[t.no]+uint32(i)
 		b := indexBlock{off: int64(k.off), sum: k.sum, stored: k.stored, raw: k.raw, kind: k.kind, codec: k.codec, heads: k.extents}
 		switch {
 		case k.kind == fileBlock:
 			b.file, b.where = k.owner, k.order
-			g.blocks = append(g.blocks, b)
+			p.add(t.no, b, noBlock)
 		case p.counts[number] > 0:
-			p.add(g, len(p.groups), b, number)
+			p.add(t.no, b, number)
 		}
 	}
-	return g
 }
 
-// add appends a block of pages to a group, which is or becomes that of this number, with room for its pieces.
-func (p *plan) add(g *group, group int, b indexBlock, number uint32) {
-	b.pieces = p.counts[number]
-	p.spots[number] = spot{uint32(group), uint32(len(g.pieces))}
+// add appends a block to a group. One of pages, which has a number, gets room for its pieces.
+func (p *plan) add(group int, b indexBlock, number uint32) {
+	g := p.groups[group]
+	if number != noBlock {
+		b.pieces = p.counts[number]
+		p.spots[number] = spot{uint32(group), uint32(len(g.pieces))}
+		g.pieces = slices.Grow(g.pieces, int(b.pieces))[:len(g.pieces)+int(b.pieces)]
+	}
 	g.blocks = append(g.blocks, b)
-	g.pieces = append(g.pieces, make([]indexPiece, b.pieces)...)
 }
 
-// place puts the resolved claims into the pieces of their blocks, and returns the zero ranges.
+// place puts what counts into the pieces of their blocks, and returns the zero ranges.
 func (p *plan) place() []zeroRange {
 	var zeros []zeroRange
-	for proc, claims := range p.resolved {
-		for _, c := range claims {
+	for _, l := range p.live {
+		for i := range l.runs {
+			c := &l.runs[i]
 			if c.block == zeroBlock {
-				zeros = append(zeros, zeroRange{uint32(proc), c.page, c.pages})
+				zeros = append(zeros, zeroRange{uint32(l.proc), c.page, c.pages})
 				continue
 			}
 			at := &p.spots[c.block]
-			p.groups[at.group].pieces[at.piece] = indexPiece{uint32(proc), c.page, uint32(c.pages), c.first}
+			p.groups[at.group].pieces[at.piece] = indexPiece{uint32(l.proc), c.page, uint32(c.pages), c.first}
 			at.piece++
 		}
 	}

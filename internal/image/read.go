@@ -175,7 +175,11 @@ func (c *Checkpoint) openAncestor(k *block) (*shardFile, error) {
 	if err != nil {
 		return nil, errors.Join(c.blockDamage(k, "it is not the shard that is wanted", err), f.Close())
 	}
-	return newShardFile(f), nil
+	s := newShardFile(f)
+	if err := s.drop(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
 // Find says where a page is: in which block, and which page of it. Block and page mean something for Data only.

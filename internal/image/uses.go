@@ -15,11 +15,7 @@ type Use struct {
 // a difference are needed as well. Every block is needed as a whole to be read, since its checksum covers all of it; Pages says
 // what would have to be kept of it.
 func (c *Checkpoint) Uses() []Use {
-	pages := make([]uint64, len(c.blocks))
-	for _, e := range c.extents {
-		pages[e.block] |= (1<<e.pages - 1) << e.first
-	}
-	all := c.allBlocks()
+	pages, all := c.neededPages(), c.allBlocks()
 	out := make([]Use, len(all))
 	for i, b := range all {
 		out[i] = Use{Origin: int(b.origin), Shard: int(b.shard), Offset: b.off, Len: b.len(), File: b.kind == fileBlock}
@@ -28,4 +24,13 @@ func (c *Checkpoint) Uses() []Use {
 		}
 	}
 	return out
+}
+
+// neededPages returns for each block a bit for each of its pages that is needed.
+func (c *Checkpoint) neededPages() []uint64 {
+	pages := make([]uint64, len(c.blocks))
+	for _, e := range c.extents {
+		pages[e.block] |= (1<<e.pages - 1) << e.first
+	}
+	return pages
 }

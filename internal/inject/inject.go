@@ -39,7 +39,7 @@ func Userfaultfd(pid int, flags int) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	gadget, err := findSyscall(pid)
+	gadget, err := FindSyscall(pid)
 	if err != nil {
 		return -1, err
 	}
@@ -79,7 +79,7 @@ func createIn(pid, tid int, gadget uint64, flags int) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	fd, err = fetch(pid, int(remote))
+	fd, err = Fetch(pid, int(remote))
 	// CRIU refuses a process that holds a userfaultfd, so no copy may stay.
 	if _, closeErr := t.syscall(gadget, unix.SYS_CLOSE, remote); closeErr != nil {
 		err = errors.Join(err, fmt.Errorf("close it there: %w", closeErr))
@@ -91,8 +91,8 @@ func createIn(pid, tid int, gadget uint64, flags int) (fd int, err error) {
 	return fd, err
 }
 
-// fetch copies a descriptor of another process into this one.
-func fetch(pid, remote int) (int, error) {
+// Fetch copies a descriptor of another process into this one.
+func Fetch(pid, remote int) (int, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return -1, fmt.Errorf("pidfd_open: %w", err)

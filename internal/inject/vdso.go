@@ -12,10 +12,10 @@ import (
 // syscallInstruction is "syscall" on x86-64.
 var syscallInstruction = []byte{0x0f, 0x05}
 
-// findSyscall finds a "syscall" instruction in the vdso of the process. The
+// FindSyscall finds a "syscall" instruction in the vdso of the process. The
 // kernel maps the same vdso code into every process, so it is read from there
 // and nothing of the program has to be searched.
-func findSyscall(pid int) (uint64, error) {
+func FindSyscall(pid int) (uint64, error) {
 	maps, err := proc.Maps(pid)
 	if err != nil {
 		return 0, err

@@ -105,6 +105,7 @@ func (w *worker) serve(f fault) {
 	t.mu.RLock()
 	src, block, page, kind := t.find(f.addr)
 	t.mu.RUnlock()
+	p.noteTouched(f, block, kind)
 	if kind != image.Data {
 		blank, err := t.zero(f.addr)
 		switch {
@@ -120,7 +121,7 @@ func (w *worker) serve(f fault) {
 	switch p.claim(block, f) {
 	case claimedNow:
 		if w.putPage(f, src, block, page) {
-			w.fill(block)
+			w.fill(block, t)
 		}
 	case claimedBefore:
 		// It came while another worker was about to fill the block and was

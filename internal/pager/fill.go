@@ -97,6 +97,7 @@ func (p *Pager) begin() {
 		}
 	}
 	b.next = 0
+	p.filling = true
 	p.joined++ // those that are busy look at all tasks again
 }
 
@@ -132,7 +133,7 @@ func (p *Pager) sweep(ctx context.Context) {
 			p.spoil(i, err)
 			return
 		}
-		w.fill(i)
+		w.fill(i, nil)
 		p.tell()
 	}
 }
@@ -182,15 +183,20 @@ func (p *Pager) run() int {
 }
 
 // fill copies a busy block, which w has read, into every task that has pages of
-// it, and releases it. If a task joined meanwhile, it goes round again: that
+// it, and releases it. Before Fill has begun it serves the task alone that asked
+// for it (first): a block can have pages of several processes, and the others may
+// not have armed their memory yet. If a task joined meanwhile, it goes round again: that
 // child lacks what its parent lacked when it was born. Copying twice is
 // harmless, a page that is there stays.
-func (w *worker) fill(i int) {
+func (w *worker) fill(i int, first *task) {
 	p := w.p
 	pieces := p.src.Block(i).Pieces
 	for {
 		p.mu.Lock()
-		joined, tasks := p.joined, slices.Clone(p.tasks)
+		joined, tasks := p.joined, []*task{first}
+		if p.filling {
+			tasks = slices.Clone(p.tasks)
+		}
 		p.mu.Unlock()
 		if err := w.putPieces(tasks, pieces); err != nil {
 			p.spoil(i, err)

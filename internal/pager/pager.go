@@ -129,6 +129,9 @@ type Pager struct {
 	closed bool
 	blocks blockTable
 
+	filling bool                  // Fill has begun
+	touched map[int][]image.Range // what was put in place before that, by process of the checkpoint
+
 	report sync.Mutex // held while OnProgress runs
 }
 
@@ -201,6 +204,35 @@ func (p *Pager) Progress() (done, total int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.blocks.done, p.blocks.total
+}
+
+// Touched lists the pages, by process of the checkpoint, that were put in place
+// before Fill began because the restore itself asked for one of them. It may
+// have written there: they need not be as the checkpoint has them.
+func (p *Pager) Touched() map[int][]image.Range {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.touched
+}
+
+// noteTouched remembers the block of an early fault, or its page where there is
+// no block.
+func (p *Pager) noteTouched(f fault, block int, kind image.Kind) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.filling {
+		return
+	}
+	if p.touched == nil {
+		p.touched = make(map[int][]image.Range)
+	}
+	if kind != image.Data {
+		p.touched[f.t.origin] = append(p.touched[f.t.origin], image.Range{Start: f.addr, End: f.addr + blankRun})
+		return
+	}
+	for _, piece := range p.src.Block(block).Pieces {
+		p.touched[piece.PID] = append(p.touched[piece.PID], image.Range{Start: piece.Addr, End: piece.Addr + uint64(piece.Pages)*pageSize})
+	}
 }
 
 // Close stops serving and closes all userfaultfds. Unless Fill has succeeded,

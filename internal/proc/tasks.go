@@ -168,3 +168,17 @@ func Tree(root int) ([]*Task, error) {
 	}
 	return tree, nil
 }
+
+// ThreadGroup is the pid of the process that a thread belongs to.
+func ThreadGroup(tid int) (int, error) {
+	status, err := readFile(tid, "status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "Tgid:"); ok {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, fmt.Errorf("/proc/%d/status names no process", tid)
+}

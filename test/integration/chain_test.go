@@ -46,7 +46,7 @@ func TestChain(t *testing.T) {
 			continue
 		}
 		t.Run(kind.Name, func(t *testing.T) {
-			testkit.ChainTrip(t, kind, library{engine: stasis.EngineAuto})
+			testkit.ChainTrip(t, kind, library{engine: stasis.EngineAuto, track: true})
 		})
 	}
 }

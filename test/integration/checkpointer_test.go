@@ -14,6 +14,7 @@ import (
 type library struct {
 	engine stasis.Engine
 	lazy   bool
+	track  bool // also after a restore
 }
 
 var _ testkit.Checkpointer = library{}
@@ -36,7 +37,7 @@ func (l library) Dump(t testkit.T, pid int, dir string, needs testkit.Needs, kil
 // Restore implements [testkit.Checkpointer].
 func (l library) Restore(t testkit.T, dir string, needs testkit.Needs) error {
 	t.Helper()
-	result, err := stasis.Restore(t.Context(), stasis.RestoreOptions{Dir: dir, Lazy: l.lazy})
+	result, err := stasis.Restore(t.Context(), stasis.RestoreOptions{Dir: dir, Lazy: l.lazy, Track: l.track})
 	if err == nil && len(result.Warnings) > 0 {
 		return fmt.Errorf("warnings of the restore: %q", result.Warnings)
 	}

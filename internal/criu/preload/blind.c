@@ -1,6 +1,6 @@
 /*
- * The library that Stasis preloads into CRIU for a dump, so that CRIU does not
- * see the memory that Stasis copies itself.
+ * The part of the preloaded library for a dump: CRIU does not see the memory that
+ * Stasis copies itself.
  *
  * CRIU (4.0 and newer) asks the kernel which pages a process has with
  * ioctl(PAGEMAP_SCAN). The ioctl() below answers for CRIU: what lies in a
@@ -15,24 +15,18 @@
  * fills it while the processes are frozen and sets `count` last. Hidden ranges
  * are sorted by process, then address, and do not overlap.
  *
- * No C library of a certain version is needed: the two functions used of it
- * exist in every one, and system calls are made directly. Rebuild with
- * `make generate`.
+ * Rebuild with `make generate`.
  */
 
-typedef unsigned int u32;
-typedef unsigned long u64;
+#include "preload.h"
 
 #define NR_WRITE 1
 #define NR_CLOSE 3
 #define NR_LSEEK 8
-#define NR_MMAP 9
 #define NR_IOCTL 16
 #define NR_READLINK 89
 #define NR_OPENAT 257
 #define NR_MEMFD_CREATE 319
-#define PROT_READ 1
-#define MAP_SHARED 1
 
 #define PAGEMAP_SCAN 0xc0606610UL
 #define PAGE_IS_PRESENT (1 << 3)
@@ -74,49 +68,14 @@ struct lists {
 	struct list list[];
 };
 
-extern int *__errno_location(void);
-extern char *getenv(const char *name);
-
 static const struct table *table;
 
-static long syscall6(long n, long a, long b, long c, long d, long e, long f)
-{
-	long ret;
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = e;
-	register long r9 __asm__("r9") = f;
-
-	__asm__ volatile("syscall"
-			 : "=a"(ret)
-			 : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return ret;
-}
-
-static long parse(const char *s)
-{
-	long n = 0;
-
-	if (!s || *s < '0' || *s > '9')
-		return -1;
-	for (; *s >= '0' && *s <= '9'; s++)
-		n = n * 10 + (*s - '0');
-	return n;
-}
-
-/* Maps the table when the library is loaded: CRIU closes descriptors later. */
 __attribute__((constructor)) static void map_table(void)
 {
-	long fd = parse(getenv("STASIS_BLIND_FD"));
-	long at;
+	const struct table *at = map_shared("STASIS_BLIND_FD", TABLE_BYTES + LISTS_BYTES, PROT_READ);
 
-	if (fd < 0)
-		return;
-	at = syscall6(NR_MMAP, 0, TABLE_BYTES + LISTS_BYTES, PROT_READ, MAP_SHARED, fd, 0);
-	if (at < 0 && at > -4096)
-		return;
-	if (((const struct table *)at)->magic == TABLE_MAGIC)
-		table = (const struct table *)at;
+	if (at && at->magic == TABLE_MAGIC)
+		table = at;
 }
 
 /* What a descriptor is, as a path of less than `size` bytes; 0 if unknown. */
@@ -246,15 +205,6 @@ static int asks_for_pages(const struct scan *arg)
 {
 	return arg->vec && !arg->max_pages && !arg->flags &&
 	       (arg->anyof & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED));
-}
-
-static long result(long ret)
-{
-	if (ret < 0 && ret > -4096) {
-		*__errno_location() = -ret;
-		return -1;
-	}
-	return ret;
 }
 
 __attribute__((visibility("default"))) int ioctl(int fd, u64 request, void *arg)
