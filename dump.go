@@ -135,6 +135,7 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, e
 		}
 	}
 	d.keepTrackers()
+	d.autoDedup()
 	return d.result(), nil
 }
 

@@ -1,6 +1,7 @@
 package stasis
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -25,11 +26,13 @@ import (
 // for the very checkpoint that it was armed for.
 
 // openParent opens the checkpoint that this one builds on.
-func (d *dump) openParent() error {
+func (d *dump) openParent(ctx context.Context) (err error) {
 	if d.opts.Parent == "" {
 		return nil
 	}
-	var err error
+	if d.parentLock, err = chain.LockShared(ctx, d.opts.Parent); err != nil {
+		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
+	}
 	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}
@@ -41,13 +44,35 @@ func (d *dump) openParent() error {
 		d.note("the chain has %d checkpoints, which is the limit: this one begins a new chain", m.Depth+1)
 		return d.leaveParent()
 	}
-	return nil
+	return d.parentThere(StepPrepare)
 }
 
-func (d *dump) leaveParent() error {
-	err := d.parent.Close()
-	d.parent, d.opts.Parent = nil, ""
+// leaveParent closes the parent and lets go of it.
+func (d *dump) leaveParent() (err error) {
+	if d.parent != nil {
+		err = d.parent.Close()
+		d.parent = nil
+	}
+	if d.parentLock != nil {
+		err = errors.Join(err, d.parentLock.Unlock())
+		d.parentLock = nil
+	}
 	return err
+}
+
+// autoDedup gives back what the ancestors hold and nobody needs any more. The
+// checkpoint is there already, whatever comes of it.
+func (d *dump) autoDedup() {
+	if !d.opts.AutoDedup || d.opts.Dir == "" || d.manifest.Parent == "" {
+		return
+	}
+	err := d.leaveParent()
+	if err == nil {
+		_, err = chain.AutoDedup(d.opts.Dir)
+	}
+	if err != nil {
+		d.note("the space of the parent is not given back (%v): run stasis dedup %s", err, d.opts.Dir)
+	}
 }
 
 // parentPath is the parent's folder as the new checkpoint's manifest names it.
@@ -82,7 +107,10 @@ func (d *dump) takeUp() error {
 		return nil
 	}
 	if err != nil {
-		return err
+		// Whatever it has stays armed and is not touched: what it guards counts
+		// as written (see track.WriteProtect.Split).
+		d.note("the process that keeps the trackers, %s, is of no use (%v): all memory is copied during the freeze; end that process", keeper.Name, err)
+		return nil
 	}
 	d.kept = true
 	if why := d.distrust(state); why != "" {
@@ -206,12 +234,25 @@ func eligible(maps []proc.Mapping) (list []proc.Mapping) {
 
 // disarmKeeper takes the kept trackers out of use, before the first round
 // protects pages anew: from here on what the keeper has is not all that was
-// written since the parent.
+// written since the parent. Trackers that are of no use are ended, as a mapping
+// can have only one.
 func (d *dump) disarmKeeper() error {
 	if !d.kept {
 		return nil
 	}
+	d.disarmed = true
+	if root := d.tree[0]; d.adopted == nil {
+		return keeper.Stop(root.PID, root.StartTime)
+	}
 	return keeper.Disarm(d.tree[0])
+}
+
+// endTracking ends the trackers of a dump that failed after they were taken out
+// of use: nobody has use for them any more.
+func (d *dump) endTracking() {
+	if d.disarmed && d.manifest == nil {
+		_ = keeper.Stop(d.tree[0].PID, d.tree[0].StartTime) // the next dump tries again
+	}
 }
 
 // keepTrackers hands the trackers over for the next dump, which has this one as
@@ -294,10 +335,8 @@ func (d *dump) notePages(pid int, p *process) error {
 // protectFrozen protects the pages that this dump has a copy of once it ends,
 // so that the next one begins with what is written after the freeze. It cannot
 // fail in a way that counts: a page that is not protected counts as written.
-func (d *dump) protectFrozen(pagemap *proc.Pagemap, ranges []proc.Range) {
-	for _, r := range ranges {
-		_ = pagemap.Protect(r, func(proc.Run) {})
-	}
+func (d *dump) protectFrozen(pagemap *proc.Pagemap, r proc.Range) {
+	_ = pagemap.Protect(r, func(proc.Run) {})
 }
 
 // pausedFor is how long the tree stood still.

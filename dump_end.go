@@ -50,6 +50,9 @@ func (d *dump) putFile(name string) error {
 // publish makes the checkpoint durable and lets it exist, by one atomic step at
 // the very end. The writer reads back what it wrote as far as the index first.
 func (d *dump) publish() error {
+	if err := d.parentThere(StepPublish); err != nil {
+		return err
+	}
 	m, err := d.describe()
 	if err != nil {
 		return err
@@ -68,7 +71,10 @@ func (d *dump) publishFrozen(session *criu.Session) error {
 	if !session.Alive() {
 		return errors.New("CRIU has ended while the checkpoint was written, and the tree goes on: dump it again")
 	}
-	return d.publish()
+	if err := d.publish(); err != nil {
+		return err
+	}
+	return d.parentStillThere()
 }
 
 // explained adds what stands against a dump of the tree now, such as a debugger

@@ -198,9 +198,11 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 	defer pagemap.Close()
 	var pages []changed
 	p := d.processes[pid]
-	label, tracked := d.label(pid), p.tracker != nil
+	label := d.label(pid)
 	for _, r := range ranges {
-		looked := p.looked == nil || p.looked[rangeAround(p.ours, r)]
+		mapping := rangeAround(p.ours, r)
+		tracked := p.tracker != nil && p.tracker.Armed(mapping)
+		looked := p.looked == nil || p.looked[mapping]
 		err := pagemap.Scan(r, func(run proc.Run) {
 			d.notePresent(label, run.Range)
 			if run.Changed() || !tracked {
@@ -217,9 +219,9 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 		if err != nil {
 			return nil, err
 		}
-	}
-	if d.opts.Track && tracked {
-		d.protectFrozen(pagemap, ranges)
+		if d.opts.Track && tracked {
+			d.protectFrozen(pagemap, r)
+		}
 	}
 	return pages, nil
 }

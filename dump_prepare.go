@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"stasis/internal/capture"
+	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
@@ -47,9 +48,12 @@ type dump struct {
 	summary  []image.Process // of the tree, for the manifest
 
 	// prepare, where it builds on another checkpoint
-	parent  *image.Checkpoint
-	kept    bool                             // a keeper has trackers of the tree
-	adopted map[identity]*track.WriteProtect // trackers that were kept since the parent
+	parent     *image.Checkpoint
+	parentLock *chain.Lock
+	kept       bool                             // a keeper has trackers of the tree
+	adopted    map[identity]*track.WriteProtect // trackers that were kept since the parent
+	// disarmed: the keeper has been told that its trackers are out of use.
+	disarmed bool
 
 	inParent map[int][]image.Range // the pages that the parent has, by the pid inside; filled when they are asked for
 
@@ -111,7 +115,7 @@ func (d *dump) prepare(ctx context.Context) error {
 	if d.summary, err = summarize(d.tree); err != nil {
 		return err
 	}
-	if err := d.openParent(); err != nil {
+	if err := d.openParent(ctx); err != nil {
 		return err
 	}
 	if err := d.takeUp(); err != nil {
@@ -319,12 +323,11 @@ func (d *dump) cleanUp() {
 	if d.last != nil {
 		_, _ = d.last() // a failed dump may still be copying
 	}
+	d.endTracking()
 	if d.writer != nil && d.manifest == nil {
 		_ = d.writer.Abort() // the dump has failed for another reason already
 	}
-	if d.parent != nil {
-		d.parent.Close()
-	}
+	_ = d.leaveParent()
 	if d.blind != nil {
 		d.blind.Close()
 	}

@@ -115,6 +115,7 @@ type restore struct {
 	opts  RestoreOptions
 	begun time.Time
 
+	lock       *chain.Lock // nil when the checkpoint is not in a folder
 	checkpoint *image.Checkpoint
 	criuOpts   CRIUOptions
 	criu       *criu.Binary
@@ -133,7 +134,7 @@ type restore struct {
 
 // open reads the manifest and the index, and checks both.
 func (r *restore) open(ctx context.Context) error {
-	src, err := r.openCheckpoint()
+	src, err := r.openCheckpoint(ctx)
 	if err != nil {
 		return err
 	}
@@ -164,9 +165,12 @@ func (r *restore) open(ctx context.Context) error {
 
 // openCheckpoint opens the checkpoint with its ancestors, all of which have to
 // be there.
-func (r *restore) openCheckpoint() (src store.Source, err error) {
+func (r *restore) openCheckpoint(ctx context.Context) (src store.Source, err error) {
 	near := r.opts.Dir
 	if src = r.opts.Source; src == nil {
+		if r.lock, err = chain.LockShared(ctx, near, r.opts.Near...); err != nil {
+			return nil, r.fail(StepOpen, kindOfOpening(err), err)
+		}
 		if src, err = store.OpenFolder(near); err != nil {
 			return nil, r.fail(StepOpen, ErrInput, err)
 		}
@@ -185,6 +189,15 @@ func (r *restore) openCheckpoint() (src store.Source, err error) {
 		return nil, r.fail(StepOpen, ErrInput, missing)
 	}
 	return src, nil
+}
+
+// kindOfOpening tells a checkpoint that is damaged from one that is not there.
+func kindOfOpening(err error) error {
+	var damage *image.DamageError
+	if errors.As(err, &damage) {
+		return ErrDamaged
+	}
+	return ErrInput
 }
 
 // none is the result of work that has none.

@@ -19,6 +19,9 @@ func (c *conflicts) checkHost(was, is image.Host) {
 	if was.PageSize != is.PageSize {
 		c.refuse("the checkpoint has pages of %d bytes, and this kernel has %d: restore it on a kernel like its own", was.PageSize, is.PageSize)
 	}
+	if was.Kernel == "" {
+		return // of an imported checkpoint, whose images do not tell
+	}
 	if was.Kernel != is.Kernel {
 		c.warn("the checkpoint was made on Linux %s, and this is %s: should the restore fail, try the kernel of the checkpoint", was.Kernel, is.Kernel)
 	}

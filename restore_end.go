@@ -146,6 +146,9 @@ func (r *restore) cleanUp() {
 	if r.checkpoint != nil {
 		r.checkpoint.Close()
 	}
+	if r.lock != nil {
+		_ = r.lock.Unlock()
+	}
 }
 
 func (r *restore) pids() []int {

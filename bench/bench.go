@@ -44,7 +44,13 @@ func (b *bench) measurements() []measurement {
 	for _, size := range b.sizes {
 		list = append(list, measurement{"restore/" + compact(size), func(ctx context.Context) ([]*row, error) { return b.restores(ctx, size) }})
 	}
+	list = append(list, measurement{"chain/" + compact(large), func(ctx context.Context) ([]*row, error) { return b.chain(ctx, large) }})
+	for _, percent := range writtenParts {
+		list = append(list, measurement{fmt.Sprintf("changed/%d%%", percent), func(ctx context.Context) ([]*row, error) { return b.changed(ctx, large, percent) }})
+	}
 	return append(list,
+		measurement{"tracking/" + compact(large), func(ctx context.Context) ([]*row, error) { return b.tracking(ctx, large) }},
+		measurement{"long-chain/" + compact(b.sizes[0]), func(ctx context.Context) ([]*row, error) { return b.longChain(ctx, b.sizes[0]) }},
 		measurement{"memory/" + compact(large), func(ctx context.Context) ([]*row, error) { return b.memory(ctx, large) }},
 		measurement{"redis", b.redis})
 }
@@ -94,8 +100,8 @@ func (b *bench) folder() string {
 func (b *bench) remove(dir string) { _ = os.RemoveAll(dir) }
 
 // start starts the program.
-func (b *bench) start(ctx context.Context, size int64, rate int) (*subject, error) {
-	return startSubject(ctx, b.program, filepath.Join(b.dir, "program"), size, rate)
+func (b *bench) start(ctx context.Context, size int64, rate int, more ...string) (*subject, error) {
+	return startSubject(ctx, b.program, filepath.Join(b.dir, "program"), size, rate, more...)
 }
 
 // warmUp uses memory once: on a virtual machine the first use of each page is

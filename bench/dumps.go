@@ -79,7 +79,10 @@ type kept struct {
 
 // keep dumps as the job says, into a new folder.
 func (b *bench) keep(ctx context.Context, j job) (kept, error) {
-	j.Do, j.Dir = "dump", b.folder()
+	j.Dir = b.folder()
+	if j.Do == "" {
+		j.Do = "dump"
+	}
 	if err := b.quiet(); err != nil {
 		return kept{}, err
 	}

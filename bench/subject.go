@@ -49,8 +49,8 @@ func buildSubject(ctx context.Context, dir string) (path string, err error) {
 
 // startSubject starts the program in a session of its own and waits until all
 // of its memory is there. Half of its memory's content is compressible as real
-// memory is.
-func startSubject(ctx context.Context, program, dir string, bytes int64, megabytesPerSecond int) (*subject, error) {
+// memory is. More are further options of the feature mem.
+func startSubject(ctx context.Context, program, dir string, bytes int64, megabytesPerSecond int, more ...string) (*subject, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func startSubject(ctx context.Context, program, dir string, bytes int64, megabyt
 			return nil, err
 		}
 	}
-	cmd := exec.Command(program, dir, fmt.Sprintf("mem:mib=%d,rate=%d,fill=text", bytes>>20, megabytesPerSecond))
+	cmd := exec.Command(program, dir, strings.Join(append([]string{fmt.Sprintf("mem:mib=%d,rate=%d,fill=text", bytes>>20, megabytesPerSecond)}, more...), ","))
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -90,6 +90,7 @@ func (s *subject) waitReady(ctx context.Context) error {
 // answer is what the program says about itself.
 type answer struct {
 	gap     time.Duration // longest standstill since the last answer
+	written int64         // pages, since it was started; a page counts each time
 	resumed time.Time     // end of the longest jump of the wall clock since then
 }
 
@@ -149,6 +150,8 @@ func parseAnswer(line string) (answer, error) {
 		switch key {
 		case "gap_us":
 			a.gap = time.Duration(number) * time.Microsecond
+		case "written":
+			a.written = number
 		case "jump_end_us":
 			a.resumed = time.UnixMicro(number)
 		}

@@ -22,13 +22,15 @@ const workerVariable = "STASIS_BENCH_JOB"
 
 // job is what a worker does.
 type job struct {
-	Do string // dump, restore, codec or populate
+	Do string // dump, pre-dump, restore, codec or populate
 
 	PID         int
 	Dir         string
 	Compression string       // dump, codec; "": the default
 	After       stasis.After // dump
 	TCP         bool         // dump: keep established connections
+	Parent      string       // dump, pre-dump: folder of the checkpoint to build on
+	Track       bool         // dump: keep track of what is written afterwards
 	Lazy        bool         // restore
 	Bytes       int64        // codec, populate: how much
 	WatchMemory bool         // dump, restore: see how much memory of its own the worker uses
@@ -40,6 +42,7 @@ type outcome struct {
 	FillUS   int64   // restore: putting the memory in place
 	Bytes    int64   // dump, restore: memory of the tree
 	Stored   int64   // dump: size of the checkpoint
+	Raw      int64   // dump: bytes of memory and state that were copied, in all rounds
 	PauseUS  int64   // dump: as Stasis says
 	Rounds   int     // dump: copies of the memory or of changes
 	Rate     float64 // codec, populate: bytes a second
@@ -115,6 +118,8 @@ func (j *job) run(ctx context.Context, o *outcome) error {
 	switch j.Do {
 	case "dump":
 		return j.dump(ctx, o)
+	case "pre-dump":
+		return j.preDump(ctx, o)
 	case "restore":
 		return j.restore(ctx, o)
 	case "codec":
@@ -128,14 +133,28 @@ func (j *job) run(ctx context.Context, o *outcome) error {
 func (j *job) dump(ctx context.Context, o *outcome) error {
 	r, err := stasis.Dump(ctx, stasis.DumpOptions{
 		PID: j.PID, Dir: j.Dir, Compression: j.Compression, After: j.After,
-		CRIU: stasis.CRIUOptions{TCPEstablished: j.TCP},
+		CRIU: stasis.CRIUOptions{TCPEstablished: j.TCP}, Parent: j.Parent, Track: j.Track,
 	})
 	if err != nil {
 		return err
 	}
-	f := r.Manifest.Figures
-	o.Bytes, o.Stored, o.PauseUS, o.Rounds = f.BytesMemory, f.BytesStored, f.PauseUS, len(f.Rounds)
+	o.note(r)
 	return nil
+}
+
+func (j *job) preDump(ctx context.Context, o *outcome) error {
+	r, err := stasis.PreDump(ctx, stasis.PreDumpOptions{PID: j.PID, Dir: j.Dir, Compression: j.Compression, Parent: j.Parent})
+	if err != nil {
+		return err
+	}
+	o.note(r)
+	return nil
+}
+
+// note takes over the figures of a dump.
+func (o *outcome) note(r *stasis.DumpResult) {
+	f := r.Manifest.Figures
+	o.Bytes, o.Stored, o.Raw, o.PauseUS, o.Rounds = f.BytesMemory, f.BytesStored, f.BytesRaw, f.PauseUS, len(f.Rounds)
 }
 
 // restore restores a tree. The time of the fill is from the step's beginning to

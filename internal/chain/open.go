@@ -16,7 +16,7 @@ import (
 )
 
 // Open opens the checkpoint in the folder dir together with its ancestors, which are looked for when they are needed: where the
-// manifest says, then beside dir, then in roots, each of which is a checkpoint's folder or a folder of those. Errors are those of
+// manifest says, then beside dir and beside those places, then in roots, each of which is a checkpoint's folder or a folder of those. Errors are those of
 // [store.OpenFolder] and [image.Open], and [*DedupedError]. The caller closes the checkpoint.
 func Open(dir string, roots ...string) (*image.Checkpoint, error) {
 	src, err := store.OpenFolder(dir)
@@ -51,15 +51,9 @@ func openAny(src store.Source, near string, roots []string) (*image.Checkpoint, 
 // a folder the ancestor is the id in it, never its name. Its error is a [*MissingError]. It may be called from any number of
 // goroutines.
 func Resolver(m *image.Manifest, dir string, roots ...string) image.Resolver {
-	f := newFinder(dir, roots)
-	paths := make(map[[16]byte]string, len(m.Origins))
-	for _, o := range m.Origins {
-		if id, err := image.ParseID(o.ID); err == nil {
-			paths[id] = o.Path
-		}
-	}
+	f := newFinder(m, dir, roots)
 	return func(id [16]byte) (store.Source, error) {
-		folder, err := f.find(id, paths[id])
+		folder, err := f.find(id)
 		if err != nil {
 			return nil, err // and not a nil *Folder in an interface
 		}
@@ -71,14 +65,14 @@ func Resolver(m *image.Manifest, dir string, roots ...string) image.Resolver {
 // before it begins.
 func Missing(m *image.Manifest, dir string, roots ...string) []*MissingError {
 	var missing []*MissingError
-	f := newFinder(dir, roots)
+	f := newFinder(m, dir, roots)
 	for _, o := range m.Origins {
 		id, err := image.ParseID(o.ID)
 		if err != nil {
 			continue // image refuses such a manifest
 		}
 		var lost *MissingError
-		if _, err := f.find(id, o.Path); errors.As(err, &lost) {
+		if _, err := f.find(id); errors.As(err, &lost) {
 			missing = append(missing, lost)
 		}
 	}
@@ -88,7 +82,7 @@ func Missing(m *image.Manifest, dir string, roots ...string) []*MissingError {
 // MissingError says that an ancestor of a checkpoint is not to be found.
 type MissingError struct {
 	ID     string   // of the ancestor, 32 hex digits
-	Path   string   // where the manifest says that it is; may be relative to the checkpoint, may be ""
+	Path   string   // where the manifest says that it is, absolute; may be ""
 	Near   string   // the folder of the checkpoint
 	Looked []string // what was looked at, for people
 }
@@ -98,18 +92,42 @@ func (e *MissingError) Error() string {
 		e.ID, e.Near, strings.Join(e.Looked, ", "), e.Near)
 }
 
-// finder looks for checkpoints by id. The folders beside dir and the roots are read once, when the first ancestor is not where
-// the manifest says.
+// finder looks for checkpoints by id. The folders beside dir, beside the places that the manifest names, and in the roots are read
+// once, when the first ancestor is not where the manifest says.
 type finder struct {
-	dir   string // absolute
-	roots []string
+	dir    string              // absolute
+	paths  map[[16]byte]string // where the manifest says, absolute; "": it does not say
+	places []string            // whose folders are looked at, the most likely first
 
 	once  sync.Once
 	index map[[16]byte]string // written within once
 }
 
-func newFinder(dir string, roots []string) *finder {
-	return &finder{dir: absolute(dir), roots: roots}
+func newFinder(m *image.Manifest, dir string, roots []string) *finder {
+	f := &finder{dir: absolute(dir), paths: make(map[[16]byte]string, len(m.Origins))}
+	f.place(filepath.Dir(f.dir))
+	for _, o := range m.Origins {
+		id, err := image.ParseID(o.ID)
+		if err != nil || o.Path == "" {
+			continue // image refuses such an id
+		}
+		path := o.Path
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(f.dir, path)
+		}
+		f.paths[id] = path
+		f.place(filepath.Dir(path))
+	}
+	for _, root := range roots {
+		f.place(absolute(root))
+	}
+	return f
+}
+
+func (f *finder) place(dir string) {
+	if !slices.Contains(f.places, dir) {
+		f.places = append(f.places, dir)
+	}
 }
 
 func absolute(path string) string {
@@ -120,41 +138,25 @@ func absolute(path string) string {
 }
 
 // find returns the folder of the checkpoint with that id.
-func (f *finder) find(id [16]byte, path string) (*store.Folder, error) {
-	lost := &MissingError{ID: hex.EncodeToString(id[:]), Path: path, Near: f.dir}
-	if path != "" {
-		at := path
-		if !filepath.IsAbs(at) {
-			at = filepath.Join(f.dir, at)
-		}
-		folder, why := withID(at, id)
+func (f *finder) find(id [16]byte) (*store.Folder, error) {
+	lost := &MissingError{ID: hexID(id), Path: f.paths[id], Near: f.dir}
+	if lost.Path != "" {
+		folder, why := withID(lost.Path, id)
 		if folder != nil {
 			return folder, nil
 		}
-		lost.Looked = append(lost.Looked, fmt.Sprintf("at %s (%s)", at, why))
+		lost.Looked = append(lost.Looked, fmt.Sprintf("at %s (%s)", lost.Path, why))
 	}
-	f.once.Do(func() { f.index = readFolders(f.places()) })
+	f.once.Do(func() { f.index = readFolders(f.places) })
 	if at, ok := f.index[id]; ok {
 		if folder, _ := withID(at, id); folder != nil {
 			return folder, nil
 		}
 	}
-	lost.Looked = append(lost.Looked, "in the folders of "+filepath.Dir(f.dir))
-	for _, root := range f.roots {
-		lost.Looked = append(lost.Looked, "in "+root)
+	for _, place := range f.places {
+		lost.Looked = append(lost.Looked, "in "+place)
 	}
 	return nil, lost
-}
-
-// places lists the folders whose folders are looked at, the most likely first.
-func (f *finder) places() []string {
-	list := []string{filepath.Dir(f.dir)}
-	for _, root := range f.roots {
-		if root = absolute(root); !slices.Contains(list, root) {
-			list = append(list, root)
-		}
-	}
-	return list
 }
 
 // readFolders finds the checkpoints in places and in their folders, by id. Of several with the same id the first counts. What
@@ -214,3 +216,5 @@ func idOf(dir string) (id [16]byte, err error) {
 	defer shard.Close()
 	return image.ShardID(shard)
 }
+
+func hexID(id [16]byte) string { return hex.EncodeToString(id[:]) }

@@ -43,7 +43,7 @@ func TestResolverFindsByID(t *testing.T) {
 	write(t, filepath.Join(root, "two"), 2)
 	write(t, filepath.Join(other, "three"), 3)
 	write(t, filepath.Join(root, "removed"), 4)
-		if err := os.Rename(filepath.Join(root, "removed", store.ManifestName), filepath.Join(root, "removed", store.RemovedName)); err != nil {
+	if err := os.Rename(filepath.Join(root, "removed", store.ManifestName), filepath.Join(root, "removed", store.RemovedName)); err != nil {
 		t.Fatal(err)
 	}
 	child := filepath.Join(root, "child") // need not be there
@@ -70,7 +70,7 @@ func TestResolverFindsByID(t *testing.T) {
 	if src != nil || !errors.As(err, &lost) {
 		t.Fatalf("an ancestor that is not there: %v, %v", src, err)
 	}
-	for _, part := range []string{idHex(5), filepath.Join(root, "five"), "no checkpoint there", "in the folders of " + root, "in " + other, child} {
+	for _, part := range []string{idHex(5), filepath.Join(root, "five"), "no checkpoint there", "in " + root, "in " + other, child} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q lacks %q", err, part)
 		}

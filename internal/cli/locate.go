@@ -170,11 +170,14 @@ func checkParent(dir string) error {
 
 // newName makes a name of the command and the time, with a number where that is taken.
 func (a *app) newName(pid int) string {
-	comm := "process"
 	if task, err := proc.ReadTask(pid); err == nil {
-		comm = tidy(task.Comm)
+		return a.newNameOf(task.Comm)
 	}
-	base := fmt.Sprintf("%s-%s", comm, time.Now().UTC().Format("20060102T150405"))
+	return a.newNameOf("process")
+}
+
+func (a *app) newNameOf(comm string) string {
+	base := fmt.Sprintf("%s-%s", tidy(comm), time.Now().UTC().Format("20060102T150405"))
 	taken := a.checkpointNames()
 	name := base
 	for n := 2; slices.Contains(taken, name); n++ {

@@ -202,6 +202,16 @@ func lazyEntries(r proc.Range) []*pagemap.PagemapEntry {
 
 func writePagemap(path string, head []byte, entries []*pagemap.PagemapEntry) error {
 	var out bytes.Buffer
+	if err := encodePagemap(&out, head, entries); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func encodePagemap(out *bytes.Buffer, head []byte, entries []*pagemap.PagemapEntry) error {
 	word := func(v uint32) { out.Write(binary.LittleEndian.AppendUint32(nil, v)) }
 	word(magicCommon)
 	word(magicPagemap)
@@ -210,13 +220,10 @@ func writePagemap(path string, head []byte, entries []*pagemap.PagemapEntry) err
 	for _, e := range entries {
 		raw, err := proto.Marshal(e)
 		if err != nil {
-			return fmt.Errorf("encode %s: %w", path, err)
+			return fmt.Errorf("encode a page map: %w", err)
 		}
 		word(uint32(len(raw)))
 		out.Write(raw)
-	}
-	if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"stasis/internal/store"
 )
@@ -38,3 +39,20 @@ func ShardID(shard io.ReaderAt) (id [16]byte, err error) {
 
 // ParseID reads an id as manifests have it: 32 hex digits.
 func ParseID(s string) ([16]byte, error) { return decodeID(s) }
+
+// ShardHeader is the length of what begins a shard, in bytes; blocks follow it.
+const ShardHeader = headerSize
+
+// IndexOffset reads the end of a shard and returns where its index begins, which is where its blocks end.
+func IndexOffset(shard *os.File) (int64, error) {
+	st, err := shard.Stat()
+	if err != nil {
+		return 0, err
+	}
+	end := make([]byte, footerSize)
+	if _, err := shard.ReadAt(end, max(st.Size()-footerSize, 0)); err != nil {
+		return 0, fmt.Errorf("cannot read the end of a shard: %w", err)
+	}
+	f, err := decodeFooter(end, st.Size())
+	return int64(f.indexOffset), err
+}

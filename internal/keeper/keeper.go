@@ -211,10 +211,10 @@ func start(root int, startTime uint64) error {
 	if err != nil {
 		return fmt.Errorf("make the socket for the tracker of process %d: %w", root, err)
 	}
-	file := os.NewFile(uintptr(listener), keeperName)
+	file := os.NewFile(uintptr(listener), Name)
 	defer file.Close()
 	cmd := &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{keeperName}, Dir: "/",
+		Path: "/proc/self/exe", Args: []string{Name}, Dir: "/",
 		Env:        []string{"GOMAXPROCS=1", "GOGC=20", fmt.Sprintf("%s=%d-%d", treeVariable, root, startTime)},
 		ExtraFiles: []*os.File{file}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}

@@ -14,14 +14,15 @@ import (
 )
 
 const (
-	keeperName     = "stasis-tracker"
+	// Name is what a keeper is called in the list of processes.
+	Name           = "stasis-tracker"
 	keeperListener = 3
 	treeVariable   = "STASIS_TRACKED"
 )
 
 // init turns this process into a keeper if that is what it was started for.
 func init() {
-	if len(os.Args) != 1 || os.Args[0] != keeperName {
+	if len(os.Args) != 1 || os.Args[0] != Name {
 		return
 	}
 	var root int
@@ -33,7 +34,9 @@ func init() {
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
 	k := &keeper{state: State{Root: root, Start: start}}
 	k.serve()
-	_ = os.Remove(socketPath(root, start))
+	if !k.ended { // else it is gone, and the path may be another one's
+		_ = os.Remove(socketPath(root, start))
+	}
 	os.Exit(0)
 }
 

@@ -34,7 +34,11 @@ func (w *WriteProtect) Fd() int { return w.fd.Fd() }
 // then follows nothing, and all memory counts as written.
 func (w *WriteProtect) Follows(mappings []proc.Mapping) bool {
 	for _, m := range mappings {
-		if err := w.fd.Register(m.Start, m.Len(), uffd.RegisterWP); err != nil {
+		armed, err := w.arm(m.Range)
+		if err != nil {
+			return false // there is no such address space any more
+		}
+		if !armed {
 			continue // it may have gone, or be another userfaultfd's
 		}
 		any, follows := false, false

@@ -43,6 +43,7 @@ type WriteProtect struct {
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
+	armed   map[proc.Range]bool // the mappings of the last round that this tracker follows
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -102,6 +103,7 @@ func (w *WriteProtect) Close() error {
 
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
+	w.armed = make(map[proc.Range]bool, len(mappings))
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
@@ -109,6 +111,11 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 	}
 	return nil
 }
+
+// Armed says whether this tracker follows a mapping, as it was in the last
+// round. The kernel says of a page only that somebody tracks it: with another
+// one's userfaultfd there, a page that is not written says nothing to us.
+func (w *WriteProtect) Armed(mapping proc.Range) bool { return w.armed[mapping] }
 
 // roundOf arms a mapping, which does nothing where it is armed already, and
 // asks for its written pages. A mapping may have gone, or been replaced, since
@@ -118,6 +125,7 @@ func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
 	if err != nil || !armed {
 		return err
 	}
+	w.armed[r] = true
 	err = w.pagemap.Protect(r, visit)
 	if errors.Is(err, unix.EPERM) {
 		// Replaced in part meanwhile. The kernel may have protected pages

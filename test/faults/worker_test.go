@@ -40,6 +40,9 @@ type plan struct {
 	Engine      stasis.Engine
 	Lazy        bool
 	FinalBuffer int
+	Parent      string
+	Track       bool
+	PreDump     bool     // a pre-dump instead of a dump
 	Wait        []string // points at which it waits; nil: at none
 }
 
@@ -98,14 +101,20 @@ func (p *plan) run(at func(string) error) error {
 		})
 		return err
 	}
+	progress := func(g stasis.Progress) {
+		if g.Step == stasis.StepCopy && g.Done > 0 {
+			_ = at(pointCopying)
+		}
+	}
+	if p.PreDump {
+		_, err := stasis.PreDump(context(), stasis.PreDumpOptions{
+			PID: p.PID, Dir: p.Dir, Parent: p.Parent, Streams: 2, AtStep: atStep, Progress: progress,
+		})
+		return err
+	}
 	_, err := stasis.Dump(context(), stasis.DumpOptions{
 		PID: p.PID, Dir: p.Dir, After: p.After, Engine: p.Engine, FinalBuffer: p.FinalBuffer, Streams: 2,
-		CRIU: criuOptions, AtStep: atStep,
-		Progress: func(g stasis.Progress) {
-			if g.Step == stasis.StepCopy && g.Done > 0 {
-				_ = at(pointCopying)
-			}
-		},
+		Parent: p.Parent, Track: p.Track, CRIU: criuOptions, AtStep: atStep, Progress: progress,
 	})
 	return err
 }

@@ -1,0 +1,124 @@
+package stasis_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"stasis"
+)
+
+// program starts something to dump, in a session of its own, and returns its
+// pid. The second function ends it, whatever became of it.
+func program() (pid int, end func()) {
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		log.Fatal(err)
+	}
+	return cmd.Process.Pid, func() {
+		_ = syscall.Kill(cmd.Process.Pid, syscall.SIGKILL)
+		reap(cmd.Process.Pid)
+	}
+}
+
+// reap collects a child that has ended, so that its pid is free.
+func reap(pid int) { _, _ = syscall.Wait4(pid, nil, 0, nil) }
+
+func folder() string {
+	dir, err := os.MkdirTemp("", "stasis-example-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	return dir
+}
+
+// Save a program, let it end, and bring it back.
+func Example() {
+	pid, end := program()
+	defer end()
+	dir := folder()
+	defer os.RemoveAll(dir)
+
+	ctx := context.Background()
+	checkpoint := filepath.Join(dir, "one")
+	if _, err := stasis.Dump(ctx, stasis.DumpOptions{PID: pid, Dir: checkpoint}); err != nil {
+		log.Fatal(err)
+	}
+	reap(pid)
+	back, err := stasis.Restore(ctx, stasis.RestoreOptions{Dir: checkpoint})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("it has its pid again:", back.PID == pid)
+	// Output: it has its pid again: true
+}
+
+// Copy most of the memory while the program works, so that the dump that ends it
+// has little left to do.
+func ExamplePreDump() {
+	pid, end := program()
+	defer end()
+	dir := folder()
+	defer os.RemoveAll(dir)
+
+	ctx := context.Background()
+	before, after := filepath.Join(dir, "pre"), filepath.Join(dir, "final")
+	if _, err := stasis.PreDump(ctx, stasis.PreDumpOptions{PID: pid, Dir: before}); err != nil {
+		log.Fatal(err)
+	}
+	result, err := stasis.Dump(ctx, stasis.DumpOptions{PID: pid, Dir: after, Parent: before})
+	if err != nil {
+		log.Fatal(err)
+	}
+	figures := result.Manifest.Figures
+	fmt.Println("most of its memory is in the pre-dump:", figures.BytesReferenced > figures.BytesMemory/2)
+
+	reap(pid)
+	if _, err := stasis.Restore(ctx, stasis.RestoreOptions{Dir: after}); err != nil {
+		log.Fatal(err)
+	}
+	// Output: most of its memory is in the pre-dump: true
+}
+
+// Save a program again and again while it works, each time only what it wrote,
+// and go back to any of these moments.
+func ExampleDump_chain() {
+	pid, end := program()
+	defer end()
+	dir := folder()
+	defer os.RemoveAll(dir)
+
+	ctx := context.Background()
+	parent := ""
+	for i := range 3 {
+		next := filepath.Join(dir, fmt.Sprint(i))
+		if _, err := stasis.Dump(ctx, stasis.DumpOptions{
+			PID: pid, Dir: next, Parent: parent, After: stasis.AfterRun, Track: true,
+			Progress: func(p stasis.Progress) {
+				if p.Step == stasis.StepFreeze && p.Done == 0 {
+					fmt.Println("dump", i, "is at its freeze")
+				}
+			},
+		}); err != nil {
+			log.Fatal(err)
+		}
+		parent = next
+	}
+
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	reap(pid)
+	if _, err := stasis.Restore(ctx, stasis.RestoreOptions{Dir: filepath.Join(dir, "1"), Track: true}); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("back as it was at dump 1")
+	// Output:
+	// dump 0 is at its freeze
+	// dump 1 is at its freeze
+	// dump 2 is at its freeze
+	// back as it was at dump 1
+}

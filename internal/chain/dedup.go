@@ -1,0 +1,172 @@
+package chain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"stasis/internal/store"
+)
+
+// DedupPlan says what Dedup would do.
+type DedupPlan struct {
+	Top   Item   `json:"top"`
+	Lost  []Item `json:"lost"`  // checkpoints that can't be used any more afterwards, pre-dumps among them
+	Bytes int64  `json:"bytes"` // of disk that would be given back, about
+}
+
+// Dedup gives back the space of memory that the ancestors of the checkpoint in dir hold and neither it needs nor any checkpoint that
+// is not one of its ancestors. Ancestors that lose memory can't be restored, verified or dumped on any more: confirm, which may be
+// nil, is told before anything is done, and its error ends it. They are marked before they lose the first byte.
+func Dedup(dir string, o Options, confirm func(*DedupPlan) error) (*Report, error) {
+	dirs, err := checkpointsIn([]string{dir})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := store.OpenFolder(dir); err != nil {
+		return nil, err
+	}
+	if err := checkDeduped(dirs[0]); err != nil {
+		return nil, err
+	}
+	first, err := planDedup(dirs[0], &o)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := first.describe(&o)
+	if err != nil {
+		return nil, err
+	}
+	if confirm != nil {
+		if err := confirm(plan); err != nil {
+			return nil, err
+		}
+	}
+	if o.DryRun {
+		return first.run(nil, &o)
+	}
+	l, err := LockExclusive(first.concerned()...)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Unlock() //nolint:errcheck // closing a folder loses nothing
+	second, err := planDedup(dirs[0], &o)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range second.lost {
+		if !slices.Contains(plan.Lost, e.item()) {
+			return nil, fmt.Errorf("%s would be lost as well since a moment ago: look again", e.dir)
+		}
+	}
+	return second.run(l, &o)
+}
+
+// AutoDedup is Dedup without a question, for a dump that was asked for it. It comes after the new checkpoint in top exists and the
+// lock on its parent was let go.
+func AutoDedup(top string, roots ...string) (*Report, error) {
+	return Dedup(top, Options{Roots: roots}, nil)
+}
+
+// dedup is a deduplication that was thought through.
+type dedup struct {
+	forest *forest
+	top    *entry
+	data   []*entry // ancestors that are there for others only already
+	lost   []*entry // ancestors that lose memory
+	wanted needs    // of the ancestors
+}
+
+// concerned lists the folders that have to be held.
+func (d *dedup) concerned() []string {
+	dirs := []string{d.top.dir}
+	for _, e := range slices.Concat(d.data, d.lost) {
+		dirs = append(dirs, e.dir)
+	}
+	return dirs
+}
+
+func planDedup(dir string, o *Options) (*dedup, error) {
+	f, err := scan([]string{dir}, o.Roots)
+	if err != nil {
+		return nil, err
+	}
+	d := &dedup{forest: f, top: f.dirs[dir]}
+	if d.top == nil || !d.top.restores() {
+		return nil, fmt.Errorf("%w in %s: it was removed meanwhile", store.ErrNoCheckpoint, dir)
+	}
+	ancestors, ids := map[*entry]bool{}, map[string]bool{}
+	for _, e := range f.ancestors(d.top) {
+		ancestors[e], ids[e.id] = true, true
+		if e.isData() {
+			d.data = append(d.data, e)
+		}
+		if lost := f.lostNotes(e); len(lost) > 0 && !o.Force {
+			return nil, &UnknownError{Dirs: []string{lost[0].Path}}
+		}
+	}
+	if d.wanted, err = f.needsOf(ids, ancestors, o); err != nil {
+		return nil, err
+	}
+	return d, d.findLost(ancestors, ids, o)
+}
+
+// findLost finds the ancestors that lose memory. Those that would lose files alone are left as they are.
+func (d *dedup) findLost(ancestors map[*entry]bool, ids map[string]bool, o *Options) error {
+	var stay []needs
+	for _, e := range d.forest.entries {
+		if !ancestors[e] || !e.restores() {
+			continue
+		}
+		u, err := o.uses(e)
+		switch {
+		case err != nil && !o.Force:
+			return &UnknownError{Dirs: []string{e.dir}, Err: err}
+		case err == nil && d.wanted.covers(u.pages, ids):
+			stay = append(stay, u.all)
+		default:
+			d.lost = append(d.lost, e)
+		}
+	}
+	for _, n := range stay {
+		d.wanted.add(n, ids)
+	}
+	d.wanted.settle()
+	return nil
+}
+
+// describe tells what would be lost and won.
+func (d *dedup) describe(o *Options) (*DedupPlan, error) {
+	plan := &DedupPlan{Top: d.top.item()}
+	for _, e := range d.lost {
+		plan.Lost = append(plan.Lost, e.item())
+	}
+	dry := *o
+	dry.DryRun = true
+	r := &Report{}
+	for _, e := range slices.Concat(d.data, d.lost) {
+		if err := d.forest.collectOne(e, d.wanted, &dry, r); err != nil {
+			return nil, err
+		}
+	}
+	plan.Bytes = r.Freed
+	return plan, nil
+}
+
+func (d *dedup) run(l *Lock, o *Options) (*Report, error) {
+	r := &Report{}
+	for _, e := range d.lost {
+		mark := &dedupMark{Top: d.top.id, Path: d.top.dir, When: time.Now().UTC()}
+		if !o.DryRun {
+			if err := o.step("mark "+e.dir, func() error { return writeDurably(e.dir, dedupedName, mark) }); err != nil {
+				return r, err
+			}
+		}
+		e.mark = mark
+		r.Marked = append(r.Marked, e.item())
+	}
+	list := slices.Concat(d.data, d.lost)
+	slices.SortFunc(list, func(a, b *entry) int { return strings.Compare(a.dir, b.dir) })
+	return r, d.forest.collect(list, l, o, r)
+}

@@ -1,0 +1,227 @@
+package chain
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"stasis/internal/store"
+)
+
+func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
+	w := newWorldOnDisk(t, 1)
+	line := w.line(4)
+	before := disk(t, line[1])
+	r, err := Remove([]string{line[1]}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(w.ckpts, line[1])
+	w.check("after the removal of the second")
+	after := disk(t, line[1])
+	if len(r.Removed) != 1 || r.Removed[0].Dir != line[1] || len(r.Kept) != 1 || len(r.Kept[0].For) == 0 || r.Kept[0].Bytes == 0 {
+		t.Errorf("the report is %+v", r)
+	}
+	if after >= before || r.Freed != before-after {
+		t.Errorf("%d bytes of %d are left, and the report says %d less", after, before, r.Freed)
+	}
+	if r, err = Remove([]string{line[1]}, Options{}); err != nil || len(r.Removed) > 0 {
+		t.Errorf("removed once more: %+v, %v", r, err)
+	}
+	// It goes when nobody needs it any more, whoever is removed last.
+	if _, err := Remove([]string{line[3], line[2]}, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	delete(w.ckpts, line[2])
+	delete(w.ckpts, line[3])
+	w.check("after the removal of the last two")
+	for _, dir := range line[1:] {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there", dir)
+		}
+	}
+}
+
+func TestRemoveRefuses(t *testing.T) {
+	w := newWorld(t, 2)
+	line := w.line(3)
+	if _, err := Remove([]string{line[0], w.places[0]}, Options{}); !errors.Is(err, store.ErrNoCheckpoint) {
+		t.Errorf("a folder without a checkpoint: %v", err)
+	}
+	l, err := LockShared(t.Context(), line[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range line[1:] {
+		if _, err := Remove([]string{line[0], dir}, Options{}); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("one that is in use: %v", err)
+		}
+	}
+	w.check("after refused removals")
+	if err := l.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Remove(line, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(w.places[0]); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+func TestRemoveOfWhatNobodyCanReadOn(t *testing.T) {
+	w := newWorld(t, 3)
+	line := w.line(3)
+	manifest := filepath.Join(line[2], store.ManifestName)
+	text, err := os.ReadFile(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(manifest, text[:len(text)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := disk(t, line[0])
+	r, err := Remove([]string{line[0]}, Options{})
+	if err != nil || len(r.Later) != 1 || !strings.Contains(r.Later[0].Why, line[2]) || disk(t, line[0]) != before {
+		t.Errorf("beside one that can't be read: %+v, %v", r, err)
+	}
+	if err := os.WriteFile(manifest, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	delete(w.ckpts, line[0])
+	w.check("when it was repaired")
+	if _, err := Remove([]string{line[0]}, Options{}); err != nil || disk(t, line[0]) >= before {
+		t.Errorf("asked once more, nothing was given back: %v", err)
+	}
+	w.check("after the second attempt")
+}
+
+func TestNotesOfCheckpointsElsewhere(t *testing.T) {
+	w := newWorld(t, 4)
+	line := w.line(1)
+	far := filepath.Join(w.places[1], "deep")
+	if err := os.Mkdir(far, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	child := filepath.Join(far, "child")
+	w.dump(child, line[0], w.next(w.ckpts[line[0]]))
+	if _, err := Remove(line, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	delete(w.ckpts, line[0])
+	w.check("with a child elsewhere")
+	// As long as the child is not found, everything stays.
+	moved := child + "-moved"
+	if err := os.Rename(child, moved); err != nil {
+		t.Fatal(err)
+	}
+	away := filepath.Join(t.TempDir(), "away")
+	if err := os.Rename(far, away); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Remove(line, Options{})
+	if err != nil || len(r.Later) != 1 || !strings.Contains(r.Later[0].Why, child) {
+		t.Errorf("with a child that is gone: %+v, %v", r, err)
+	}
+	if r, err = Remove(line, Options{Roots: []string{away}}); err != nil || len(r.Kept) != 1 {
+		t.Errorf("with a child that was moved: %+v, %v", r, err)
+	}
+	c, err := Open(filepath.Join(away, "child-moved"), w.places[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Verify(t.Context(), 1, nil); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Remove(line, Options{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(line[0]); err == nil {
+		t.Error("forced, it is still there")
+	}
+}
+
+func TestDedup(t *testing.T) {
+	w := newWorldOnDisk(t, 5)
+	line := w.line(4)
+	branch, half := filepath.Join(w.places[1], "branch"), *w.ckpts[line[1]]
+	half.pages = map[int]map[uint64]uint64{7: {}}
+	for page, seed := range w.ckpts[line[1]].pages[7] {
+		if page < 1000 {
+			half.pages[7][page] = seed
+		}
+	}
+	w.dump(branch, line[1], &half) // needs half of what the second has, and has the rest put anew
+	var before [4]int64
+	for i, dir := range line {
+		before[i] = disk(t, dir)
+	}
+	refused := errors.New("no")
+	var plan *DedupPlan
+	if _, err := Dedup(line[2], Options{}, func(p *DedupPlan) error { plan = p; return refused }); !errors.Is(err, refused) {
+		t.Fatalf("it was not asked: %v", err)
+	}
+	w.check("after a refusal")
+	if len(plan.Lost) != 2 || plan.Bytes <= 0 || plan.Top.Dir != line[2] {
+		t.Errorf("the plan is %+v", plan)
+	}
+	if r, err := Dedup(line[2], Options{DryRun: true}, nil); err != nil || len(r.Marked) != 2 || r.Freed <= 0 {
+		t.Errorf("dry: %+v, %v", r, err)
+	}
+	w.check("after a dry run")
+	r, err := AutoDedup(line[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	freed := before[0] + before[1] - disk(t, line[0]) - disk(t, line[1])
+	// The mark takes a block of disk for each.
+	if r.Freed <= 0 || r.Freed < freed || r.Freed > freed+2*hole || len(r.Marked) != 2 {
+		t.Errorf("%d bytes were given back: %+v", freed, r)
+	}
+	for _, dir := range line[:2] {
+		var lost *DedupedError
+		if _, err := Open(dir); !errors.As(err, &lost) || lost.Top != w.ckpts[line[2]].id || lost.Path != line[2] {
+			t.Errorf("%s: %v", dir, err)
+		}
+		delete(w.ckpts, dir)
+	}
+	w.check("after deduplication")
+	if r, err := AutoDedup(line[2]); err != nil || len(r.Marked) > 0 || r.Freed != 0 {
+		t.Errorf("twice: %+v, %v", r, err)
+	}
+	if _, err := Dedup(line[0], Options{}, nil); !errors.As(err, new(*DedupedError)) {
+		t.Errorf("for a checkpoint that is deduplicated itself: %v", err)
+	}
+	// They can be removed, and go with the last that needs them.
+	if _, err := Remove(line[:2], Options{}); err != nil {
+		t.Fatal(err)
+	}
+	w.check("after the removal of the deduplicated")
+	if _, err := Remove(w.dirs(), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, place := range w.places {
+		if left, err := os.ReadDir(place); err != nil || len(left) > 0 {
+			t.Errorf("left: %v, %v", left, err)
+		}
+	}
+}
+
+// TestDedupLeavesWhatLosesNothing sees that a checkpoint whose memory is all in the top stays one.
+func TestDedupLeavesWhatLosesNothing(t *testing.T) {
+	w := newWorld(t, 6)
+	line := w.line(1)
+	same := *w.ckpts[line[0]]
+	same.state = "other"
+	child := filepath.Join(w.places[0], "same")
+	w.dump(child, line[0], &same)
+	if r, err := AutoDedup(child); err != nil || len(r.Marked) > 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	w.check("with nothing to give up")
+}

@@ -1,0 +1,230 @@
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"stasis/internal/image"
+	"stasis/internal/store"
+)
+
+// entry is the folder of a checkpoint, or of what is left of one.
+type entry struct {
+	dir     string // absolute
+	id      string // 32 hex digits; "": it could not be read
+	removed bool
+	mark    *dedupMark      // nil: it gave up nothing
+	m       *image.Manifest // nil where err is not
+	err     error
+	notes   []note // who depends on it from elsewhere
+}
+
+// restores says whether it is a checkpoint with all its memory. Only those have needs.
+func (e *entry) restores() bool { return !e.removed && e.mark == nil }
+
+// isData says whether it is there for others only.
+func (e *entry) isData() bool { return e.removed || e.mark != nil }
+
+// origin returns the number of an ancestor in the entry's manifest, counted from 1, or 0.
+func (e *entry) origin(id string) int {
+	if e.m == nil {
+		return 0
+	}
+	return 1 + slices.IndexFunc(e.m.Origins, func(o image.Origin) bool { return o.ID == id })
+}
+
+// forest is all checkpoints that could have to do with those of an operation.
+type forest struct {
+	entries []*entry // sorted by folder when scan is done
+	dirs    map[string]*entry
+	ids     map[string][]*entry
+	places  map[string]bool // whose folders were looked at
+}
+
+// scan reads the checkpoints at and beside targets, then those beside their ancestors and dependents, and those in roots.
+func scan(targets, roots []string) (*forest, error) {
+	f := &forest{dirs: map[string]*entry{}, ids: map[string][]*entry{}, places: map[string]bool{}}
+	for _, dir := range targets {
+		dir = absolute(dir)
+		f.read(dir)
+		if err := f.readPlace(filepath.Dir(dir)); err != nil {
+			return nil, err
+		}
+	}
+	for _, root := range roots {
+		f.read(absolute(root))
+		if err := f.readPlace(absolute(root)); err != nil {
+			return nil, err
+		}
+	}
+	for i := 0; i < len(f.entries); i++ { // grows
+		e := f.entries[i]
+		if e.m != nil {
+			for _, o := range e.m.Origins {
+				f.follow(e, o)
+			}
+		}
+		for _, n := range e.notes {
+			f.read(n.Path)
+			f.lookAround(n.Path)
+		}
+	}
+	slices.SortFunc(f.entries, func(a, b *entry) int { return strings.Compare(a.dir, b.dir) })
+	return f, nil
+}
+
+// follow looks at an ancestor and at what is beside it.
+func (f *forest) follow(e *entry, o image.Origin) {
+	if o.Path != "" && len(f.ids[o.ID]) == 0 {
+		path := o.Path
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(e.dir, path)
+		}
+		f.read(path)
+		f.lookAround(path)
+	}
+	for _, a := range f.ids[o.ID] {
+		f.lookAround(a.dir)
+	}
+}
+
+// lookAround reads what is beside a folder that a checkpoint or a note names. Where that can't be read, nothing of it is missed that
+// the caller asked for.
+func (f *forest) lookAround(dir string) { _ = f.readPlace(filepath.Dir(dir)) }
+
+// readPlace reads the checkpoints in a folder of checkpoints. Not to be able to is an error: who depends on what would be unknown.
+func (f *forest) readPlace(place string) error {
+	if f.places[place] {
+		return nil
+	}
+	entries, err := os.ReadDir(place)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("cannot tell which checkpoints build on others in %s: %w", place, err)
+	}
+	f.places[place] = true
+	for _, e := range entries {
+		if e.IsDir() || e.Type()&fs.ModeSymlink != 0 {
+			f.read(filepath.Join(place, e.Name()))
+		}
+	}
+	return nil
+}
+
+// read reads the checkpoint in a folder, where there is one and it was not read before, under whatever name.
+func (f *forest) read(dir string) {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	if f.dirs[dir] != nil {
+		return
+	}
+	if e := readEntry(dir); e != nil {
+		f.entries = append(f.entries, e)
+		f.dirs[dir] = e
+		if e.id != "" {
+			f.ids[e.id] = append(f.ids[e.id], e)
+		}
+	}
+}
+
+// readEntry reads what a folder has, or returns nil where it has no checkpoint and nothing left of one.
+func readEntry(dir string) *entry {
+	folder, err := store.OpenData(dir)
+	if errors.Is(err, store.ErrNoCheckpoint) {
+		return nil
+	}
+	e := &entry{dir: dir, err: err}
+	if err != nil {
+		return e
+	}
+	e.removed = folder.Removed()
+	if e.m, e.err = image.ReadManifest(folder); e.err == nil {
+		e.id = e.m.ID
+	} else {
+		id, err := idOf(dir)
+		if err != nil {
+			return nil // other programs have a manifest.json too
+		}
+		e.id = hexID(id)
+	}
+	var errs [2]error
+	e.mark, errs[0] = readMark(dir)
+	e.notes, errs[1] = readNotes(dir)
+	if e.err == nil {
+		e.err = errors.Join(errs[:]...)
+	}
+	return e
+}
+
+// dependents lists the checkpoints that need blocks of e. Those that gave up memory themselves need nothing.
+func (f *forest) dependents(e *entry) []*entry {
+	var list []*entry
+	for _, other := range f.entries {
+		if other.restores() && other.origin(e.id) > 0 {
+			list = append(list, other)
+		}
+	}
+	return list
+}
+
+// ancestors lists what e was made on top of: by parents, and whatever else holds blocks of it.
+func (f *forest) ancestors(e *entry) []*entry {
+	list := []*entry{e}
+	add := func(id string) {
+		for _, a := range f.ids[id] {
+			if !slices.Contains(list, a) {
+				list = append(list, a)
+			}
+		}
+	}
+	for i := 0; i < len(list); i++ { // grows
+		if m := list[i].m; m != nil {
+			add(m.Parent)
+			for _, o := range m.Origins {
+				add(o.ID)
+			}
+		}
+	}
+	return list[1:]
+}
+
+// unreadable lists checkpoints of which nobody knows what they need.
+func (f *forest) unreadable() []*entry {
+	var list []*entry
+	for _, e := range f.entries {
+		if e.err != nil && !e.removed {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+// lacks lists the ids of the ancestors of e that were not found.
+func (f *forest) lacks(e *entry) []string {
+	var list []string
+	for _, o := range e.m.Origins {
+		if len(f.ids[o.ID]) == 0 {
+			list = append(list, o.ID)
+		}
+	}
+	return list
+}
+
+// lostNotes lists the notes of e whose checkpoints were not found, neither where they say nor anywhere that was looked at.
+func (f *forest) lostNotes(e *entry) []note {
+	var list []note
+	for _, n := range e.notes {
+		if len(f.ids[n.ID]) == 0 {
+			list = append(list, n)
+		}
+	}
+	return list
+}

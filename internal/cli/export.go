@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stasis/internal/convert"
+)
+
+func (a *app) exportCommand() *cobra.Command {
+	var out string
+	var chain bool
+	cmd := &cobra.Command{
+		Use:   "export --criu OUT DIR",
+		Short: "Write a checkpoint as images that stock CRIU restores",
+		Long: `Writes a checkpoint as a folder of CRIU's own images, so that "criu restore -D OUT" restores it without Stasis. DIR is a folder or
+the name of a checkpoint in the default folder. It may be any of a chain: the pages of its ancestors are put into the one folder.
+
+With --chain each checkpoint of the chain, from the oldest to DIR, gets a folder of its own in OUT, named 1, 2 and so on, with links
+called parent and without the pages that are the same in the one before, as CRIU makes them.
+
+OUT must not be there, or be empty. It gets its name when all of it is written and on the disk; when the export fails, nothing is
+left. The checkpoint stays as it is.`,
+		Example: `  stasis export --criu /srv/images before-update
+  criu restore -D /srv/images`,
+		Args:              oneArg("the checkpoint"),
+		ValidArgsFunction: a.completeCheckpoint,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if out == "" {
+				return &inputError{err: fmt.Errorf("--criu is missing: give the folder for CRIU's images"), help: cmd.CommandPath()}
+			}
+			return a.runExport(cmd.Context(), args[0], out, chain)
+		},
+	}
+	cmd.Flags().StringVar(&out, "criu", "", "folder `OUT` for CRIU's images, made where its parent exists")
+	cmd.Flags().BoolVar(&chain, "chain", false, "a folder for each checkpoint of the chain, with links called parent")
+	must(cmd.MarkFlagDirname("criu"))
+	return cmd
+}
+
+// exportReport is the result for programs.
+type exportReport struct {
+	*convert.Exported
+	Notes          []string `json:"notes,omitempty"`
+	TookUS         int64    `json:"took_us"`
+	BytesPerSecond int64    `json:"bytes_per_second"`
+}
+
+func (a *app) runExport(ctx context.Context, arg, out string, chain bool) error {
+	dir, err := a.locate(arg)
+	if err != nil {
+		return err
+	}
+	if err := checkParent(out); err != nil {
+		return err
+	}
+	line, err := convert.OpenLine(dir, chain)
+	if err != nil {
+		return err
+	}
+	defer line.Close()
+	view := a.progress()
+	defer view.Close()
+	begun := time.Now()
+	exported, err := convert.Export(ctx, line.Checkpoints, out, convert.ExportOptions{
+		Workers:  runtime.NumCPU(),
+		Chain:    chain,
+		Progress: func(done, total int64) { view.show("writing", done, total) },
+	})
+	took := time.Since(begun)
+	view.Close()
+	if err != nil {
+		return err
+	}
+	report := exportReport{Exported: exported, TookUS: took.Microseconds(), BytesPerSecond: perSecond(exported.Bytes, took)}
+	if line.Note != "" {
+		report.Notes = []string{line.Note}
+	}
+	if a.output == outputJSON {
+		return a.writeJSON(report)
+	}
+	if !a.quiet {
+		a.tellExport(&report)
+	}
+	return nil
+}
+
+func (a *app) tellExport(r *exportReport) {
+	for _, note := range r.Notes {
+		fmt.Fprintf(a.err, "stasis: note: %s\n", printable(note))
+	}
+	fmt.Fprintf(a.out, "exported to %s: %s in %s, in %s (%s); restore with\n  %s\n", r.Out, inBytes(r.Bytes),
+		plural(len(r.Folders), "folder"), span(micros(r.TookUS)), rate(r.Bytes, micros(r.TookUS)), shellWords(r.Command))
+}
+
+// shellWords writes a command so that it can be pasted.
+func shellWords(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		if strings.ContainsFunc(w, func(r rune) bool {
+			return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./:=@%+,-", r)
+		}) || w == "" {
+			w = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+		quoted[i] = w
+	}
+	return strings.Join(quoted, " ")
+}

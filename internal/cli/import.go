@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stasis"
+	"stasis/internal/codec"
+	"stasis/internal/convert"
+	"stasis/internal/image"
+	"stasis/internal/store"
+)
+
+// importFlags are the flags of an import.
+type importFlags struct {
+	dir, name   string
+	streams     int
+	compression string
+	level       int
+	allowHoles  bool
+	given       func(flag string) bool
+}
+
+func (a *app) importCommand() *cobra.Command {
+	f := &importFlags{}
+	cmd := &cobra.Command{
+		Use:   "import CRIUDIR",
+		Short: "Make a checkpoint of what CRIU or a container engine wrote",
+		Long: `Makes a checkpoint of a dump by CRIU, which then restores with this engine, lazily too. CRIUDIR is
+
+  the folder that "criu dump" wrote. Memory that is in earlier folders (pre-dumps, --prev-images-dir) is found by the links called
+  parent; memory that went to a page server has to be in the folder with the rest, as CRIU's server or "stasis page-server" wrote it;
+
+  or an archive of a container engine (podman container checkpoint --export, kubelet, CRI-O, containerd): tar, alone or with gzip or
+  Zstandard. The processes are imported, and the description of the container is kept with them. The files that the container
+  changed are not: a restore needs its root file system (--root) as it was.
+
+The checkpoint goes to a folder (--dir) or by name into the default folder (--name, and where neither is given, under a name made
+of the command and the time). It is complete in itself: CRIUDIR is not changed, and not needed any more. CRIU's images do not tell
+everything about the machine of the dump; what is not known is said, and a restore cannot compare it.`,
+		Example: `  stasis import /srv/images --name web
+  stasis import web-checkpoint.tar.zst --dir /srv/web --compression zstd`,
+		Args: oneArg("the folder or archive"),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveDefault
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.given = cmd.Flags().Changed
+			return a.runImport(cmd.Context(), args[0], f)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVarP(&f.dir, "dir", "D", "", "`DIR` for the checkpoint, made where its parent exists")
+	flags.StringVar(&f.name, "name", "", "`NAME` of the checkpoint in the default folder")
+	flags.IntVar(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
+	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: as configured, else "+stasis.DefaultCompression+")")
+	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
+	flags.BoolVar(&f.allowHoles, "allow-holes", false, "take holes in CRIU's files for zeros: for files that were copied sparsely, and never for ones that were deduplicated")
+	must(cmd.MarkFlagDirname("dir"))
+	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
+	return cmd
+}
+
+// importOptions turns flags and configuration into what an import takes. Where the checkpoint goes is not part of it.
+func (a *app) importOptions(f *importFlags) (convert.ImportOptions, error) {
+	configured := a.config.Checkpoint
+	o := convert.ImportOptions{
+		Stasis: stasis.Version, Shards: configured.Stream, Workers: runtime.NumCPU(), AllowHoles: f.allowHoles,
+	}
+	if f.given("stream") {
+		if f.streams < 1 || f.streams > image.MaxShards {
+			return o, badInput("--stream %d: it is a number from 1 to %d; leave it out for one for each CPU", f.streams, image.MaxShards)
+		}
+		o.Shards = f.streams
+	}
+	if o.Shards == 0 {
+		o.Shards = min(runtime.NumCPU(), image.MaxShards)
+	}
+	compression, level := configured.Compression, configured.Level
+	if f.given("compression") && f.compression != compression {
+		compression, level = f.compression, 0 // a level that was configured is another codec's
+	}
+	if compression == "" {
+		compression = stasis.DefaultCompression
+	}
+	if f.given("level") {
+		level = f.level
+	}
+	var err error
+	if o.Codec, err = codec.New(compression, level); err != nil {
+		return o, badInput("%w", err)
+	}
+	return o, nil
+}
+
+// importReport is the result for programs.
+type importReport struct {
+	ID             string        `json:"id"`
+	Name           string        `json:"name"`
+	Dir            string        `json:"dir"`
+	PID            int           `json:"pid"` // of the root
+	Command        string        `json:"command"`
+	Processes      int           `json:"processes"`
+	Folders        int           `json:"folders"`         // of CRIU, that memory came from
+	BytesWithCRIU  int64         `json:"bytes_with_criu"` // memory that stays in CRIU's images
+	Compression    string        `json:"compression"`
+	Streams        int           `json:"streams"`
+	TookUS         int64         `json:"took_us"`
+	BytesPerSecond int64         `json:"bytes_per_second"`
+	Notes          []string      `json:"notes,omitempty"`
+	Figures        image.Figures `json:"figures"`
+}
+
+func (a *app) runImport(ctx context.Context, from string, f *importFlags) error {
+	if f.dir != "" && f.name != "" {
+		return badInput("--dir and --name both say where the checkpoint goes: choose one")
+	}
+	if _, err := os.Stat(from); err != nil {
+		return badInput("%w: give the folder with CRIU's images, or an archive of a container engine", err)
+	}
+	options, err := a.importOptions(f)
+	if err != nil {
+		return err
+	}
+	var where place
+	options.Name = f.name
+	options.Target = func(command string) (store.Target, error) {
+		if f.dir == "" && f.name == "" {
+			f.name = a.newNameOf(command)
+		}
+		var err error
+		if where, err = a.placeOf(0, f.dir, f.name); err != nil {
+			return nil, err
+		}
+		return store.CreateFolder(where.dir)
+	}
+	view := a.progress()
+	defer view.Close()
+	options.Progress = func(done, total int64) { view.show("importing", done, total) }
+	begun := time.Now()
+	result, err := convert.Import(ctx, from, options)
+	took := time.Since(begun)
+	view.Close()
+	if errors.Is(err, convert.ErrImages) {
+		return &inputError{err: err}
+	}
+	if err != nil {
+		return err
+	}
+	m := result.Manifest
+	report := importReport{
+		ID: m.ID, Name: m.Name, Dir: where.dir, PID: m.RootPID, Command: commandOf(m), Processes: len(m.Processes), Folders: result.Layers,
+		BytesWithCRIU: result.Kept, Compression: m.Codec, Streams: len(m.Shards), TookUS: took.Microseconds(),
+		BytesPerSecond: perSecond(m.Figures.BytesMemory+result.Kept, took), Notes: result.Notes, Figures: m.Figures,
+	}
+	if abs, err := filepath.Abs(where.dir); err == nil {
+		report.Dir = abs
+	}
+	if a.output == outputJSON {
+		return a.writeJSON(report)
+	}
+	if !a.quiet {
+		for _, note := range report.Notes {
+			fmt.Fprintf(a.err, "stasis: note: %s\n", printable(note))
+		}
+		fmt.Fprintln(a.out, report.sentence())
+	}
+	return nil
+}
+
+// sentence says it all in one line.
+func (r *importReport) sentence() string {
+	g, processes := r.Figures, "1 process"
+	if r.Processes > 1 {
+		processes = fmt.Sprintf("%d processes", r.Processes)
+	}
+	return fmt.Sprintf("imported %s (%d, %s) to %s: %s of memory and %s that stay with CRIU, in %s (%s, %s), in %s (%s)",
+		printable(r.Command), r.PID, processes, r.Dir, inBytes(g.BytesMemory), inBytes(r.BytesWithCRIU),
+		inBytes(g.BytesStored), r.Compression, plural(r.Streams, "stream"), span(micros(r.TookUS)), rate(g.BytesMemory+r.BytesWithCRIU, micros(r.TookUS)))
+}

@@ -1,0 +1,401 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stasis"
+	"stasis/internal/chain"
+	"stasis/internal/codec"
+	"stasis/internal/image"
+	"stasis/internal/pageserver"
+	"stasis/internal/store"
+)
+
+// pageServerFlags are the flags of a page server.
+type pageServerFlags struct {
+	dir         string
+	chain       chainFlags // of these, the parent and autoDedup
+	lazyPages   bool
+	streams     int
+	compression string
+	level       int
+
+	address  string
+	port     uint16
+	psSocket int
+	idle     time.Duration
+	tls      bool
+	anyName  bool
+	files    pageserver.TLSFiles
+
+	daemon   bool
+	statusFD int
+	pidFile  string
+	logFile  string
+	given    func(flag string) bool
+}
+
+func (a *app) pageServerCommand() *cobra.Command {
+	f := &pageServerFlags{}
+	cmd := &cobra.Command{
+		Use:   "page-server --images-dir DIR --port PORT [flags]",
+		Short: "Take the memory that CRIU's dump sends, into a checkpoint",
+		Long: `Takes the memory that stock "criu dump --page-server" or "criu pre-dump --page-server" sends, compresses it and writes it to a
+checkpoint in DIR. It serves one sender and ends. CRIU kills the dumped processes only when the checkpoint here is complete and on
+the disk; whatever goes wrong makes CRIU's dump fail, its processes run on, and no checkpoint is left here.
+
+What is received is memory alone. Copy the other images that CRIU made on its side to DIR, and "stasis import DIR" makes a checkpoint
+of both that can be restored.
+
+With --parent, pages that are as in that checkpoint are not stored again, whatever CRIU sends. With --prev-images-dir, or where DIR
+has a link "parent" as CRIU makes it, CRIU is told besides that there is a parent, so that it does not send what did not change. Its
+dump then needs a --prev-images-dir of its own and a kernel with soft-dirty tracking, and fails without.
+
+With --lazy-pages it is the other way round: pages of the checkpoint in DIR are given to "criu lazy-pages --page-server".
+
+It listens on this machine alone (127.0.0.1), unless told otherwise by --address. Without --tls, memory travels in clear text,
+and whoever can connect can send memory that somebody may restore here: for another machine use --tls, where both sides show
+certificates, or an SSH tunnel. A connection that says nothing of use is turned away, and does not keep the sender from its turn.`,
+		Example: `  stasis page-server -D /srv/checkpoints/one --port 9876 --compression zstd
+  criu dump -t 4711 -D /tmp/images --page-server --address 127.0.0.1 --port 9876`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.given = cmd.Flags().Changed
+			return a.runPageServer(cmd.Context(), f)
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func (f *pageServerFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVarP(&f.dir, "images-dir", "D", "", "`DIR` for the checkpoint, made where its parent exists")
+	f.chain.addParent(cmd)
+	flags.BoolVar(&f.chain.autoDedup, "auto-dedup", false, "give back the space of what the parent holds and this checkpoint replaces; the parent cannot be restored then")
+	flags.BoolVar(&f.lazyPages, "lazy-pages", false, "give pages of the checkpoint to a lazy restore, and take none")
+	flags.IntVar(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
+	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: as configured, else "+stasis.DefaultCompression+")")
+	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
+	flags.StringVar(&f.address, "address", "127.0.0.1", "`ADDRESS` to listen on; 0.0.0.0 or :: for all")
+	flags.Uint16Var(&f.port, "port", 0, "`PORT` to listen on; 0 chooses a free one, and says which")
+	flags.IntVar(&f.psSocket, "ps-socket", -1, "use the connection that is descriptor `FD` already, instead of --address and --port")
+	flags.DurationVar(&f.idle, "idle-timeout", pageserver.DefaultIdle, "give up a sender that is silent for this `TIME`; 0 never does")
+	flags.BoolVar(&f.tls, "tls", false, "encrypt, and let only senders in that have a certificate")
+	flags.StringVar(&f.files.CACert, "tls-cacert", "", "`FILE` of the authorities that vouch for senders (default "+pageserver.DefaultCACert+")")
+	flags.StringVar(&f.files.CACRL, "tls-cacrl", "", "`FILE` of revoked certificates (default "+pageserver.DefaultCACRL+", if there is one)")
+	flags.StringVar(&f.files.Cert, "tls-cert", "", "`FILE` of the certificate of this server (default "+pageserver.DefaultCert+")")
+	flags.StringVar(&f.files.Key, "tls-key", "", "`FILE` of its key (default "+pageserver.DefaultKey+")")
+	flags.BoolVar(&f.anyName, "tls-no-cn-verify", false, "let the sender's certificate be for any name; without it, it must be for that of --address where that is given, as with CRIU")
+	flags.BoolVarP(&f.daemon, "daemon", "d", false, "go on in the background as soon as it listens")
+	flags.StringVar(&f.logFile, "log-file", "", "`FILE` for the messages of a daemon, relative to that of --images-dir (default page-server.log)")
+	flags.StringVar(&f.pidFile, "pidfile", "", "write the server's process id to `FILE`, relative to that of --images-dir")
+	flags.IntVar(&f.statusFD, "status-fd", -1, "write a zero byte to descriptor `FD` as soon as it listens, and close it")
+	must(cmd.MarkFlagDirname("images-dir"))
+	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
+}
+
+func (a *app) runPageServer(ctx context.Context, f *pageServerFlags) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	if f.daemon {
+		return a.startPageServer(f)
+	}
+	options := pageserver.ServerOptions{Idle: f.idle, Note: func(peer string, why error) {
+		fmt.Fprintf(a.err, "stasis: turned away %s: %v\n", peer, why)
+	}}
+	if f.tls {
+		if f.given("address") && !f.anyName {
+			f.files.Name = f.address
+		}
+		var err error
+		if options.TLS, err = f.files.Config(); err != nil {
+			return badInput("%w", err)
+		}
+	}
+	if f.lazyPages {
+		return a.servePages(ctx, f, options)
+	}
+	return a.receivePages(ctx, f, options)
+}
+
+// check finds flags that make no sense.
+func (f *pageServerFlags) check() error {
+	switch {
+	case f.dir == "":
+		return badInput("--images-dir is missing: give the folder for the checkpoint")
+	case f.given("stream") && (f.streams < 1 || f.streams > image.MaxShards):
+		return badInput("--stream %d: it is a number from 1 to %d; leave it out for one for each CPU", f.streams, image.MaxShards)
+	case f.idle < 0:
+		return badInput("--idle-timeout %v: it can't be negative", f.idle)
+	case f.psSocket >= 0 && (f.given("address") || f.given("port")):
+		return badInput("--ps-socket is a connection already: leave --address and --port out")
+	case f.daemon && f.statusFD >= 0:
+		return badInput("--daemon ends when the server listens, and --status-fd tells of the same: choose one")
+	case f.daemon && f.psSocket >= 0:
+		return badInput("--daemon can't take over the connection of --ps-socket: start it in the background by other means")
+	case !f.tls && (f.files != pageserver.TLSFiles{} || f.anyName):
+		return badInput("there are flags for TLS and --tls is missing: add it")
+	case f.lazyPages && (f.chain != chainFlags{}):
+		return badInput("--lazy-pages gives pages of a finished checkpoint: a parent and --auto-dedup are for taking them")
+	}
+	return nil
+}
+
+// inDir is where a file of CRIU's flags lies: relative to the folder of images.
+func (f *pageServerFlags) inDir(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(f.dir, path)
+}
+
+// listen opens the socket, and tells whoever wants to know.
+func (a *app) listen(f *pageServerFlags, encrypted bool) (net.Listener, error) {
+	if f.psSocket >= 0 {
+		file := os.NewFile(uintptr(f.psSocket), "--ps-socket")
+		conn, err := net.FileConn(file)
+		file.Close()
+		if err != nil {
+			return nil, badInput("--ps-socket %d: %w", f.psSocket, err)
+		}
+		return pageserver.Single(conn), f.ready()
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(f.address, strconv.Itoa(int(f.port))))
+	if err != nil {
+		return nil, badInput("%w: choose another --address or --port", err)
+	}
+	if at, ok := l.Addr().(*net.TCPAddr); ok && !at.IP.IsLoopback() && !encrypted {
+		fmt.Fprintf(a.err, "stasis: warning: memory travels to %v in clear text, and whoever can connect can send some: use --tls, or an SSH tunnel to 127.0.0.1\n", l.Addr())
+	}
+	if !a.quiet {
+		fmt.Fprintf(a.err, "stasis: listening on %v\n", l.Addr())
+	}
+	if err := f.ready(); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// ready writes the pid and the sign that connections are taken.
+func (f *pageServerFlags) ready() error {
+	if f.pidFile != "" {
+		if err := os.WriteFile(f.inDir(f.pidFile), []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+			return badInput("--pidfile: %w", err)
+		}
+	}
+	if f.statusFD >= 0 {
+		file := os.NewFile(uintptr(f.statusFD), "--status-fd")
+		_, err := file.Write([]byte{0})
+		if err = errors.Join(err, file.Close()); err != nil {
+			return badInput("--status-fd %d: %w", f.statusFD, err)
+		}
+	}
+	return nil
+}
+
+// receivePages takes the memory of one sender.
+func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pageserver.ServerOptions) error {
+	o := pageserver.ReceiveOptions{ServerOptions: server, Stasis: stasis.Version, Name: filepath.Base(f.dir)}
+	w := image.WriterOptions{Shards: f.streams}
+	if err := a.writerOptions(f, &w); err != nil {
+		return err
+	}
+	if err := checkParent(f.dir); err != nil {
+		return err
+	}
+	parent, err := a.openParent(f, &w)
+	if err != nil {
+		return err
+	}
+	if parent != nil {
+		defer parent.Close()
+	} else if f.chain.autoDedup {
+		return badInput("--auto-dedup: there is nothing to give back without a parent; add --parent or --prev-images-dir")
+	}
+	o.Parent, o.Announce = parent, f.chain.parent == ""
+	target, err := store.CreateFolder(f.dir)
+	if err != nil {
+		return err
+	}
+	if o.Writer, err = image.NewWriter(target, w); err != nil {
+		return err
+	}
+	l, err := a.listen(f, server.TLS != nil)
+	if err != nil {
+		return errors.Join(err, o.Writer.Abort())
+	}
+	begun := time.Now()
+	got, err := pageserver.Receive(ctx, l, o)
+	if err != nil {
+		return err
+	}
+	if err := a.tellReceived(f, got, time.Since(begun)); err != nil {
+		return err
+	}
+	if got.Unheard != nil {
+		return fmt.Errorf("the memory is in %s, but %s was gone before it was told, so its dump has failed: %w", f.dir, got.Peer, got.Unheard)
+	}
+	return nil
+}
+
+// openParent opens what the checkpoint builds on, nil where that is nothing. Without a flag it is what the link "parent" in the
+// folder leads to, as CRIU has it.
+func (a *app) openParent(f *pageServerFlags, w *image.WriterOptions) (*image.Checkpoint, error) {
+	dir, err := a.parentDir(&f.chain, f.dir)
+	if err != nil {
+		return nil, err
+	}
+	if link := filepath.Join(f.dir, "parent"); dir == "" {
+		if _, err := os.Lstat(link); err != nil {
+			return nil, nil //nolint:nilerr // there is no link, or the folder is made later
+		}
+		if dir, err = filepath.EvalSymlinks(link); err != nil {
+			return nil, badInput("the link to the parent: %w", err)
+		}
+	}
+	if w.Parent, err = chain.Open(dir); err != nil {
+		return nil, fmt.Errorf("the parent: %w", err)
+	}
+	w.ParentPath = dir
+	own, err := filepath.Abs(f.dir)
+	if err != nil {
+		return w.Parent, nil //nolint:nilerr // then the path stays as it is
+	}
+	if abs, err := filepath.Abs(dir); err == nil {
+		if w.ParentPath, err = filepath.Rel(own, abs); err != nil {
+			w.ParentPath = abs
+		}
+	}
+	return w.Parent, nil
+}
+
+// writerOptions sets how the checkpoint is written.
+func (a *app) writerOptions(f *pageServerFlags, w *image.WriterOptions) error {
+	configured := a.config.Checkpoint
+	if w.Shards == 0 {
+		w.Shards = configured.Stream
+	}
+	if w.Shards == 0 {
+		w.Shards = min(runtime.NumCPU(), image.MaxShards)
+	}
+	name, level := configured.Compression, configured.Level
+	if f.given("compression") && f.compression != name {
+		name, level = f.compression, 0 // a level that was configured is another codec's
+	}
+	if f.given("level") {
+		level = f.level
+	}
+	if name == "" {
+		name = stasis.DefaultCompression
+	}
+	var err error
+	if w.Codec, err = codec.New(name, level); err != nil {
+		return badInput("%w", err)
+	}
+	_, err = rand.Read(w.ID[:])
+	return err
+}
+
+// receivedReport is the result for programs.
+type receivedReport struct {
+	ID          string        `json:"id"`
+	Dir         string        `json:"dir"`
+	Parent      string        `json:"parent,omitempty"`
+	Peer        string        `json:"peer"`
+	Processes   int           `json:"processes"`
+	Segments    int           `json:"segments"` // of shared memory
+	Pages       int64         `json:"pages"`    // that were sent
+	Holes       int64         `json:"holes"`    // pages that are in the parent, by the sender's word
+	Compression string        `json:"compression"`
+	Streams     int           `json:"streams"`
+	TookUS      int64         `json:"took_us"` // with the wait for the sender
+	Figures     image.Figures `json:"figures"`
+}
+
+func (a *app) tellReceived(f *pageServerFlags, got *pageserver.Received, took time.Duration) error {
+	m := got.Manifest
+	dir, err := filepath.Abs(f.dir)
+	if err != nil {
+		dir = f.dir
+	}
+	r := receivedReport{
+		ID: m.ID, Dir: dir, Parent: m.Parent, Peer: got.Peer, Processes: len(m.Processes), Segments: got.Segments, Pages: got.Pages,
+		Holes: got.Holes, Compression: m.Codec, Streams: len(m.Shards), TookUS: took.Microseconds(), Figures: m.Figures,
+	}
+	if a.output == outputJSON {
+		return a.writeJSON(r)
+	}
+	if a.quiet {
+		return nil
+	}
+	what := plural(r.Processes, "process")
+	if r.Processes != 1 {
+		what = fmt.Sprintf("%d processes", r.Processes)
+	}
+	if r.Segments > 0 {
+		what += " and " + plural(r.Segments, "segment") + " of shared memory"
+	}
+	parent := ""
+	if r.Holes > 0 {
+		parent = fmt.Sprintf(", %s of the parent", plural(int(r.Holes), "page"))
+	}
+	g := m.Figures
+	sent := r.Pages * image.PageSize
+	sending := micros(g.DumpUS)
+	_, err = fmt.Fprintf(a.results, "received the memory of %s from %s to %s: %s (%s)%s, stored in %s (%s, %s), in %s (%s)\n",
+		what, r.Peer, r.Dir, plural(int(r.Pages), "page"), inBytes(sent), parent, inBytes(g.BytesStored), r.Compression,
+		plural(r.Streams, "stream"), span(sending), rate(sent, sending))
+	return err
+}
+
+// servedReport is the result for programs.
+type servedReport struct {
+	Dir      string `json:"dir"`
+	Peer     string `json:"peer"`
+	Requests int64  `json:"requests"`
+	Pages    int64  `json:"pages"`
+}
+
+// servePages gives pages to one lazy restore.
+func (a *app) servePages(ctx context.Context, f *pageServerFlags, server pageserver.ServerOptions) error {
+	folder, err := store.OpenFolder(f.dir)
+	if err != nil {
+		return err
+	}
+	checkpoint, err := chain.OpenSource(folder, f.dir)
+	if err != nil {
+		return err
+	}
+	defer checkpoint.Close()
+	l, err := a.listen(f, server.TLS != nil)
+	if err != nil {
+		return err
+	}
+	served, err := pageserver.Serve(ctx, l, pageserver.ServeOptions{ServerOptions: server, Checkpoint: checkpoint})
+	if err != nil {
+		return err
+	}
+	if a.output == outputJSON {
+		return a.writeJSON(servedReport{folder.Name(), served.Peer, served.Requests, served.Pages})
+	}
+	if !a.quiet {
+		fmt.Fprintf(a.out, "served %s (%s) in %s to %s\n", plural(int(served.Pages), "page"), inBytes(served.Pages*image.PageSize),
+			plural(int(served.Requests), "request"), served.Peer)
+	}
+	return nil
+}
