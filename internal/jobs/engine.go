@@ -2,7 +2,6 @@ package jobs
 
 import (
 	"context"
-	"os"
 	"runtime"
 	"syscall"
 
@@ -67,12 +66,8 @@ func (library) Verify(ctx context.Context, dir string) error {
 }
 
 func (library) Remove(_ context.Context, dirs []string) error {
-	for _, dir := range dirs {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err := chain.Remove(dirs, chain.Options{})
+	return err
 }
 
 // processes is the real runner.

@@ -1,9 +1,9 @@
 package jobs
 
 import (
-	"fmt"
 	"time"
 
+	"stasis/internal/chain"
 	"stasis/internal/jobs/db"
 )
 
@@ -13,29 +13,8 @@ func surplus(list []db.Checkpoint, keep db.Keep, needed map[uint64]bool) []db.Ch
 	if keep == (db.Keep{}) || len(list) == 0 {
 		return nil
 	}
-	kept := make([]bool, len(list))
+	kept := keptByRules(list, keep)
 	kept[len(list)-1] = true
-	rules := keep
-	rules.Bytes = 0
-	if rules == (db.Keep{}) { // by size alone
-		for i := range kept {
-			kept[i] = true
-		}
-	}
-	for i := max(0, len(list)-keep.Last); i < len(list); i++ {
-		kept[i] = true
-	}
-	for _, rule := range []struct {
-		n    int
-		span func(time.Time) string
-	}{
-		{keep.Hourly, func(t time.Time) string { return t.Format("2006-01-02 15") }},
-		{keep.Daily, func(t time.Time) string { return t.Format("2006-01-02") }},
-		{keep.Weekly, func(t time.Time) string { year, week := t.ISOWeek(); return fmt.Sprint(year, "-", week) }},
-		{keep.Monthly, func(t time.Time) string { return t.Format("2006-01") }},
-	} {
-		keepNewestOfEach(list, kept, rule.n, rule.span)
-	}
 	if keep.Bytes > 0 {
 		keepBytes(list, kept, keep.Bytes)
 	}
@@ -48,15 +27,21 @@ func surplus(list []db.Checkpoint, keep db.Keep, needed map[uint64]bool) []db.Ch
 	return gone
 }
 
-// keepNewestOfEach keeps the newest checkpoint of each of the last n spans that have one.
-func keepNewestOfEach(list []db.Checkpoint, kept []bool, n int, span func(time.Time) string) {
-	last := ""
-	for i := len(list) - 1; i >= 0 && n > 0; i-- {
-		if s := span(list[i].Created.Local()); s != last {
-			kept[i], last = true, s
-			n--
-		}
+// keptByRules says which checkpoints are kept whatever they take.
+func keptByRules(list []db.Checkpoint, keep db.Keep) []bool {
+	kept := make([]bool, len(list))
+	policy := chain.Policy{Last: keep.Last, Hourly: keep.Hourly, Daily: keep.Daily, Weekly: keep.Weekly, Monthly: keep.Monthly}
+	if policy.Empty() { // by size alone
+		policy.Last = chain.All
 	}
+	times := make([]time.Time, len(list))
+	for i := range list {
+		times[i] = list[i].Created.Local()
+	}
+	for i, reasons := range policy.Keep(times) {
+		kept[i] = len(reasons) > 0
+	}
+	return kept
 }
 
 // keepBytes drops the oldest until the rest takes no more than limit.
