@@ -30,17 +30,14 @@ func takeProcess(pid int, start uint64) (*process, shim.Status, bool) {
 	if pid <= 0 {
 		return nil, shim.Status{}, false
 	}
-	task, err := proc.ReadTask(pid)
-	if err != nil || task.StartTime != start || task.Zombie() {
-		return nil, shim.Status{}, false
-	}
 	p := &process{pid: pid, start: start}
-	return p, p.status(), true
+	now := p.status()
+	return p, now, now.Running
 }
 
 func (p *process) alive() bool {
-	_, _, ok := takeProcess(p.pid, p.start)
-	return ok
+	task, err := proc.ReadTask(p.pid)
+	return err == nil && task.StartTime == p.start && !task.Zombie()
 }
 
 func (p *process) status() shim.Status {
