@@ -62,7 +62,7 @@ type Catalog struct {
 // folder is a folder whose folders are checkpoints, or again folders.
 type folder struct {
 	changed time.Time       // modification time when it was read; zero: to be read again
-	pending map[string]bool // folders in it without a manifest, which may be checkpoints that are being made
+	pending map[string]stamp // what in it is no checkpoint, but may become one; with the manifest that could not be read, if any
 }
 
 // stamp tells whether a manifest is still the same.
@@ -243,6 +243,9 @@ func (c *Catalog) takeLocked(dir string) *Entry {
 	return nil
 }
 
+// Has says whether a folder lies in the catalog's.
+func (c *Catalog) Has(path string) bool { return c.inside(path) }
+
 func (c *Catalog) inside(path string) bool { return strings.HasPrefix(path, c.dir+"/") }
 
 // place says whose a folder would be as a checkpoint.
@@ -292,7 +295,7 @@ func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
 	seen[path] = true
 	known := c.folders[path]
 	if known == nil {
-		known = &folder{pending: make(map[string]bool)}
+		known = &folder{pending: make(map[string]stamp)}
 		c.folders[path] = known
 	}
 	if known.changed != info.ModTime() {
@@ -302,12 +305,20 @@ func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
 			known.changed = time.Time{}
 		}
 	}
-	for name := range known.pending {
+	for name, bad := range known.pending {
 		dir := filepath.Join(path, name)
 		if c.holdsFolders(dir) {
 			c.lookIntoLocked(dir, seen)
-		} else if c.takeLocked(dir) != nil {
+			continue
+		}
+		now, err := stampOf(dir)
+		if err != nil || now == bad {
+			continue
+		}
+		if c.takeLocked(dir) != nil {
 			delete(known.pending, name)
+		} else {
+			known.pending[name] = now
 		}
 	}
 }
@@ -325,7 +336,7 @@ func (c *Catalog) readLocked(path string, known *folder) {
 		}
 		now[e.Name()] = true
 		if dir := filepath.Join(path, e.Name()); c.entries[dir] == nil {
-			known.pending[e.Name()] = true
+			known.pending[e.Name()] = stamp{}
 		}
 	}
 	for name := range known.pending {

@@ -53,6 +53,11 @@ type Report struct {
 	Later   []Kept `json:"later"`   // what could not be given back now, and why
 }
 
+// newReport makes one without nulls for programs.
+func newReport() *Report {
+	return &Report{Removed: []Item{}, Marked: []Item{}, Kept: []Kept{}, Later: []Kept{}}
+}
+
 // Item names a checkpoint.
 type Item struct {
 	ID   string `json:"id"`
@@ -132,8 +137,8 @@ func (f *forest) collectOne(e *entry, wanted needs, o *Options, r *Report) error
 		kept.For = append(kept.For, d.dir)
 	}
 	r.Kept = append(r.Kept, kept)
-	if e.err != nil {
-		return nil // without a manifest nobody knows its shards
+	if e.m == nil {
+		return nil // nobody knows its shards
 	}
 	for i, s := range e.m.Shards {
 		freed, err := punch(filepath.Join(e.dir, s.Name), wanted[shardOf{e.id, i}], o)
@@ -179,7 +184,7 @@ func punch(path string, keep []span, o *Options) (int64, error) {
 	defer f.Close()
 	end, err := image.IndexOffset(f)
 	if err != nil {
-		return 0, nil //nolint:nilerr // a damaged shard is left as it is: that is all one can do for whoever needs it
+		return 0, nil // it is damaged, and left as it is for whoever needs it
 	}
 	before, would := onDisk(f), int64(0)
 	at := int64(image.ShardHeader)

@@ -223,7 +223,7 @@ func rewrite(ctx context.Context, from, to string, o *CompactOptions) (*image.Ma
 	if err != nil {
 		return nil, err
 	}
-	m.Parent, m.Origins, m.Shards = "", nil, nil
+	m.Parent, m.Depth, m.Origins, m.Shards = "", 0, nil, nil
 	if err := o.step("write "+to, func() error { return copyAll(ctx, old, w, &m, o.Progress) }); err != nil {
 		return nil, errors.Join(err, w.Abort())
 	}
@@ -302,7 +302,7 @@ func copyMemory(ctx context.Context, old *image.Checkpoint, w *image.Writer, pro
 		})
 	}
 	crew.Wait()
-	return errors.Join(append(errs, ctx.Err())...)
+	return errors.Join(errors.Join(errs...), ctx.Err())
 }
 
 // copier is one worker.

@@ -155,7 +155,7 @@ func (d *dedup) describe(o *Options) (*DedupPlan, error) {
 }
 
 func (d *dedup) run(l *Lock, o *Options) (*Report, error) {
-	r := &Report{}
+	r := newReport()
 	for _, e := range d.lost {
 		mark := &dedupMark{Top: d.top.id, Path: d.top.dir, When: time.Now().UTC()}
 		if !o.DryRun {

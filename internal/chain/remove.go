@@ -98,10 +98,10 @@ func (f *forest) leftovers(dirs []string) []*entry {
 
 // remove does what Remove does, of what is locked.
 func (f *forest) remove(dirs []string, l *Lock, o *Options) (*Report, error) {
-	r := &Report{}
+	r := newReport()
 	var list []*entry
 	for _, e := range f.stale() {
-		if o.DryRun || !l.has(e.dir) {
+		if o.DryRun || !l.has(e.dir) || slices.Contains(dirs, e.dir) {
 			continue
 		}
 		if err := e.unlist(o); err != nil {

@@ -62,8 +62,8 @@ func scan(targets, roots []string) (*forest, error) {
 			return nil, err
 		}
 	}
-	for i := 0; i < len(f.entries); i++ { // grows
-		e := f.entries[i]
+	for next := 0; next < len(f.entries); next++ {
+		e := f.entries[next] // the list grows
 		if e.m != nil {
 			for _, o := range e.m.Origins {
 				f.follow(e, o)
@@ -120,9 +120,7 @@ func (f *forest) readPlace(place string) error {
 
 // read reads the checkpoint in a folder, where there is one and it was not read before, under whatever name.
 func (f *forest) read(dir string) {
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
-	}
+	dir = realPath(dir)
 	if f.dirs[dir] != nil {
 		return
 	}
@@ -185,8 +183,8 @@ func (f *forest) ancestors(e *entry) []*entry {
 			}
 		}
 	}
-	for i := 0; i < len(list); i++ { // grows
-		if m := list[i].m; m != nil {
+	for next := 0; next < len(list); next++ {
+		if m := list[next].m; m != nil { // the list grows
 			add(m.Parent)
 			for _, o := range m.Origins {
 				add(o.ID)

@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"stasis"
+	"stasis/internal/chain"
 	"stasis/internal/image"
 	"stasis/internal/store"
 )
@@ -33,9 +34,9 @@ var kinds = []struct {
 	help   string
 }{
 	{"damaged", exitDamaged, []error{stasis.ErrDamaged}, "the checkpoint is damaged, incomplete or of a newer version"},
-	{"conflict", exitConflict, []error{stasis.ErrConflict, stasis.ErrBusy, store.ErrBusy, store.ErrExists},
+	{"conflict", exitConflict, []error{stasis.ErrConflict, stasis.ErrBusy, store.ErrBusy, store.ErrExists, chain.ErrBusy},
 		"something is in the way: the process is being dumped already, a folder or process id is in use"},
-	{"input", exitInput, []error{stasis.ErrInput, store.ErrNoCheckpoint}, "bad input: nothing was done"},
+	{"input", exitInput, []error{stasis.ErrInput, store.ErrNoCheckpoint, chain.ErrNoPolicy}, "bad input: nothing was done"},
 	{"process", exitProcess, []error{stasis.ErrProcess}, "the process cannot be dumped as it is; it runs on"},
 }
 
@@ -82,6 +83,12 @@ func kindOf(err error) (name string, code int) {
 	}
 	if damage, version := (*image.DamageError)(nil), (*image.VersionError)(nil); errors.As(err, &damage) || errors.As(err, &version) {
 		return "damaged", exitDamaged
+	}
+	if deduped, missing := (*chain.DedupedError)(nil), (*chain.MissingError)(nil); errors.As(err, &deduped) || errors.As(err, &missing) {
+		return "damaged", exitDamaged
+	}
+	if unknown := (*chain.UnknownError)(nil); errors.As(err, &unknown) {
+		return "conflict", exitConflict
 	}
 	return "failure", exitFailure
 }

@@ -34,6 +34,8 @@ func (a *app) locate(arg string) (string, error) {
 	}
 	if named := filepath.Join(a.config.Checkpoint.Dir, arg); hasManifest(named) {
 		return named, nil
+	} else if _, err := os.Stat(filepath.Join(named, store.RemovedName)); err == nil {
+		return named, nil // whoever opens it says so
 	}
 	if _, err := os.Stat(arg); err == nil {
 		return arg, nil // what is wrong with that folder is said when it is opened
@@ -67,7 +69,7 @@ func (a *app) checkpointNames() []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if hasManifest(filepath.Join(a.config.Checkpoint.Dir, e.Name())) {
+		if !strings.HasPrefix(e.Name(), ".") && hasManifest(filepath.Join(a.config.Checkpoint.Dir, e.Name())) {
 			names = append(names, e.Name())
 		}
 	}

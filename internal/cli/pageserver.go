@@ -2,13 +2,11 @@ package cli
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"time"
 
@@ -206,161 +204,6 @@ func (f *pageServerFlags) ready() error {
 		}
 	}
 	return nil
-}
-
-// receivePages takes the memory of one sender.
-func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pageserver.ServerOptions) error {
-	o := pageserver.ReceiveOptions{ServerOptions: server, Stasis: stasis.Version, Name: filepath.Base(f.dir)}
-	w := image.WriterOptions{Shards: f.streams}
-	if err := a.writerOptions(f, &w); err != nil {
-		return err
-	}
-	if err := checkParent(f.dir); err != nil {
-		return err
-	}
-	parent, err := a.openParent(f, &w)
-	if err != nil {
-		return err
-	}
-	if parent != nil {
-		defer parent.Close()
-	} else if f.chain.autoDedup {
-		return badInput("--auto-dedup: there is nothing to give back without a parent; add --parent or --prev-images-dir")
-	}
-	o.Parent, o.Announce = parent, f.chain.parent == ""
-	target, err := store.CreateFolder(f.dir)
-	if err != nil {
-		return err
-	}
-	if o.Writer, err = image.NewWriter(target, w); err != nil {
-		return err
-	}
-	l, err := a.listen(f, server.TLS != nil)
-	if err != nil {
-		return errors.Join(err, o.Writer.Abort())
-	}
-	begun := time.Now()
-	got, err := pageserver.Receive(ctx, l, o)
-	if err != nil {
-		return err
-	}
-	if err := a.tellReceived(f, got, time.Since(begun)); err != nil {
-		return err
-	}
-	if got.Unheard != nil {
-		return fmt.Errorf("the memory is in %s, but %s was gone before it was told, so its dump has failed: %w", f.dir, got.Peer, got.Unheard)
-	}
-	return nil
-}
-
-// openParent opens what the checkpoint builds on, nil where that is nothing. Without a flag it is what the link "parent" in the
-// folder leads to, as CRIU has it.
-func (a *app) openParent(f *pageServerFlags, w *image.WriterOptions) (*image.Checkpoint, error) {
-	dir, err := a.parentDir(&f.chain, f.dir)
-	if err != nil {
-		return nil, err
-	}
-	if link := filepath.Join(f.dir, "parent"); dir == "" {
-		if _, err := os.Lstat(link); err != nil {
-			return nil, nil //nolint:nilerr // there is no link, or the folder is made later
-		}
-		if dir, err = filepath.EvalSymlinks(link); err != nil {
-			return nil, badInput("the link to the parent: %w", err)
-		}
-	}
-	if w.Parent, err = chain.Open(dir); err != nil {
-		return nil, fmt.Errorf("the parent: %w", err)
-	}
-	w.ParentPath = dir
-	own, err := filepath.Abs(f.dir)
-	if err != nil {
-		return w.Parent, nil //nolint:nilerr // then the path stays as it is
-	}
-	if abs, err := filepath.Abs(dir); err == nil {
-		if w.ParentPath, err = filepath.Rel(own, abs); err != nil {
-			w.ParentPath = abs
-		}
-	}
-	return w.Parent, nil
-}
-
-// writerOptions sets how the checkpoint is written.
-func (a *app) writerOptions(f *pageServerFlags, w *image.WriterOptions) error {
-	configured := a.config.Checkpoint
-	if w.Shards == 0 {
-		w.Shards = configured.Stream
-	}
-	if w.Shards == 0 {
-		w.Shards = min(runtime.NumCPU(), image.MaxShards)
-	}
-	name, level := configured.Compression, configured.Level
-	if f.given("compression") && f.compression != name {
-		name, level = f.compression, 0 // a level that was configured is another codec's
-	}
-	if f.given("level") {
-		level = f.level
-	}
-	if name == "" {
-		name = stasis.DefaultCompression
-	}
-	var err error
-	if w.Codec, err = codec.New(name, level); err != nil {
-		return badInput("%w", err)
-	}
-	_, err = rand.Read(w.ID[:])
-	return err
-}
-
-// receivedReport is the result for programs.
-type receivedReport struct {
-	ID          string        `json:"id"`
-	Dir         string        `json:"dir"`
-	Parent      string        `json:"parent,omitempty"`
-	Peer        string        `json:"peer"`
-	Processes   int           `json:"processes"`
-	Segments    int           `json:"segments"` // of shared memory
-	Pages       int64         `json:"pages"`    // that were sent
-	Holes       int64         `json:"holes"`    // pages that are in the parent, by the sender's word
-	Compression string        `json:"compression"`
-	Streams     int           `json:"streams"`
-	TookUS      int64         `json:"took_us"` // with the wait for the sender
-	Figures     image.Figures `json:"figures"`
-}
-
-func (a *app) tellReceived(f *pageServerFlags, got *pageserver.Received, took time.Duration) error {
-	m := got.Manifest
-	dir, err := filepath.Abs(f.dir)
-	if err != nil {
-		dir = f.dir
-	}
-	r := receivedReport{
-		ID: m.ID, Dir: dir, Parent: m.Parent, Peer: got.Peer, Processes: len(m.Processes), Segments: got.Segments, Pages: got.Pages,
-		Holes: got.Holes, Compression: m.Codec, Streams: len(m.Shards), TookUS: took.Microseconds(), Figures: m.Figures,
-	}
-	if a.output == outputJSON {
-		return a.writeJSON(r)
-	}
-	if a.quiet {
-		return nil
-	}
-	what := plural(r.Processes, "process")
-	if r.Processes != 1 {
-		what = fmt.Sprintf("%d processes", r.Processes)
-	}
-	if r.Segments > 0 {
-		what += " and " + plural(r.Segments, "segment") + " of shared memory"
-	}
-	parent := ""
-	if r.Holes > 0 {
-		parent = fmt.Sprintf(", %s of the parent", plural(int(r.Holes), "page"))
-	}
-	g := m.Figures
-	sent := r.Pages * image.PageSize
-	sending := micros(g.DumpUS)
-	_, err = fmt.Fprintf(a.results, "received the memory of %s from %s to %s: %s (%s)%s, stored in %s (%s, %s), in %s (%s)\n",
-		what, r.Peer, r.Dir, plural(int(r.Pages), "page"), inBytes(sent), parent, inBytes(g.BytesStored), r.Compression,
-		plural(r.Streams, "stream"), span(sending), rate(sent, sending))
-	return err
 }
 
 // servedReport is the result for programs.

@@ -57,6 +57,17 @@ func Load(path string, environ []string) (*Config, error) {
 	return c, nil
 }
 
+// WhereIs is the file that Load would read.
+func WhereIs(path string, environ []string) string {
+	if path == "" {
+		path = ours(environ)[PathVariable]
+	}
+	if path == "" {
+		path = DefaultPath
+	}
+	return path
+}
+
 // ours picks the variables of Stasis.
 func ours(environ []string) map[string]string {
 	found := make(map[string]string)

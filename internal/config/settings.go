@@ -121,6 +121,8 @@ var settings = []setting{
 		func(c *Config) *string { return &c.Log.Level }),
 	word("log.format", "form of the daemon's log: text, json", []string{"text", "json"},
 		func(c *Config) *string { return &c.Log.Format }),
+	path("log.file", "/srv/stasis.log", "where a daemon in the background logs; one in the foreground uses standard error",
+		func(c *Config) *string { return &c.Log.File }),
 }
 
 // check looks at settings that depend on each other, which may come from different places.

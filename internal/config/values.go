@@ -75,6 +75,7 @@ type Jobs struct {
 type Log struct {
 	Level  string // debug, info, warn or error
 	Format string // text or json
+	File   string // where a daemon in the background logs, an absolute path
 }
 
 // Default is what holds where nothing is set.
@@ -88,6 +89,6 @@ func Default() *Config {
 			Dir: "/var/lib/stasis/jobs", State: "/var/lib/stasis/state.db", LogBytes: 64 << 20, MaxChain: 32, MaxRetries: 5,
 			RestartDelay: time.Second, DumpOnStop: true,
 		},
-		Log: Log{Level: "info", Format: "text"},
+		Log: Log{Level: "info", Format: "text", File: "/var/log/stasis.log"},
 	}
 }

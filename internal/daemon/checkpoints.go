@@ -26,11 +26,7 @@ import (
 )
 
 // checkpointService dumps, restores, and looks after checkpoints.
-type checkpointService struct {
-	stasisv1connect.UnimplementedCheckpointServiceHandler
-
-	daemon *Daemon
-}
+type checkpointService struct{ daemon *Daemon }
 
 var _ stasisv1connect.CheckpointServiceHandler = (*checkpointService)(nil)
 
@@ -299,6 +295,11 @@ func (s *checkpointService) Verify(ctx context.Context, request *connect.Request
 	if err != nil {
 		return err
 	}
+	held, err := chain.LockShared(ctx, entry.Dir)
+	if err != nil {
+		return busyOr(err)
+	}
+	defer held.Unlock() //nolint:errcheck // closing a folder loses nothing
 	checkpoint, err := chain.Open(entry.Dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", stasis.ErrDamaged, err)

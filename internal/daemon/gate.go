@@ -110,10 +110,10 @@ func (c *calls) idle() time.Duration {
 
 // endless are the methods that end only when somebody ends them; a daemon that stops does not wait for them.
 var endless = map[string]bool{
-	stasisv1connect.JobServiceLogsProcedure:   true,
-	stasisv1connect.JobServiceAttachProcedure: true,
-	stasisv1connect.JobServiceEventsProcedure: true,
-	"/grpc.health.v1.Health/Watch":            true,
+	stasisv1connect.JobServiceLogsProcedure:                          true,
+	stasisv1connect.JobServiceAttachProcedure:                        true,
+	stasisv1connect.JobServiceEventsProcedure:                        true,
+	"/grpc.health.v1.Health/Watch":                                   true,
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      true,
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": true,
 }

@@ -184,6 +184,12 @@ func serve() {
 			return
 		}
 		var pid, flags int
+		if n, _ := fmt.Sscanf(order, "hold %d", &pid); n == 1 {
+			if serveHold(pid) != nil {
+				return
+			}
+			continue
+		}
 		if _, err := fmt.Sscan(order, &pid, &flags); err != nil {
 			return
 		}

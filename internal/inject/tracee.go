@@ -152,8 +152,11 @@ func (t *tracee) lost(err error) error {
 
 // wait waits until the thread has stopped. The kernel has no wait with a time
 // limit for a traced thread, so it is asked again and again.
-func (t *tracee) wait() error {
-	for start := time.Now(); time.Since(start) < stopLimit; {
+func (t *tracee) wait() error { return t.waitUntil(time.Now().Add(stopLimit)) }
+
+func (t *tracee) waitUntil(deadline time.Time) error {
+	begun := time.Now()
+	for time.Now().Before(deadline) {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(t.tid, &status, unix.WALL|unix.WNOHANG, nil)
 		switch {
@@ -169,7 +172,7 @@ func (t *tracee) wait() error {
 			return nil
 		}
 	}
-	return fmt.Errorf("thread %d: %w within %v", t.tid, errBusy, stopLimit)
+	return fmt.Errorf("thread %d: %w within %v", t.tid, errBusy, time.Since(begun).Round(time.Millisecond))
 }
 
 func ptrace(request, tid int, addr, data uintptr) error {

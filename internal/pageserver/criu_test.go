@@ -161,23 +161,27 @@ func criuSends(t *testing.T, program *testkit.Subject, segments bool) {
 func compareWithProcesses(t *testing.T, c *image.Checkpoint) {
 	t.Helper()
 	for _, pid := range c.PIDs() {
-		mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-		if err != nil {
-			t.Fatal(err)
+		compareWithProcess(t, pid, memoryOf(t, c, pid))
+	}
+}
+
+func compareWithProcess(t *testing.T, pid int, all map[uint64][]byte) {
+	t.Helper()
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	if len(all) == 0 {
+		t.Errorf("process %d has no memory", pid)
+	}
+	own := make([]byte, page)
+	for _, addr := range slices.Sorted(maps.Keys(all)) {
+		if _, err := mem.ReadAt(own, int64(addr)); err != nil {
+			t.Fatalf("process %d at %#x: %v", pid, addr, err)
 		}
-		defer mem.Close()
-		own := make([]byte, page)
-		all := memoryOf(t, c, pid)
-		if len(all) == 0 {
-			t.Errorf("process %d has no memory", pid)
-		}
-		for _, addr := range slices.Sorted(maps.Keys(all)) {
-			if _, err := mem.ReadAt(own, int64(addr)); err != nil {
-				t.Fatalf("process %d at %#x: %v", pid, addr, err)
-			}
-			if !sameButRseq(own, all[addr]) {
-				t.Fatalf("process %d: the page at %#x is not what the process has", pid, addr)
-			}
+		if !sameButRseq(own, all[addr]) {
+			t.Fatalf("process %d: the page at %#x is not what the process has", pid, addr)
 		}
 	}
 }

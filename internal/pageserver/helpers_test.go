@@ -29,47 +29,47 @@ type sender struct {
 	layout layout
 }
 
-func (s *sender) say(t testing.TB, cmd, flags uint16, pages, addr, id uint64) {
-	t.Helper()
+func (s *sender) say(tb testing.TB, cmd, flags uint16, pages, addr, id uint64) {
+	tb.Helper()
 	if _, err := s.Write(head{cmd, flags, pages, addr, id}.encode(s.layout)); err != nil {
-		t.Fatalf("command %d: %v", cmd, err)
+		tb.Fatalf("command %d: %v", cmd, err)
 	}
 }
 
-func (s *sender) hear(t testing.TB, n int) []byte {
-	t.Helper()
+func (s *sender) hear(tb testing.TB, n int) []byte {
+	tb.Helper()
 	b := make([]byte, n)
 	if _, err := io.ReadFull(s, b); err != nil {
-		t.Fatalf("no answer: %v", err)
+		tb.Fatalf("no answer: %v", err)
 	}
 	return b
 }
 
 // open opens a pagemap and returns whether the parent has it.
-func (s *sender) open(t testing.TB, id uint64) bool {
-	t.Helper()
-	s.say(t, cmdOpenAnswer, 0, 0, 0, id)
-	return s.hear(t, 1)[0] == 1
+func (s *sender) open(tb testing.TB, id uint64) bool {
+	tb.Helper()
+	s.say(tb, cmdOpenAnswer, 0, 0, 0, id)
+	return s.hear(tb, 1)[0] == 1
 }
 
-func (s *sender) pages(t testing.TB, id, addr uint64, data []byte) {
-	t.Helper()
-	s.say(t, cmdRun, flagPresent|flagLazy, uint64(len(data)/page), addr, id)
+func (s *sender) pages(tb testing.TB, id, addr uint64, data []byte) {
+	tb.Helper()
+	s.say(tb, cmdRun, flagPresent|flagLazy, uint64(len(data)/page), addr, id)
 	if _, err := s.Write(data); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
-func (s *sender) hole(t testing.TB, id, addr, pages uint64) {
-	t.Helper()
-	s.say(t, cmdRun, flagParent, pages, addr, id)
+func (s *sender) hole(tb testing.TB, id, addr, pages uint64) {
+	tb.Helper()
+	s.say(tb, cmdRun, flagParent, pages, addr, id)
 }
 
 // close ends the session and returns the server's word.
-func (s *sender) close(t testing.TB) int32 {
-	t.Helper()
-	s.say(t, cmdClose, 0, 0, 0, 0)
-	status := int32(binary.LittleEndian.Uint32(s.hear(t, 4)))
+func (s *sender) close(tb testing.TB) int32 {
+	tb.Helper()
+	s.say(tb, cmdClose, 0, 0, 0, 0)
+	status := int32(binary.LittleEndian.Uint32(s.hear(tb, 4)))
 	s.Close()
 	return status
 }
@@ -109,36 +109,36 @@ type rigOptions struct {
 	fail   func(operation, name string) error
 }
 
-func newWriter(t testing.TB, m store.Target, codecName string, parent *image.Checkpoint) *image.Writer {
-	t.Helper()
-	return newWriterAt(t, m, codecName, parent, "../parent")
+func newWriter(tb testing.TB, m store.Target, codecName string, parent *image.Checkpoint) *image.Writer {
+	tb.Helper()
+	return newWriterAt(tb, m, codecName, parent, "../parent")
 }
 
-func newWriterAt(t testing.TB, m store.Target, codecName string, parent *image.Checkpoint, parentPath string) *image.Writer {
-	t.Helper()
+func newWriterAt(tb testing.TB, m store.Target, codecName string, parent *image.Checkpoint, parentPath string) *image.Writer {
+	tb.Helper()
 	c, err := codec.New(codecName, 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	o := image.WriterOptions{Shards: 3, Codec: c, Parent: parent, ParentPath: parentPath}
 	if _, err := rand.Read(o.ID[:]); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	w, err := image.NewWriter(m, o)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return w
 }
 
 // receiving starts a server over pipes.
-func receiving(t testing.TB, o rigOptions) *rig {
-	t.Helper()
+func receiving(tb testing.TB, o rigOptions) *rig {
+	tb.Helper()
 	if o.codec == "" {
 		o.codec = "lz4"
 	}
-	r := &rig{t: t, conns: make(chan net.Conn, 4), memory: storetest.NewMemory(), done: make(chan struct{})}
-	w := newWriter(t, r.memory, o.codec, o.parent)
+	r := &rig{t: tb, conns: make(chan net.Conn, 4), memory: storetest.NewMemory(), done: make(chan struct{})}
+	w := newWriter(tb, r.memory, o.codec, o.parent)
 	r.memory.Fail = o.fail
 	ctx, cancel := context.WithCancelCause(context.Background())
 	r.cancel = cancel
@@ -149,7 +149,7 @@ func receiving(t testing.TB, o rigOptions) *rig {
 			ServerOptions: ServerOptions{Idle: o.idle, Note: r.note}, Writer: w, Parent: o.parent, Announce: !o.silent, Stasis: "test", Name: "name",
 		})
 	}()
-	t.Cleanup(func() { cancel(errors.New("the test is over")); <-r.done })
+	tb.Cleanup(func() { cancel(errors.New("the test is over")); <-r.done })
 	return r
 }
 
@@ -244,8 +244,8 @@ func (r *rig) opened() *image.Checkpoint {
 var ancestors sync.Map
 
 // memoryOf reads all pages of a process.
-func memoryOf(t testing.TB, c *image.Checkpoint, pid int) map[uint64][]byte {
-	t.Helper()
+func memoryOf(tb testing.TB, c *image.Checkpoint, pid int) map[uint64][]byte {
+	tb.Helper()
 	all := map[uint64][]byte{}
 	for _, r := range c.ZeroRanges(pid) {
 		for a := r.Start; a < r.End; a += page {
@@ -256,7 +256,7 @@ func memoryOf(t testing.TB, c *image.Checkpoint, pid int) map[uint64][]byte {
 	for i := range c.Blocks() {
 		data, err := c.ReadBlock(i, &b)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		for _, p := range c.Block(i).Pieces {
 			for n := range p.Pages {
@@ -271,54 +271,54 @@ func memoryOf(t testing.TB, c *image.Checkpoint, pid int) map[uint64][]byte {
 }
 
 // sameMemory compares page by page.
-func sameMemory(t testing.TB, what string, got, want map[uint64][]byte) {
-	t.Helper()
+func sameMemory(tb testing.TB, what string, got, want map[uint64][]byte) {
+	tb.Helper()
 	if len(got) != len(want) {
-		t.Errorf("%s: %d pages, should be %d", what, len(got), len(want))
+		tb.Errorf("%s: %d pages, should be %d", what, len(got), len(want))
 	}
 	for _, addr := range slices.Sorted(maps.Keys(want)) {
 		if g, ok := got[addr]; !ok {
-			t.Fatalf("%s: there is no page at %#x", what, addr)
+			tb.Fatalf("%s: there is no page at %#x", what, addr)
 		} else if !bytes.Equal(g, want[addr]) {
-			t.Fatalf("%s: the page at %#x is not as it was sent", what, addr)
+			tb.Fatalf("%s: the page at %#x is not as it was sent", what, addr)
 		}
 	}
 }
 
 // file reads an image of a checkpoint.
-func file(t testing.TB, c *image.Checkpoint, name string) []byte {
-	t.Helper()
+func file(tb testing.TB, c *image.Checkpoint, name string) []byte {
+	tb.Helper()
 	var b bytes.Buffer
 	if err := c.WriteFile(name, &b); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b.Bytes()
 }
 
 // segment reads a segment of shared memory from a checkpoint.
-func segment(t testing.TB, c *image.Checkpoint, number uint64) map[uint64][]byte {
-	t.Helper()
+func segment(tb testing.TB, c *image.Checkpoint, number uint64) map[uint64][]byte {
+	tb.Helper()
 	all := map[uint64][]byte{}
-	r := mapReader{from: bytes.NewReader(file(t, c, sharedName(number)))}
+	r := mapReader{from: bytes.NewReader(file(tb, c, sharedName(number)))}
 	pages, err := r.begin()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	content := file(t, c, pagesName(pages))
+	content := file(tb, c, pagesName(pages))
 	for behind := uint64(0); ; {
 		at, err := r.next(behind)
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		for behind = at.End; at.Start < at.End; at.Start += page {
 			all[at.Start], content = content[:page], content[page:]
 		}
 	}
 	if len(content) > 0 {
-		t.Errorf("%d bytes of segment %d belong nowhere", len(content), number)
+		tb.Errorf("%d bytes of segment %d belong nowhere", len(content), number)
 	}
 	return all
 }

@@ -87,12 +87,14 @@ func (s *shared) hole(r image.Range) error {
 
 func (s *shared) end() error {
 	err := s.entries.flush()
-	return errors.Join(s.maps.end(err), s.pageSet.end(err), s.parent.end())
+	s.parent.end()
+	return errors.Join(s.maps.end(err), s.pageSet.end(err))
 }
 
 func (s *shared) abort() {
 	stop := errors.New("the segment did not come whole")
-	_ = errors.Join(s.maps.end(stop), s.pageSet.end(stop), s.parent.end()) // what is wrong is known already
+	s.parent.end()
+	_ = errors.Join(s.maps.end(stop), s.pageSet.end(stop)) // what is wrong is known already
 }
 
 // errUpload says that an upload has failed; its end tells why.
@@ -201,12 +203,11 @@ func (p *sharedParent) damaged(err error) error {
 }
 
 // end lets go of what is being read. It may be called of nothing, and again.
-func (p *sharedParent) end() error {
+func (p *sharedParent) end() {
 	if p != nil {
 		p.maps.end()
 		p.pageSet.end()
 	}
-	return nil
 }
 
 // download reads an image of a checkpoint piece by piece.

@@ -22,6 +22,7 @@ const (
 	Swapped   Category = 1 << 4
 	ZeroPage  Category = 1 << 5 // the kernel's shared page of zeros
 	Huge      Category = 1 << 6 // part of a transparent or hugetlb huge page
+	SoftDirty Category = 1 << 7 // written since the bits were last cleared; only ScanSoftDirty asks for it
 	Guard     Category = 1 << 8 // MADV_GUARD_INSTALL: a touch is a fault (Linux 6.15)
 )
 
@@ -63,6 +64,7 @@ type Pagemap struct {
 	pid     int
 	file    *os.File
 	regions []pageRegion
+	entries []Entry // for Entries
 }
 
 // OpenPagemap opens the page map of a process; the caller closes it.
@@ -78,9 +80,23 @@ func OpenPagemap(pid int) (*Pagemap, error) {
 func (p *Pagemap) Close() error { return p.file.Close() }
 
 // Scan visits the runs of pages that are there (present or swapped) in a range,
-// in address order.
+// in address order. On kernels before 6.7 it reads the entry of each page, which
+// also takes its time for memory that is only reserved; the runs then have no
+// other categories than Present, Swapped and File.
 func (p *Pagemap) Scan(r Range, visit func(Run)) error {
-	return p.scan(r, p.there(scanArg{}), visit)
+	if !CanScan() {
+		return p.scanEntries(r, 0, visit)
+	}
+	return p.scan(r, p.there(scanArg{result: uint64(wantedInResults)}), visit)
+}
+
+// ScanSoftDirty is Scan with the category SoftDirty. It is asked for nowhere
+// else because it cuts the memory into more runs.
+func (p *Pagemap) ScanSoftDirty(r Range, visit func(Run)) error {
+	if !CanScan() {
+		return p.scanEntries(r, SoftDirty, visit)
+	}
+	return p.scan(r, p.there(scanArg{result: uint64(wantedInResults | SoftDirty)}), visit)
 }
 
 // Protect visits the runs of pages in a range that are there and were written,
@@ -91,7 +107,7 @@ func (p *Pagemap) Scan(r Range, visit func(Run)) error {
 // Pages that are not there are left alone: a protection would put a marker of
 // 8 bytes into the page table of each, also in terabytes of reserved space.
 func (p *Pagemap) Protect(r Range, visit func(Run)) error {
-	arg := scanArg{flags: scanProtect | scanCheckAsync, mask: uint64(Written)}
+	arg := scanArg{flags: scanProtect | scanCheckAsync, mask: uint64(Written), result: uint64(wantedInResults)}
 	return p.scan(r, p.there(arg), visit)
 }
 
@@ -113,7 +129,6 @@ var knowsGuards = sync.OnceValue(func() bool {
 
 func (p *Pagemap) scan(r Range, arg scanArg, visit func(Run)) error {
 	arg.size = uint64(unsafe.Sizeof(arg))
-	arg.result = uint64(wantedInResults)
 	arg.vec, arg.vecLen = uint64(uintptr(unsafe.Pointer(&p.regions[0]))), uint64(len(p.regions))
 	arg.end = r.End
 	for start := r.Start; start < r.End; {
@@ -137,7 +152,7 @@ func (p *Pagemap) scan(r Range, arg scanArg, visit func(Run)) error {
 }
 
 // CanScan says whether this kernel has PAGEMAP_SCAN (Linux 6.7).
-func CanScan() bool { return tryScan(scanArg{anyOf: uint64(Present)}) == nil }
+var CanScan = sync.OnceValue(func() bool { return tryScan(scanArg{anyOf: uint64(Present)}) == nil })
 
 // tryScan runs a scan over a page of this process.
 func tryScan(arg scanArg) error {

@@ -52,7 +52,7 @@ func ReadTask(pid int) (*Task, error) {
 	if raw, err := os.ReadFile(path(pid, "cmdline")); err == nil && len(raw) > 0 {
 		task.Cmdline = strings.Split(strings.TrimSuffix(string(raw), "\x00"), "\x00")
 	}
-	if task.Threads, err = threads(pid); err != nil {
+	if task.Threads, err = Threads(pid); err != nil {
 		return nil, err
 	}
 	return task, nil
@@ -110,7 +110,9 @@ func (t *Task) applyStatus(status string) {
 	}
 }
 
-func threads(pid int) ([]int, error) {
+// Threads lists the threads of a process, its first one at the front. One that
+// has ended may be among them.
+func Threads(pid int) ([]int, error) {
 	names, err := os.ReadDir(path(pid, "task"))
 	if err != nil {
 		return nil, gone(pid, "task", err)
@@ -127,7 +129,7 @@ func threads(pid int) ([]int, error) {
 
 // Children lists the direct children of a process, of all its threads.
 func Children(pid int) ([]int, error) {
-	tids, err := threads(pid)
+	tids, err := Threads(pid)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,22 @@ type Tracker interface {
 	// count as changed at the freeze. The mappings are of now; what has
 	// changed since the last round is armed on the way.
 	Round(mappings []proc.Mapping, visit func(proc.Run)) error
-	// Close ends the tracking.
+	// Look visits the runs of pages that are there in some ranges, in the order
+	// of the ranges, and says of each whether it may have been written since the
+	// last round. It is no round: the next one finds the same pages again.
+	Look(ranges []proc.Range, visit func(r proc.Run, changed bool)) error
+	// Rearm is a round without a visit, for a process that is frozen: the next
+	// round finds what is written from now on, in these ranges. What was written
+	// before, anywhere, is forgotten, so Look has to come first.
+	Rearm(ranges []proc.Range) error
+	// Follows says whether the tracker is one of the address space that the
+	// process has now. After exec it is not, and all memory counts as written.
+	Follows(mappings []proc.Mapping) bool
+	// Fd returns a descriptor from which [Resume] makes the tracker again, in
+	// another process. It stays the tracker's. It is -1 when nothing can be kept.
+	Fd() int
+	Kind() Kind
+	// Close ends the tracking, unless Fd is kept by somebody.
 	Close() error
 }
 
@@ -140,6 +155,33 @@ func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
 func (w *WriteProtect) unlessGone(err error) error {
 	if errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("track process %d: %w", w.pid, proc.ErrGone)
+	}
+	return nil
+}
+
+// Kind implements [Tracker].
+func (w *WriteProtect) Kind() Kind { return KindUserfaultfd }
+
+// Look implements [Tracker].
+func (w *WriteProtect) Look(ranges []proc.Range, visit func(r proc.Run, changed bool)) error {
+	pagemap, err := proc.OpenPagemap(w.pid) // of the address space that the process has now
+	if err != nil {
+		return err
+	}
+	defer pagemap.Close()
+	for _, r := range ranges {
+		if err := pagemap.Scan(r, func(run proc.Run) { visit(run, run.Changed()) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Rearm implements [Tracker]. It cannot fail in a way that counts: a page that
+// is not protected counts as written.
+func (w *WriteProtect) Rearm(ranges []proc.Range) error {
+	for _, r := range ranges {
+		_ = w.pagemap.Protect(r, func(proc.Run) {})
 	}
 	return nil
 }

@@ -1,0 +1,144 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"stasis/internal/chain"
+	"stasis/internal/image"
+)
+
+func (a *app) checkpointsCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:     "checkpoints [DIR]",
+		Aliases: []string{"ls"},
+		Short:   "List checkpoints and how they build on each other",
+		Long: `Lists the checkpoints in the folders of DIR, or of the default folder, the oldest first. BUILDS ON is the parent and, in brackets, how
+many checkpoints the chain has below it; NEEDED BY is how many others hold no copy of memory that this one has. DISK is what its
+folder takes.
+
+Pre-dumps and what is left of removed checkpoints are shown with --all.`,
+		Example: "  stasis checkpoints\n  stasis checkpoints /srv/checkpoints --all -o json",
+		Args:    atMostOneArg,
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.runCheckpoints(a.folderOf(args), all)
+		},
+	}
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "also show pre-dumps and what is left of removed checkpoints")
+	return cmd
+}
+
+// atMostOneArg is for commands whose argument has a default.
+func atMostOneArg(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return surplus(cmd, args[1:])
+	}
+	return nil
+}
+
+// folderOf is the folder of checkpoints that a command is about.
+func (a *app) folderOf(args []string) string {
+	if len(args) > 0 {
+		return args[0]
+	}
+	return a.config.Checkpoint.Dir
+}
+
+func (a *app) runCheckpoints(dir string, all bool) error {
+	list, err := a.listCheckpoints(dir)
+	if err != nil {
+		return err
+	}
+	shown := make([]chain.Info, 0, len(list))
+	for _, i := range list {
+		if all || i.State != chain.StateRemoved && i.Kind != image.KindPreDump {
+			shown = append(shown, i)
+		}
+	}
+	if a.output == outputJSON {
+		return a.writeJSON(shown)
+	}
+	if len(list) == 0 {
+		if !a.quiet {
+			fmt.Fprintf(a.out, "no checkpoints in %s\n", printable(dir))
+		}
+		return nil
+	}
+	if err := table(a.out, []string{"NAME", "CREATED", "PROGRAM", "MEMORY", "DISK", "BUILDS ON", "NEEDED BY", "STATE"}, checkpointRows(shown, list)); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	if hidden := len(list) - len(shown); hidden > 0 && !a.quiet {
+		fmt.Fprintf(a.err, "%s not shown: pre-dumps and what is left of removed ones (--all shows them)\n", plural(hidden, "more"))
+	}
+	return nil
+}
+
+// listCheckpoints is chain.List with errors for people. A default folder that nothing was dumped to yet is an empty one.
+func (a *app) listCheckpoints(dir string) ([]chain.Info, error) {
+	if hasManifest(dir) {
+		return nil, badInput("%s is a checkpoint itself: give the folder that it is in, or see what is in it by stasis inspect %[1]s", dir)
+	}
+	list, err := chain.List(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if dir == a.config.Checkpoint.Dir {
+			return nil, nil
+		}
+		return nil, badInput("there is no folder %s: check the path", dir)
+	}
+	return list, err
+}
+
+func checkpointRows(shown, all []chain.Info) [][]string {
+	names := make(map[string]string, len(all))
+	for _, i := range all {
+		names[i.ID] = filepath.Base(i.Dir)
+	}
+	var rows [][]string
+	for _, i := range shown {
+		created := "–"
+		if !i.Created.IsZero() {
+			created = i.Created.Local().Format(time.DateTime)
+		}
+		rows = append(rows, []string{
+			filepath.Base(i.Dir), created, shorten(fmt.Sprintf("%s (%d)", i.Command, i.PID), 40), inBytes(i.BytesMemory), inBytes(i.BytesDisk),
+			buildsOn(i, names), neededBy(len(i.Dependents)), stateOf(i),
+		})
+	}
+	return rows
+}
+
+func buildsOn(i chain.Info, names map[string]string) string {
+	if i.Parent == "" {
+		return "–"
+	}
+	name := names[i.Parent]
+	if name == "" {
+		name = i.Parent[:min(8, len(i.Parent))]
+	}
+	return fmt.Sprintf("%s (%d)", name, max(i.Depth, 1))
+}
+
+func neededBy(n int) string {
+	if n == 0 {
+		return "–"
+	}
+	return fmt.Sprint(n)
+}
+
+func stateOf(i chain.Info) string {
+	switch {
+	case i.State == chain.StateUnreadable:
+		return "unreadable: " + shorten(i.Error, 100)
+	case i.State != chain.StateWhole:
+		return string(i.State)
+	case i.Kind == image.KindPreDump:
+		return i.Kind
+	}
+	return "whole"
+}

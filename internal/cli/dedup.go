@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"bufio"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"stasis/internal/chain"
+	"stasis/internal/image"
+)
+
+func (a *app) dedupCommand() *cobra.Command {
+	var o chain.Options
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "dedup DIR",
+		Short: "Give back memory in ancestors that a checkpoint does not need",
+		Long: `Gives back the space of memory that the ancestors of a checkpoint hold and that it does not need, as CRIU's command does: files keep
+their sizes and get holes. DIR is a folder or the name of a checkpoint in the default folder.
+
+Ancestors that lose memory can't be restored any more, nor dumped on. They are named, and you are asked before anything is done;
+without a terminal, --yes is needed. Whatever other checkpoints need that are no ancestors of DIR stays.`,
+		Example:           "  stasis dedup newest\n  stasis dedup /srv/three --yes",
+		Args:              oneArg("the checkpoint"),
+		ValidArgsFunction: a.completeCheckpoint,
+		RunE:              func(_ *cobra.Command, args []string) error { return a.runDedup(args[0], o, yes) },
+	}
+	addChangeFlags(cmd, &o)
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+func (a *app) runDedup(arg string, o chain.Options, yes bool) error {
+	dir, err := a.locate(arg)
+	if err != nil {
+		return err
+	}
+	report, err := chain.Dedup(dir, o, func(p *chain.DedupPlan) error {
+		if yes || o.DryRun {
+			return nil
+		}
+		return a.confirmDedup(p)
+	})
+	if err != nil {
+		return err
+	}
+	return a.showReport(report, o.DryRun, dir)
+}
+
+// confirmDedup asks whether checkpoints may be lost. Pre-dumps were none, and nobody is asked about them.
+func (a *app) confirmDedup(p *chain.DedupPlan) error {
+	var lost []string
+	for _, i := range p.Lost {
+		if i.Kind != image.KindPreDump {
+			lost = append(lost, printable(filepath.Base(i.Dir)))
+		}
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	list := strings.Join(lost, ", ")
+	if !terminal(a.in) || a.output == outputJSON {
+		return badInput("%s can't be restored any more afterwards (about %s would be given back): say --yes if that is meant", list, inBytes(p.Bytes))
+	}
+	fmt.Fprintf(a.err, "About %s will be given back, and can't be restored any more afterwards: %s. Go on? [y/N] ", inBytes(p.Bytes), list)
+	answer, err := bufio.NewReader(a.in).ReadString('\n')
+	if err != nil && answer == "" {
+		return badInput("no answer: nothing was done")
+	}
+	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
+		return badInput("nothing was done")
+	}
+	return nil
+}
