@@ -182,17 +182,19 @@ func (j *job) dumpAs(ctx context.Context, r DumpRequest, rec db.Job, s Shim) (*D
 		return nil, err
 	}
 	cp := db.Checkpoint{Job: j.name(), Seq: rec.LastSeq, Dir: filepath.Join(j.dir(), number(rec.LastSeq)), Reason: r.reason}
-	o, err := j.dumpOptions(ctx, r, rec, s, &cp)
+	consoles, err := consolesOf(ctx, s, rec.PID)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", stasis.ErrProcess, err)
 	}
+	o := j.dumpOptions(r, rec, consoles, &cp)
+	owner := User{rec.Owner, rec.Spec.GID}
 	begun := time.Now()
-	result, err := j.m.o.Engine.Dump(ctx, o)
+	result, err := j.m.o.Engine.Dump(ctx, owner, o, consoles)
 	if err != nil && o.Parent != "" && errors.Is(err, stasis.ErrInput) && ctx.Err() == nil {
 		// The parent may have been deleted or damaged behind our back; a checkpoint without one needs nobody.
 		because := err
 		o.Parent = ""
-		if result, err = j.m.o.Engine.Dump(ctx, o); err == nil {
+		if result, err = j.m.o.Engine.Dump(ctx, owner, o, consoles); err == nil {
 			result.Notes = append(result.Notes, fmt.Sprintf("it begins a new chain: %v", because))
 		}
 	}
@@ -208,7 +210,7 @@ func (j *job) dumpAs(ctx context.Context, r DumpRequest, rec db.Job, s Shim) (*D
 func number(seq uint64) string { return fmt.Sprintf("%06d", seq) }
 
 // dumpOptions are the options of a dump; what is found out during the freeze is put into cp.
-func (j *job) dumpOptions(ctx context.Context, r DumpRequest, rec db.Job, s Shim, cp *db.Checkpoint) (stasis.DumpOptions, error) {
+func (j *job) dumpOptions(r DumpRequest, rec db.Job, consoles []string, cp *db.Checkpoint) stasis.DumpOptions {
 	set := rec.Spec.Settings
 	if r.Settings != nil {
 		set = *r.Settings
@@ -227,11 +229,6 @@ func (j *job) dumpOptions(ctx context.Context, r DumpRequest, rec db.Job, s Shim
 	j.mu.Unlock()
 	// Between checkpoints on schedule the kernel notes what is written. Without a schedule that would cost for nothing.
 	o.Track = scheduled && o.MaxChain != 1 && o.After == stasis.AfterRun
-	consoles, err := consolesOf(ctx, s, rec.PID)
-	if err != nil {
-		return o, fmt.Errorf("%w: %w", stasis.ErrProcess, err)
-	}
-	o.CRIU.External = append(append([]string(nil), o.CRIU.External...), consoles...)
 	o.AtStep = func(step stasis.Step) error {
 		if step != stasis.StepState {
 			return nil
@@ -239,7 +236,7 @@ func (j *job) dumpOptions(ctx context.Context, r DumpRequest, rec db.Job, s Shim
 		cp.ConsoleFlags = consoleFlags(rec.PID, consoles)
 		return j.keepFiles(cp, rec.Spec.WithFiles)
 	}
-	return o, nil
+	return o
 }
 
 // dirOf is the folder of a checkpoint that is known, or "". With j.mu held.

@@ -12,13 +12,19 @@ import (
 
 // Engine makes and deletes checkpoints.
 type Engine interface {
-	// Dump is stasis.Dump.
-	Dump(ctx context.Context, o stasis.DumpOptions) (*stasis.DumpResult, error)
+	// Dump is stasis.Dump on behalf of a job's owner. consoles are resources outside of the tree, in CRIU's words, that the restore
+	// gets from a shim.
+	Dump(ctx context.Context, by User, o stasis.DumpOptions, consoles []string) (*stasis.DumpResult, error)
+	// MayRestore says whether nobody but root could have written a checkpoint.
+	MayRestore(dir string) error
 	// Verify reads all that a restore would read.
 	Verify(ctx context.Context, dir string) error
 	// Remove deletes checkpoints, and keeps of them what others still need.
 	Remove(ctx context.Context, dirs []string) error
 }
+
+// User is to whom a job belongs.
+type User struct{ UID, GID uint32 }
 
 // Runner reaches the shims of jobs; dir is a shim's folder.
 type Runner interface {
@@ -49,14 +55,22 @@ var (
 	_ terminals = (*shim.Client)(nil)
 )
 
-// library is the real engine.
-type library struct{}
+// Library is the library as an engine.
+type Library struct{}
 
-func (library) Dump(ctx context.Context, o stasis.DumpOptions) (*stasis.DumpResult, error) {
+var _ Engine = Library{}
+
+// Dump implements Engine.
+func (Library) Dump(ctx context.Context, _ User, o stasis.DumpOptions, consoles []string) (*stasis.DumpResult, error) {
+	o.CRIU.External = append(append([]string(nil), o.CRIU.External...), consoles...)
 	return stasis.Dump(ctx, o)
 }
 
-func (library) Verify(ctx context.Context, dir string) error {
+// MayRestore implements Engine. The user of this library sees to that.
+func (Library) MayRestore(string) error { return nil }
+
+// Verify implements Engine.
+func (Library) Verify(ctx context.Context, dir string) error {
 	checkpoint, err := chain.Open(dir)
 	if err != nil {
 		return err
@@ -65,7 +79,8 @@ func (library) Verify(ctx context.Context, dir string) error {
 	return checkpoint.Verify(ctx, runtime.NumCPU(), nil)
 }
 
-func (library) Remove(_ context.Context, dirs []string) error {
+// Remove implements Engine.
+func (Library) Remove(_ context.Context, dirs []string) error {
 	_, err := chain.Remove(dirs, chain.Options{})
 	return err
 }

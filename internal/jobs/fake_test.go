@@ -40,7 +40,9 @@ func newWorld() *world {
 	return &world{shims: make(map[string]*fakeShim), nextPID: 1000, dumping: make(map[int]int), bad: make(map[string]error)}
 }
 
-func (w *world) Dump(ctx context.Context, o stasis.DumpOptions) (*stasis.DumpResult, error) {
+func (w *world) MayRestore(string) error { return nil }
+
+func (w *world) Dump(ctx context.Context, _ User, o stasis.DumpOptions, _ []string) (*stasis.DumpResult, error) {
 	w.mu.Lock()
 	w.dumps++
 	n := w.dumps

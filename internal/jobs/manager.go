@@ -80,7 +80,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	o.RestartDelay = cmp.Or(o.RestartDelay, defaultDelay)
 	o.MaxChain = cmp.Or(o.MaxChain, defaultMaxChain)
 	if o.Engine == nil {
-		o.Engine = library{}
+		o.Engine = Library{}
 	}
 	if o.Runner == nil {
 		o.Runner = processes{}

@@ -335,7 +335,10 @@ func TestManage(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-ended
-	until(t, "the job is back", func() bool { i := get(t, m, "taken"); return i.State == db.StateRunning && i.Restores == 1 && !i.Managed })
+	until(t, "the job is back", func() bool {
+		i := get(t, m, "taken")
+		return i.State == db.StateRunning && i.Restores == 1 && !i.Managed
+	})
 	var log strings.Builder
 	until(t, "it has a log", func() bool {
 		log.Reset()

@@ -295,14 +295,18 @@ func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreReques
 	if err != nil {
 		return nil, err
 	}
+	if err := j.m.o.Engine.MayRestore(cp.Dir); err != nil {
+		return nil, err
+	}
 	if err := j.putFilesBack(&cp); err != nil {
 		return nil, err
 	}
 	j.mu.Lock()
-	terminal := j.rec.Spec.Terminal
+	spec := j.rec.Spec
 	j.mu.Unlock()
 	now, restored, err := s.Restore(ctx, shim.Restore{
-		Dir: cp.Dir, Terminal: terminal, ConsoleFlags: cp.ConsoleFlags, CRIUPath: j.m.o.CRIUPath, Force: r.Force,
+		Dir: cp.Dir, Terminal: spec.Terminal, ConsoleFlags: cp.ConsoleFlags, CRIUPath: j.m.o.CRIUPath, Force: r.Force,
+		UID: j.rec.Owner, GID: spec.GID,
 	})
 	if err != nil {
 		if errors.Is(err, shim.ErrDamaged) {

@@ -77,7 +77,7 @@ func (m *Manager) newJob(spec db.Spec, owner uint32) (*job, error) {
 		return nil, err
 	}
 	if _, taken := m.jobs[spec.Name]; taken {
-		return nil, fmt.Errorf("%w: %s: choose another (--name), or remove it by \"stasis rm %s\"", ErrExists, spec.Name, spec.Name)
+		return nil, fmt.Errorf("%w: %s: choose another (--name), or remove it by \"stasis rm job %s\"", ErrExists, spec.Name, spec.Name)
 	}
 	if _, err := os.Stat(m.checkpointDir(owner, spec.Name)); err == nil {
 		return nil, fmt.Errorf("%w: %s has checkpoints in %s: choose another name (--name)", ErrExists, spec.Name, m.checkpointDir(owner, spec.Name))

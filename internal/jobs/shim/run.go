@@ -18,8 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis"
+	"stasis/internal/image"
 	"stasis/internal/jobs/db"
 	"stasis/internal/proc"
+	"stasis/internal/store"
+	"stasis/internal/trust"
 )
 
 const (
@@ -126,7 +129,7 @@ func lookPath(c *Command) (string, error) {
 func (s *shim) restore(r *Restore) (*Restored, error) {
 	s.op.Lock()
 	defer s.op.Unlock()
-	con, err := s.prepare(r.Terminal, 0)
+	con, err := s.prepare(r.Terminal, r.UID)
 	if err != nil {
 		return nil, err
 	}
@@ -139,10 +142,20 @@ func (s *shim) restore(r *Restore) (*Restored, error) {
 	defer end.Close()
 	s.children.Lock()
 	defer s.children.Unlock()
-	result, err := stasis.Restore(context.Background(), stasis.RestoreOptions{
+	o := stasis.RestoreOptions{
 		Dir: r.Dir, CRIUPath: r.CRIUPath, Force: r.Force,
 		AdjustCRIU: func(o *stasis.CRIUOptions) { giveConsole(o, end) },
-	})
+	}
+	checked := r.UID == 0
+	if !checked {
+		if o.AtStep, err = noMoreRights(r, &checked); err != nil {
+			return nil, err
+		}
+	}
+	result, err := stasis.Restore(context.Background(), o)
+	if err == nil && !checked {
+		err = errors.Join(errors.New("the restored tree was not checked before it ran"), unix.Kill(result.PID, unix.SIGKILL))
+	}
 	defer debug.FreeOSMemory() // this process lives long and does little
 	if err != nil {
 		con.ours.Close()
@@ -151,6 +164,32 @@ func (s *shim) restore(r *Restore) (*Restored, error) {
 	}
 	s.begin(result.PID, con, "restored from "+filepath.Base(r.Dir))
 	return &Restored{ToResume: result.ToResume, Took: result.Took, PIDs: result.PIDs, Memory: result.BytesMemory, Warnings: result.Warnings}, nil
+}
+
+// noMoreRights looks at a restored tree before it runs: it must have no more rights than its owner. Without its memory to fill it never
+// comes to that.
+func noMoreRights(r *Restore, checked *bool) (func(stasis.Step) error, error) {
+	folder, err := store.OpenFolder(r.Dir)
+	if err != nil {
+		return nil, err
+	}
+	m, err := image.ReadManifest(folder)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, process := range m.Processes {
+		if process.State != "Z" {
+			pids = append(pids, process.PID)
+		}
+	}
+	return func(step stasis.Step) error {
+		if step != stasis.StepFill {
+			return nil
+		}
+		*checked = true
+		return trust.Restored(pids, trust.User{UID: r.UID, GID: r.GID})
+	}, nil
 }
 
 // giveConsole lets the restored job find the new console where it had the old one.
