@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"stasis/internal/image"
@@ -137,6 +138,12 @@ func (j *job) reconcile() {
 		}
 		if err := j.m.db.PutCheckpoint(cp, j.rec); err != nil {
 			j.m.log.Error("the database cannot be written", "job", j.name(), "error", err)
+		}
+	}
+	for _, entry := range entries { // copies of files for a checkpoint that never came to be
+		digits, isFiles := strings.CutSuffix(entry.Name(), filesPath(""))
+		if seq, err := strconv.ParseUint(digits, 10, 64); isFiles && err == nil && !there[seq] {
+			_ = os.RemoveAll(filepath.Join(j.dir(), entry.Name()))
 		}
 	}
 	var gone []uint64

@@ -198,6 +198,11 @@ func (j *job) dumpAs(ctx context.Context, r DumpRequest, rec db.Job, s Shim) (*D
 			result.Notes = append(result.Notes, fmt.Sprintf("it begins a new chain: %v", because))
 		}
 	}
+	if err == nil {
+		if err = syncFiles(&cp); err != nil {
+			err = errors.Join(err, j.m.o.Engine.Remove(context.WithoutCancel(ctx), []string{cp.Dir}))
+		}
+	}
 	if err != nil {
 		j.dropFiles(&cp)
 		return nil, err
@@ -233,6 +238,7 @@ func (j *job) dumpOptions(r DumpRequest, rec db.Job, consoles []string, cp *db.C
 		if step != stasis.StepState {
 			return nil
 		}
+		j.dropFiles(cp) // of an attempt before
 		cp.ConsoleFlags = consoleFlags(rec.PID, consoles)
 		return j.keepFiles(cp, rec.Spec.WithFiles)
 	}
@@ -317,7 +323,11 @@ func (j *job) prune(ctx context.Context) {
 		j.event(EventPruned, "old checkpoints could not be deleted: %v", err)
 		return
 	}
-	j.event(EventPruned, "%d old checkpoints were deleted", len(gone))
+	if len(gone) == 1 {
+		j.event(EventPruned, "checkpoint %d was deleted, as the job's rules say", gone[0].Seq)
+		return
+	}
+	j.event(EventPruned, "%d old checkpoints were deleted, as the job's rules say", len(gone))
 }
 
 // remove deletes checkpoints and what is known of them.
