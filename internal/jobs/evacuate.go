@@ -36,7 +36,7 @@ func (m *Manager) Evacuate(ctx context.Context, deadline time.Duration, after st
 			return err
 		}
 		if !j.mayBeSeenBy(user) {
-			return fmt.Errorf("%w: %s", ErrUnknown, name)
+			return unknown(name)
 		}
 		chosen = append(chosen, j)
 	}

@@ -180,9 +180,26 @@ func (m *Manager) find(name string) (*job, error) {
 		}
 	}
 	if found == nil {
-		return nil, fmt.Errorf("%w: %s: \"stasis ps\" lists them all", ErrUnknown, name)
+		return nil, unknown(name)
 	}
 	return found, nil
+}
+
+// unknown is the error about a job that is not there, or that does not exist for who asks.
+func unknown(name string) error {
+	return fmt.Errorf("%w: %s: \"stasis ps\" lists them all", ErrUnknown, name)
+}
+
+// Visible is a job that a user may see.
+func (m *Manager) Visible(name string, user uint32) (Info, error) {
+	j, err := m.find(name)
+	if err != nil {
+		return Info{}, err
+	}
+	if !j.mayBeSeenBy(user) {
+		return Info{}, unknown(name)
+	}
+	return j.info(), nil
 }
 
 // list lists the jobs, the newest first.

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"time"
 
 	v1 "stasis/api/stasis/v1"
 	"stasis/internal/jobs"

@@ -16,7 +16,6 @@ import (
 	"stasis/internal/config"
 	"stasis/internal/jobs"
 	"stasis/internal/jobs/db"
-	"stasis/internal/jobs/shim"
 	"stasis/internal/peer"
 	"stasis/internal/wire"
 )
@@ -233,5 +232,3 @@ func restoredMessage(r *jobs.RestoredJob, owner uint32) *v1.RestoreResult {
 	}
 	return m
 }
-
-var _ = shim.Describe

@@ -83,12 +83,9 @@ func (s *Service) find(ctx context.Context, name string) (peer.Peer, jobs.Info, 
 	if err != nil {
 		return p, jobs.Info{}, err
 	}
-	info, err := s.manager.Get(name)
+	info, err := s.manager.Visible(name, p.UID)
 	if err != nil {
 		return p, info, explained(err)
-	}
-	if !p.May(info.Owner) {
-		return p, jobs.Info{}, explained(fmt.Errorf("%w: %s: \"stasis ps\" lists them all", jobs.ErrUnknown, name))
 	}
 	return p, info, nil
 }
