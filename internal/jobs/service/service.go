@@ -19,7 +19,6 @@ import (
 	"stasis"
 	"stasis/api/stasis/v1/stasisv1connect"
 	"stasis/internal/config"
-	"stasis/internal/daemon"
 	"stasis/internal/engine"
 	"stasis/internal/jobs"
 	"stasis/internal/jobs/db"
@@ -36,7 +35,7 @@ type Service struct {
 	config  *config.Config
 }
 
-var _ daemon.Jobs = (*Service)(nil)
+var _ stasisv1connect.JobServiceHandler = (*Service)(nil)
 
 // New opens the jobs of a machine as its configuration says, with a daemon's engine.
 func New(e *engine.Engine, criuPath string, log *slog.Logger) (*Service, error) {
@@ -59,13 +58,13 @@ func New(e *engine.Engine, criuPath string, log *slog.Logger) (*Service, error) 
 // With serves the jobs of a manager.
 func With(m *jobs.Manager, c *config.Config) *Service { return &Service{manager: m, config: c} }
 
-// Counts implements daemon.Jobs.
+// Counts is for the daemon, see its Jobs.
 func (s *Service) Counts(uid uint32) (all, running int) { return s.manager.Counts(uid) }
 
-// Needed implements daemon.Jobs.
+// Needed is for the daemon, see its Jobs.
 func (s *Service) Needed() bool { return s.manager.Needed() }
 
-// Close implements daemon.Jobs.
+// Close is for the daemon, see its Jobs.
 func (s *Service) Close(ctx context.Context) error { return s.manager.Close(ctx) }
 
 // caller is who calls. Without one nobody may do anything.

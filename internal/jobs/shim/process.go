@@ -35,9 +35,9 @@ func init() {
 	}
 	if err := serve(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "stasis-shim:", err)
-		os.Exit(1)
+		os.Exit(1) //nolint:forbidigo // this is the main of a shim
 	}
-	os.Exit(0)
+	os.Exit(0) //nolint:forbidigo // as above
 }
 
 func isListener(fd int) bool {

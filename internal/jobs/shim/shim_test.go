@@ -125,7 +125,7 @@ func TestBadStartsAreSaid(t *testing.T) {
 		if _, err := c.Status(ctx); errors.Is(err, ErrGone) {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 	}
 	t.Error("the shim did not quit")
 }
@@ -258,7 +258,7 @@ func TestPipeWorksAgainAfterRestore(t *testing.T) {
 
 func waitLog(t *testing.T, dir, text string, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); strings.Count(logOf(t, dir), text) < n; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); strings.Count(logOf(t, dir), text) < n; <-time.After(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%q was not printed %d times:\n%s", text, n, logOf(t, dir))
 		}
@@ -334,7 +334,7 @@ func TestFollow(t *testing.T) {
 			line := fmt.Sprintf("line %d\n", i)
 			want.WriteString(line)
 			_, _ = log.Write([]byte(line))
-			time.Sleep(5 * time.Millisecond)
+			<-time.After(5 * time.Millisecond)
 		}
 	}()
 	var got strings.Builder
