@@ -47,6 +47,12 @@ test: criu deps generate-check ## install what is missing and run all tests (as 
 	@[ -z "$$CI" ] || $(GO) run ./bench -small || echo "bench: it did not come to its end"
 	@scripts/test $(PKG)
 
+DURATION ?= 10m
+
+.PHONY: soak
+soak: criu deps ## random walks through chains of checkpoints for DURATION (10m), as root
+	$(GO) test -count=1 -v -timeout 0 ./test/soak -duration $(DURATION) $(SOAKFLAGS)
+
 .PHONY: lint
 lint: ## run golangci-lint, at the version pinned in scripts/install-deps
 	@scripts/install-deps lint

@@ -47,6 +47,9 @@ type DumpOptions struct {
 	// this one as its parent. A small process, stasis-tracker, does that until
 	// the tree ends; see [Trackers].
 	Track bool
+	// Tracker is how writes are tracked: auto, userfaultfd, soft-dirty or none;
+	// "": auto, the best that works on this kernel.
+	Tracker string
 	// MaxChain is how many checkpoints a chain may have before a dump begins a
 	// new one in spite of Parent; 0: any number.
 	MaxChain int
@@ -243,6 +246,9 @@ func (d *dump) fail(step Step, kind, err error) error {
 	}
 	if inner := (*stepError)(nil); errors.As(err, &inner) {
 		return err // it happened in a step that CRIU waited for
+	}
+	if kind == nil && d.opts.Parent != "" && isDamage(err) {
+		kind, err = ErrDamaged, fmt.Errorf("the parent or one that it builds on: %w; or dump without a parent", err)
 	}
 	return &stepError{step: step, kind: kind, err: fmt.Errorf("dump of process %d: %w", d.opts.PID, err)}
 }

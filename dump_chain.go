@@ -34,6 +34,9 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}
 	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
+		if isDamage(err) {
+			return d.fail(StepPrepare, nil, err)
+		}
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}
 	m := d.parent.Manifest()
@@ -107,9 +110,7 @@ func (d *dump) takeUp() error {
 		return nil
 	}
 	if err != nil {
-		// Whatever it has stays armed and is not touched: what it guards counts
-		// as written (see track.WriteProtect.Split).
-		d.note("the process that keeps the trackers, %s, is of no use (%v): all memory is copied during the freeze; end that process", keeper.Name, err)
+		d.withoutKeeper(err)
 		return nil
 	}
 	d.kept = true
@@ -127,9 +128,9 @@ func (d *dump) takeUp() error {
 			d.dropped = append(d.dropped, capture.Dropped{PID: lost.PID, Range: proc.Range{Start: at, End: at + proc.PageSize}})
 		}
 	}
-	d.adopted = make(map[identity]*track.WriteProtect, len(fds))
+	d.adopted = make(map[identity]track.Tracker, len(fds))
 	for i, p := range state.Processes {
-		tracker, err := track.Adopt(p.PID, fds[i])
+		tracker, err := track.Resume(track.Kind(state.Tracker), d.injector, p.PID, fds[i])
 		if err != nil {
 			continue // the process has ended
 		}
@@ -149,6 +150,8 @@ func (d *dump) distrust(state *keeper.State) string {
 	switch {
 	case d.parent == nil:
 		return "there is no parent"
+	case track.Kind(state.Tracker) != d.trackerKind:
+		return fmt.Sprintf("the writes were tracked by %s, and this dump uses %s", state.Tracker, d.trackerKind)
 	case state.Armed == "":
 		return "a dump that used the tracker did not succeed"
 	case state.Armed != d.parent.Manifest().ID:
@@ -159,7 +162,7 @@ func (d *dump) distrust(state *keeper.State) string {
 
 // startTracker gives a process a tracker: the one that was kept, or a new one,
 // or none where the process cannot be tracked.
-func (d *dump) startTracker(p *process) (err error) {
+func (d *dump) startTracker(p *process) error {
 	who := identity{p.task.PID, p.task.StartTime}
 	if kept := d.adopted[who]; kept != nil {
 		delete(d.adopted, who)
@@ -167,13 +170,31 @@ func (d *dump) startTracker(p *process) (err error) {
 			p.tracker, p.looked = kept, make(map[proc.Range]bool)
 			return nil
 		}
-		kept.Close() // it has executed another program
+		kept.Close()
+		d.note("process %d (%s) has executed another program since the parent, or another userfaultfd has its memory: all of it is compared with the parent", who.pid, p.task.Comm)
 	}
-	p.tracker, err = track.NewWriteProtectBy(d.injector.Userfaultfd, who.pid)
-	if errors.Is(err, track.ErrUnavailable) || errors.Is(err, proc.ErrGone) {
+	if d.trackerKind == track.KindNone {
+		return nil // all of it is copied during the freeze, once
+	}
+	tracker, err := track.Start(d.trackerKind, d.injector, who.pid)
+	switch {
+	case errors.Is(err, track.ErrUnavailable), errors.Is(err, proc.ErrGone):
 		return nil
+	case err != nil:
+		return err
 	}
-	return err
+	p.tracker = tracker
+	return nil
+}
+
+// noteForeign tells of memory that cannot be tracked because somebody else
+// does something of the kind. It is copied during the freeze.
+func (d *dump) noteForeign() {
+	for pid, p := range d.processes {
+		if tracker, ok := p.tracker.(*track.WriteProtect); ok && tracker.Foreign() > 0 {
+			d.note("%d KiB of memory of process %d (%s) have a userfaultfd of another program: they are copied during the freeze", tracker.Foreign()>>10, pid, p.task.Comm)
+		}
+	}
 }
 
 // unknownPages visits the pages of a process that were not written since the
@@ -184,26 +205,29 @@ func (d *dump) unknownPages(p *process, visit func(proc.Range)) error {
 	if p.looked == nil {
 		return nil
 	}
-	pagemap, err := proc.OpenPagemap(p.task.PID)
-	if err != nil {
-		return err
-	}
-	defer pagemap.Close()
+	var unseen []proc.Range
 	for _, m := range p.ours {
-		if p.looked[m.Range] {
-			continue
-		}
-		p.looked[m.Range] = true
-		err := pagemap.Scan(m.Range, func(run proc.Run) {
-			if !run.Changed() {
-				d.notInParent(p, run.Range, visit)
-			}
-		})
-		if err != nil {
-			return err
+		if !p.looked[m.Range] {
+			p.looked[m.Range] = true
+			unseen = append(unseen, m.Range)
 		}
 	}
-	return nil
+	return track.Unwritten(p.tracker, unseen, func(r proc.Range) { d.notInParent(p, r, visit) })
+}
+
+// allLooked says whether unknownPages has looked at everything in a range.
+func (p *process) allLooked(r proc.Range) bool {
+	if p.looked == nil {
+		return true
+	}
+	i := sort.Search(len(p.ours), func(i int) bool { return p.ours[i].End > r.Start })
+	for at := r.Start; at < r.End; i++ {
+		if i == len(p.ours) || p.ours[i].Start > at || !p.looked[p.ours[i].Range] {
+			return false
+		}
+		at = p.ours[i].End
+	}
+	return true
 }
 
 // notInParent visits the parts of a range that the parent does not have.
@@ -236,15 +260,32 @@ func eligible(maps []proc.Mapping) (list []proc.Mapping) {
 // protects pages anew: from here on what the keeper has is not all that was
 // written since the parent. Trackers that are of no use are ended, as a mapping
 // can have only one.
-func (d *dump) disarmKeeper() error {
+func (d *dump) disarmKeeper() {
 	if !d.kept {
-		return nil
+		return
 	}
 	d.disarmed = true
-	if root := d.tree[0]; d.adopted == nil {
-		return keeper.Stop(root.PID, root.StartTime)
+	root := d.tree[0]
+	if d.adopted == nil {
+		if err := keeper.Stop(root.PID, root.StartTime); err != nil {
+			d.withoutKeeper(err)
+		}
+		return
 	}
-	return keeper.Disarm(d.tree[0])
+	if err := keeper.Disarm(root); err != nil {
+		for who, tracker := range d.adopted {
+			tracker.Close()
+			delete(d.adopted, who)
+		}
+		d.withoutKeeper(err)
+	}
+}
+
+// withoutKeeper does without trackers that cannot be had. What they guard stays
+// theirs: it counts as written, and is not protected anew, so that they go on
+// to be right for their parent.
+func (d *dump) withoutKeeper(err error) {
+	d.note("the process %s that tracks the writes is of no use (%v): all memory is copied, most of it during the freeze; end that process", keeper.Name, err)
 }
 
 // endTracking ends the trackers of a dump that failed after they were taken out
@@ -266,7 +307,7 @@ func (d *dump) keepTrackers() {
 		return
 	}
 	state := &keeper.State{
-		Root: root.PID, Start: root.StartTime, Comm: root.Comm, Tracker: "userfaultfd",
+		Root: root.PID, Start: root.StartTime, Comm: root.Comm, Tracker: string(d.trackerKind),
 		Armed: d.manifest.ID, Dir: d.opts.Dir, Since: d.manifest.Created,
 	}
 	if dir, err := filepath.Abs(d.opts.Dir); err == nil && d.opts.Dir != "" {
@@ -277,8 +318,10 @@ func (d *dump) keepTrackers() {
 		if p.tracker == nil {
 			continue
 		}
-		state.Processes = append(state.Processes, keeper.Process{PID: pid, Start: p.task.StartTime})
-		fds = append(fds, p.tracker.Fd())
+		if fd := p.tracker.Fd(); fd >= 0 {
+			state.Processes = append(state.Processes, keeper.Process{PID: pid, Start: p.task.StartTime})
+			fds = append(fds, fd)
+		}
 	}
 	if d.preDump {
 		for _, lost := range d.dropped {
@@ -313,6 +356,7 @@ func (d *dump) writePreDump() error {
 		}
 	}
 	d.sortPresent()
+	d.frozen = time.Now() // which it never was; the manifest has it as the time of the pre-dump
 	d.thawed = d.frozen
 	return d.publish()
 }
@@ -332,11 +376,20 @@ func (d *dump) notePages(pid int, p *process) error {
 	return nil
 }
 
-// protectFrozen protects the pages that this dump has a copy of once it ends,
-// so that the next one begins with what is written after the freeze. It cannot
-// fail in a way that counts: a page that is not protected counts as written.
-func (d *dump) protectFrozen(pagemap *proc.Pagemap, r proc.Range) {
-	_ = pagemap.Protect(r, func(proc.Run) {})
+// rearm begins the next round of the trackers in the freeze, when all that was
+// written is known: the next dump begins with what is written from now on.
+func (d *dump) rearm() {
+	if !d.opts.Track {
+		return
+	}
+	for pid, ranges := range d.hidden {
+		if p := d.processes[pid]; p.tracker != nil {
+			if err := p.tracker.Rearm(ranges); err != nil {
+				p.tracker.Close()
+				p.tracker = nil // so that it is not kept
+			}
+		}
+	}
 }
 
 // pausedFor is how long the tree stood still.

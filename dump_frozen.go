@@ -191,47 +191,42 @@ func (d *dump) copyFrozen(ctx context.Context, pages []changed) error {
 // scanFrozen notes which pages a frozen process has in some ranges and returns
 // those that changed since the last round.
 func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
-	pagemap, err := proc.OpenPagemap(pid)
-	if err != nil {
-		return nil, err
-	}
-	defer pagemap.Close()
 	var pages []changed
-	p := d.processes[pid]
-	label := d.label(pid)
-	for _, r := range ranges {
-		mapping := rangeAround(p.ours, r)
-		tracked := p.tracker != nil && p.tracker.Armed(mapping)
-		looked := p.looked == nil || p.looked[mapping]
-		err := pagemap.Scan(r, func(run proc.Run) {
-			d.notePresent(label, run.Range)
-			if run.Changed() || !tracked {
-				pages = append(pages, changed{pid, run.Range})
-				return
-			}
-			for _, lost := range d.droppedIn(pid, run.Range) {
-				pages = append(pages, changed{pid, lost})
-			}
-			if !looked {
-				d.notInParent(p, run.Range, func(r proc.Range) { pages = append(pages, changed{pid, r}) })
-			}
-		})
-		if err != nil {
-			return nil, err
+	p, label := d.processes[pid], d.label(pid)
+	add := func(r proc.Range) { pages = append(pages, changed{pid, r}) }
+	err := p.look(ranges, func(run proc.Run, written bool) {
+		d.notePresent(label, run.Range)
+		if written {
+			add(run.Range)
+			return
 		}
-		if d.opts.Track && tracked {
-			d.protectFrozen(pagemap, r)
+		for _, lost := range d.droppedIn(pid, run.Range) {
+			add(lost)
 		}
-	}
-	return pages, nil
+		if !p.allLooked(run.Range) {
+			d.notInParent(p, run.Range, add)
+		}
+	})
+	return pages, err
 }
 
-// rangeAround is the mapping of a sorted list that a range lies in.
-func rangeAround(maps []proc.Mapping, r proc.Range) proc.Range {
-	if m := covering(maps, r.Start); m != nil {
-		return m.Range
+// look visits the pages of a process in some ranges. Without a tracker all of
+// them count as written.
+func (p *process) look(ranges []proc.Range, visit func(r proc.Run, written bool)) error {
+	if p.tracker != nil {
+		return p.tracker.Look(ranges, visit)
 	}
-	return proc.Range{}
+	pagemap, err := proc.OpenPagemap(p.task.PID)
+	if err != nil {
+		return err
+	}
+	defer pagemap.Close()
+	for _, r := range ranges {
+		if err := pagemap.Scan(r, func(run proc.Run) { visit(run, true) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // droppedIn lists the pages in a range that a round could not read. The list of
@@ -303,6 +298,7 @@ func (d *dump) finishLast(ctx context.Context) error {
 	if d.lazy != nil {
 		err = d.copyMissing(ctx)
 	}
+	d.rearm()
 	d.dirty = roundFigures(d.dirty.Bytes, time.Since(d.frozen))
 	return errors.Join(err, d.checkHidden())
 }

@@ -36,22 +36,23 @@ type dump struct {
 	reporting sync.Mutex // held while opts.Progress runs
 
 	// prepare
-	criu     *criu.Binary
-	engine   Engine
-	lock     *treeLock
-	target   store.Target
-	writer   *image.Writer
-	work     *workdir.Dir
-	injector *inject.Helper  // arms the trackers, and never dies halfway; nil with EngineCRIU
-	blind    *criu.Blind     // with EngineBlind
-	lazy     *criu.LazyDump  // with EngineLazyPages
-	summary  []image.Process // of the tree, for the manifest
+	criu        *criu.Binary
+	engine      Engine
+	lock        *treeLock
+	target      store.Target
+	writer      *image.Writer
+	work        *workdir.Dir
+	trackerKind track.Kind      // how writes are tracked
+	injector    *inject.Helper  // arms the trackers, and never dies halfway; nil with EngineCRIU
+	blind       *criu.Blind     // with EngineBlind
+	lazy        *criu.LazyDump  // with EngineLazyPages
+	summary     []image.Process // of the tree, for the manifest
 
 	// prepare, where it builds on another checkpoint
 	parent     *image.Checkpoint
 	parentLock *chain.Lock
-	kept       bool                             // a keeper has trackers of the tree
-	adopted    map[identity]*track.WriteProtect // trackers that were kept since the parent
+	kept       bool                       // a keeper has trackers of the tree
+	adopted    map[identity]track.Tracker // trackers that were kept since the parent
 	// disarmed: the keeper has been told that its trackers are out of use.
 	disarmed bool
 
@@ -80,9 +81,9 @@ type dump struct {
 // process is one process of the tree while it is followed.
 type process struct {
 	task    *proc.Task
-	tracker *track.WriteProtect // nil: its memory is copied during the freeze
-	maps    []proc.Mapping      // as smaps showed them in the last round
-	ours    []proc.Mapping      // those of maps that Stasis copies
+	tracker track.Tracker  // nil: its memory is copied during the freeze
+	maps    []proc.Mapping // as smaps showed them in the last round
+	ours    []proc.Mapping // those of maps that Stasis copies
 
 	// looked has the mappings, with a tracker that was kept, whose unchanged
 	// pages have been compared with what the parent has; nil with a new tracker.
@@ -118,13 +119,19 @@ func (d *dump) prepare(ctx context.Context) error {
 	if err := d.openParent(ctx); err != nil {
 		return err
 	}
-	if err := d.takeUp(); err != nil {
-		return err
+	if d.trackerKind, err = track.Choose(track.Kind(d.opts.Tracker)); err != nil {
+		return d.fail(StepPrepare, ErrInput, err)
+	}
+	if d.preDump && d.trackerKind == track.KindNone {
+		return d.fail(StepPrepare, ErrInput, errors.New("a pre-dump is of no use where nothing tracks what the process writes from then on: dump at once"))
 	}
 	if d.engine != EngineCRIU {
 		if d.injector, err = inject.StartHelper(); err != nil {
 			return err
 		}
+	}
+	if err := d.takeUp(); err != nil {
+		return err
 	}
 	return d.openCheckpoint(ctx)
 }
@@ -132,9 +139,7 @@ func (d *dump) prepare(ctx context.Context) error {
 // prepareCRIU finds CRIU and a folder for its images. A pre-dump does without.
 func (d *dump) prepareCRIU(ctx context.Context) (err error) {
 	if d.preDump {
-		if d.engine = EngineBlind; !proc.CanScan() {
-			return d.fail(StepPrepare, ErrInput, errors.New("this kernel cannot tell what a process writes (Linux 6.7): a pre-dump would be of no use; dump at once"))
-		}
+		d.engine = EngineBlind // as good as any: it is CRIU's business
 		return nil
 	}
 	if d.criu, err = criu.Find(ctx, d.opts.CRIUPath); err != nil {
@@ -160,6 +165,9 @@ func (d *dump) openCheckpoint(ctx context.Context) error {
 	}
 	if d.opts.Bandwidth > 0 {
 		d.target = store.Limit(ctx, d.target, d.opts.Bandwidth)
+	}
+	if d.opts.Dir != "" {
+		d.target = d.parentLock.Noting(d.target, d.opts.Dir)
 	}
 	var id [16]byte
 	rand.Read(id[:])

@@ -26,9 +26,7 @@ const (
 
 // arm begins to track the writes of every process of the tree.
 func (d *dump) arm() error {
-	if err := d.disarmKeeper(); err != nil {
-		return err
-	}
+	d.disarmKeeper()
 	d.processes = make(map[int]*process)
 	return d.follow()
 }
@@ -94,10 +92,11 @@ func (d *dump) copyRounds(ctx context.Context) error {
 			return err
 		}
 		if copied <= enough || before > 0 && float64(copied) > shrinkLimit*float64(before) {
-			return nil
+			break
 		}
 		before = copied
 	}
+	d.noteForeign()
 	return nil
 }
 

@@ -13,6 +13,8 @@ type PreDumpOptions struct {
 	Name   string // for people; default: the command and the time
 	Parent string // folder of the pre-dump or dump before this one; "": copy all memory
 
+	Tracker string // as for a dump
+
 	Streams     int    // number of shards; 0: one for each CPU
 	Compression string // none, lz4, zstd, gzip or zlib; "": DefaultCompression
 	Level       int    // of the codec; 0: its default
@@ -36,7 +38,7 @@ func PreDump(ctx context.Context, opts PreDumpOptions) (*DumpResult, error) {
 	rounds := opts.MaxRounds
 	setDefault(&rounds, 1)
 	d := &dump{preDump: true, begun: time.Now(), opts: DumpOptions{
-		PID: opts.PID, Dir: opts.Dir, Name: opts.Name, Parent: opts.Parent, Track: true, After: AfterRun,
+		PID: opts.PID, Dir: opts.Dir, Name: opts.Name, Parent: opts.Parent, Track: true, Tracker: opts.Tracker, After: AfterRun,
 		Streams: opts.Streams, Compression: opts.Compression, Level: opts.Level, MaxRounds: rounds,
 		Progress: opts.Progress, AtStep: opts.AtStep,
 	}}

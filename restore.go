@@ -191,10 +191,11 @@ func (r *restore) openCheckpoint(ctx context.Context) (src store.Source, err err
 	return src, nil
 }
 
-// kindOfOpening tells a checkpoint that is damaged from one that is not there.
+// kindOfOpening tells a checkpoint that cannot be read from one that is not there.
 func kindOfOpening(err error) error {
 	var damage *image.DamageError
-	if errors.As(err, &damage) {
+	var version *image.VersionError
+	if errors.As(err, &damage) || errors.As(err, &version) {
 		return ErrDamaged
 	}
 	return ErrInput

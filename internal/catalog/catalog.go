@@ -61,7 +61,7 @@ type Catalog struct {
 
 // folder is a folder whose folders are checkpoints, or again folders.
 type folder struct {
-	changed time.Time       // modification time when it was read; zero: to be read again
+	changed time.Time        // modification time when it was read; zero: to be read again
 	pending map[string]stamp // what in it is no checkpoint, but may become one; with the manifest that could not be read, if any
 }
 
@@ -156,13 +156,11 @@ func CheckName(name string) error {
 // checkpoints are ErrUnknown like those that do not exist.
 func (c *Catalog) Find(uid uint32, ref string) (*Entry, error) {
 	e, err := c.find(uid, ref)
-	if err != nil {
-		return nil, err
+	if uid != 0 && (err != nil || e.Owner != uid) {
+		// The same words, whether it is not there, damaged, or somebody else's.
+		return nil, fmt.Errorf("%w of yours: %q is neither a name nor an id, or means several", ErrUnknown, ref)
 	}
-	if uid != 0 && e.Owner != uid {
-		return nil, fmt.Errorf("%w: %s", ErrUnknown, ref)
-	}
-	return e, nil
+	return e, err
 }
 
 func (c *Catalog) find(uid uint32, ref string) (*Entry, error) {

@@ -118,12 +118,8 @@ func (f *forest) collect(list []*entry, l *Lock, o *Options, r *Report) error {
 
 // collectOne gives back what nobody needs of one removed or marked checkpoint.
 func (f *forest) collectOne(e *entry, wanted needs, o *Options, r *Report) error {
-	if lost := f.lostNotes(e); len(lost) > 0 && !o.Force {
-		unknown := &UnknownError{}
-		for _, n := range lost {
-			unknown.Dirs = append(unknown.Dirs, n.Path)
-		}
-		r.Later = append(r.Later, Kept{Item: e.item(), Why: unknown.Error()})
+	if err := f.unknownElsewhere(e, o); err != nil {
+		r.Later = append(r.Later, Kept{Item: e.item(), Why: err.Error()})
 		return nil
 	}
 	if e.removed && !wanted.of(e.id) {
@@ -161,7 +157,7 @@ func (f *forest) forgetNotes(e *entry, o *Options) error {
 			if n.ID != e.id || o.DryRun {
 				continue
 			}
-			path := filepath.Join(other.dir, notePrefix+n.ID+".json")
+			path := noteIn(other.dir, n.ID)
 			err := o.step("forget "+path, func() error { return os.Remove(path) })
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("cannot remove the checkpoint %s: %w", e.dir, err)

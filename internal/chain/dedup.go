@@ -102,8 +102,8 @@ func planDedup(dir string, o *Options) (*dedup, error) {
 		if e.isData() {
 			d.data = append(d.data, e)
 		}
-		if lost := f.lostNotes(e); len(lost) > 0 && !o.Force {
-			return nil, &UnknownError{Dirs: []string{lost[0].Path}}
+		if err := f.unknownElsewhere(e, o); err != nil {
+			return nil, err
 		}
 	}
 	if d.wanted, err = f.needsOf(ids, ancestors, o); err != nil {
@@ -112,7 +112,8 @@ func planDedup(dir string, o *Options) (*dedup, error) {
 	return d, d.findLost(ancestors, ids, o)
 }
 
-// findLost finds the ancestors that lose memory. Those that would lose files alone are left as they are.
+// findLost finds the ancestors that lose memory. Those that would lose files alone, or less memory than a file system gives back, are left
+// as they are.
 func (d *dedup) findLost(ancestors map[*entry]bool, ids map[string]bool, o *Options) error {
 	var stay []needs
 	for _, e := range d.forest.entries {
@@ -123,7 +124,7 @@ func (d *dedup) findLost(ancestors map[*entry]bool, ids map[string]bool, o *Opti
 		switch {
 		case err != nil && !o.Force:
 			return &UnknownError{Dirs: []string{e.dir}, Err: err}
-		case err == nil && d.wanted.covers(u.pages, ids):
+		case err == nil && d.wanted.lacking(u.pages, ids) < hole:
 			stay = append(stay, u.all)
 		default:
 			d.lost = append(d.lost, e)

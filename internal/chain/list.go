@@ -75,7 +75,10 @@ func (f *forest) describe(e *entry) Info {
 		i.State, i.Error = StateUnreadable, e.err.Error()
 	default:
 		if lacks := f.lacks(e); len(lacks) > 0 {
-			i.State, i.Error = StateUnreadable, fmt.Sprintf("%d ancestors are missing, the first is %s", len(lacks), lacks[0])
+			i.State, i.Error = StateUnreadable, fmt.Sprintf("1 ancestor is missing, %s", lacks[0])
+			if len(lacks) > 1 {
+				i.Error = fmt.Sprintf("%d ancestors are missing, one is %s", len(lacks), lacks[0])
+			}
 		}
 	}
 	for _, d := range f.dependents(e) {

@@ -127,25 +127,6 @@ func (l *Lock) tryExclude(dir string) error {
 // has says whether it holds a folder.
 func (l *Lock) has(dir string) bool { return l != nil && slices.Contains(l.dirs, dir) }
 
-// Note leaves word of a checkpoint that is about to exist in child, with that id, in the locked folders that are not beside it, so
-// that whoever looks at those knows that it is needed. A dump calls it before it publishes. On a nil Lock it does nothing.
-func (l *Lock) Note(child string, id [16]byte) error {
-	if l == nil {
-		return nil
-	}
-	child = absolute(child)
-	place := realPath(filepath.Dir(child))
-	for _, dir := range l.dirs {
-		if filepath.Dir(realPath(dir)) == place {
-			continue
-		}
-		if err := writeNote(dir, note{hexID(id), filepath.Join(place, filepath.Base(child))}); err != nil {
-			return fmt.Errorf("%w: without it the memory of %s could be removed: make it writable, or choose a folder beside it", err, dir)
-		}
-	}
-	return nil
-}
-
 // Unlock lets all go. It may be called more than once, and on a nil Lock.
 func (l *Lock) Unlock() error {
 	if l == nil {

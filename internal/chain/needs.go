@@ -86,27 +86,31 @@ func joined(spans []span) []span {
 	return out
 }
 
-// covers says whether everything that other needs of checkpoints that ask tells is in n.
-func (n needs) covers(other needs, ask map[string]bool) bool {
+// lacking sums up what other needs of the checkpoints with these ids and n does not, in bytes.
+func (n needs) lacking(other needs, ids map[string]bool) (total int64) {
 	for at, spans := range other {
-		if ask[at.id] && !within(spans, n[at]) {
-			return false
+		if ids[at.id] {
+			total += outside(spans, n[at])
 		}
 	}
-	return true
+	return total
 }
 
-// within says whether each of spans lies in one of others. Both are settled.
-func within(spans, others []span) bool {
+// outside sums up the parts of spans that are in none of others. Both are settled.
+func outside(spans, others []span) (total int64) {
 	for _, s := range spans {
-		for len(others) > 0 && others[0].to < s.to {
+		total += s.to - s.from
+		for len(others) > 0 && others[0].to <= s.from {
 			others = others[1:]
 		}
-		if len(others) == 0 || others[0].from > s.from {
-			return false
+		for _, other := range others {
+			if other.from >= s.to {
+				break
+			}
+			total -= min(s.to, other.to) - max(s.from, other.from)
 		}
 	}
-	return true
+	return total
 }
 
 // of says whether anything of a checkpoint is needed.

@@ -7,9 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"stasis/internal/image"
+	"stasis/internal/store"
 )
 
 // notePrefix begins the names of notes: files in a checkpoint's folder that tell of a checkpoint elsewhere that builds on it. Those
@@ -54,14 +58,65 @@ func readNote(path string) (n note, err error) {
 	return n, nil
 }
 
+// Noting returns a target that, right before the checkpoint in the folder child exists, leaves word of it with those ancestors that it
+// depends on and that are held and not beside it. So whoever looks at those knows that they are needed. When the checkpoint does not
+// come to exist, the notes go. A nil Lock returns t.
+func (l *Lock) Noting(t store.Target, child string) store.Target {
+	if l == nil {
+		return t
+	}
+	return &notingTarget{t, l, absolute(child)}
+}
+
+type notingTarget struct {
+	store.Target
+	lock  *Lock
+	child string
+}
+
+// Commit writes the notes, then publishes.
+func (t *notingTarget) Commit(manifest []byte) error {
+	var m image.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return fmt.Errorf("cannot tell what the checkpoint builds on: %w", err)
+	}
+	dirs, err := t.lock.note(t.child, &m)
+	if err == nil {
+		err = t.Target.Commit(manifest)
+	}
+	if err != nil {
+		for _, dir := range dirs {
+			err = errors.Join(err, os.Remove(noteIn(dir, m.ID)))
+		}
+	}
+	return err
+}
+
+// note leaves word of the checkpoint with that manifest, and returns the folders where it did.
+func (l *Lock) note(child string, m *image.Manifest) (noted []string, err error) {
+	place := realPath(filepath.Dir(child))
+	for _, dir := range l.dirs {
+		if filepath.Dir(realPath(dir)) == place {
+			continue // found by looking
+		}
+		id, err := idOf(dir)
+		if err != nil || !slices.ContainsFunc(m.Origins, func(o image.Origin) bool { return o.ID == hexID(id) }) {
+			continue // it holds nothing of it; an ancestor that can't be read has to be seen to by the writer
+		}
+		if err := writeDurably(dir, filepath.Base(noteIn(dir, m.ID)), note{m.ID, filepath.Join(place, filepath.Base(child))}); err != nil {
+			return noted, fmt.Errorf("%w: without it %s could be removed, which this checkpoint needs: make it writable, or choose a folder beside it", err, dir)
+		}
+		noted = append(noted, dir)
+	}
+	return noted, nil
+}
+
+// noteIn is the file in dir that tells of the checkpoint id.
+func noteIn(dir, id string) string { return filepath.Join(dir, notePrefix+id+".json") }
+
 // escapeGlob makes a folder's name mean itself in a pattern.
 func escapeGlob(path string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
-}
-
-// writeNote tells the checkpoint in dir of one elsewhere.
-func writeNote(dir string, n note) error {
-	return writeDurably(dir, notePrefix+n.ID+".json", n)
 }
 
 // writeDurably puts a small file of JSON into dir: after a crash it is there as a whole, or not at all.

@@ -38,6 +38,15 @@ func OpenSource(src store.Source, near string, roots ...string) (*image.Checkpoi
 	return openAny(src, near, roots)
 }
 
+// OpenIndex is Open for whoever looks at manifest and index alone: it also opens a checkpoint that was deduplicated.
+func OpenIndex(dir string) (*image.Checkpoint, error) {
+	src, err := store.OpenFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	return openAny(src, src.Name(), nil)
+}
+
 // openAny opens a checkpoint whether it was deduplicated or not. The manifest is read twice, which for a manifest costs nothing.
 func openAny(src store.Source, near string, roots []string) (*image.Checkpoint, error) {
 	m, err := image.ReadManifest(src)

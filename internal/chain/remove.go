@@ -45,7 +45,9 @@ func checkpointsIn(dirs []string) ([]string, error) {
 		if _, err := store.OpenData(dir); err != nil {
 			return nil, err
 		}
-		out = append(out, realPath(absolute(dir)))
+		if dir = realPath(absolute(dir)); !slices.Contains(out, dir) {
+			out = append(out, dir)
+		}
 	}
 	return out, nil
 }

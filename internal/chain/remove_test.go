@@ -2,6 +2,7 @@ package chain
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,7 +32,7 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 		t.Errorf("removed once more: %+v, %v", r, err)
 	}
 	// It goes when nobody needs it any more, whoever is removed last.
-	if _, err := Remove([]string{line[3], line[2]}, Options{}); err != nil {
+	if _, err := Remove([]string{line[3], line[2], line[3]}, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	delete(w.ckpts, line[2])
@@ -143,6 +144,57 @@ func TestNotesOfCheckpointsElsewhere(t *testing.T) {
 	}
 	if _, err := os.Stat(line[0]); err == nil {
 		t.Error("forced, it is still there")
+	}
+}
+
+// TestNotesGo sees that notes go with the checkpoint that they are about, or with the attempt to make it.
+func TestNotesGo(t *testing.T) {
+	w := newWorld(t, 8)
+	line := w.line(1)
+	child := filepath.Join(w.places[1], "child")
+	target, err := store.CreateFolder(child)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := LockShared(t.Context(), line[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest := fmt.Sprintf(`{"id": %q, "origins": [{"id": %q}]}`, idHex(77), w.ckpts[line[0]].id)
+	if err := target.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Noting(target, child).Commit([]byte(manifest)); err == nil {
+		t.Error("an aborted target was committed")
+	}
+	if err := l.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	notes := func() int {
+		list, err := readNotes(line[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	if n := notes(); n != 0 {
+		t.Errorf("%d notes of a checkpoint that never was", n)
+	}
+	w.dump(child, line[0], w.next(w.ckpts[line[0]]))
+	if n := notes(); n != 1 {
+		t.Errorf("%d notes of a child elsewhere", n)
+	}
+	if _, err := Remove([]string{child}, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if n := notes(); n != 0 {
+		t.Errorf("%d notes of a child that was removed", n)
+	}
+	if err := os.WriteFile(filepath.Join(line[0], notePrefix+idHex(5)+".json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := Remove(line, Options{}); err != nil || len(r.Later) != 1 {
+		t.Errorf("with a note that can't be read: %+v, %v", r, err)
 	}
 }
 

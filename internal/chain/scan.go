@@ -20,8 +20,9 @@ type entry struct {
 	removed bool
 	mark    *dedupMark      // nil: it gave up nothing
 	m       *image.Manifest // nil where err is not
-	err     error
-	notes   []note // who depends on it from elsewhere
+	err     error           // why it can't be read
+	notes   []note          // who depends on it from elsewhere
+	noteErr error           // why nobody knows all of these
 }
 
 // restores says whether it is a checkpoint with all its memory. Only those have needs.
@@ -62,8 +63,9 @@ func scan(targets, roots []string) (*forest, error) {
 			return nil, err
 		}
 	}
-	for next := 0; next < len(f.entries); next++ {
-		e := f.entries[next] // the list grows
+	for done := 0; done < len(f.entries); { // it grows
+		e := f.entries[done]
+		done++
 		if e.m != nil {
 			for _, o := range e.m.Origins {
 				f.follow(e, o)
@@ -153,12 +155,11 @@ func readEntry(dir string) *entry {
 		}
 		e.id = hexID(id)
 	}
-	var errs [2]error
-	e.mark, errs[0] = readMark(dir)
-	e.notes, errs[1] = readNotes(dir)
-	if e.err == nil {
-		e.err = errors.Join(errs[:]...)
+	var markErr error
+	if e.mark, markErr = readMark(dir); e.err == nil {
+		e.err = markErr
 	}
+	e.notes, e.noteErr = readNotes(dir)
 	return e
 }
 
@@ -183,8 +184,10 @@ func (f *forest) ancestors(e *entry) []*entry {
 			}
 		}
 	}
-	for next := 0; next < len(list); next++ {
-		if m := list[next].m; m != nil { // the list grows
+	for done := 0; done < len(list); { // it grows
+		m := list[done].m
+		done++
+		if m != nil {
 			add(m.Parent)
 			for _, o := range m.Origins {
 				add(o.ID)
@@ -216,13 +219,23 @@ func (f *forest) lacks(e *entry) []string {
 	return list
 }
 
-// lostNotes lists the notes of e whose checkpoints were not found, neither where they say nor anywhere that was looked at.
-func (f *forest) lostNotes(e *entry) []note {
-	var list []note
+// unknownElsewhere says that checkpoints elsewhere may need e of which nobody knows: those of notes that were not found, neither where
+// they say nor anywhere that was looked at. It returns nil where there are none, or with force.
+func (f *forest) unknownElsewhere(e *entry, o *Options) error {
+	if o.Force {
+		return nil
+	}
+	if e.noteErr != nil {
+		return &UnknownError{Dirs: []string{e.dir}, Err: e.noteErr}
+	}
+	unknown := &UnknownError{}
 	for _, n := range e.notes {
 		if len(f.ids[n.ID]) == 0 {
-			list = append(list, n)
+			unknown.Dirs = append(unknown.Dirs, n.Path)
 		}
 	}
-	return list
+	if len(unknown.Dirs) == 0 {
+		return nil
+	}
+	return unknown
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -147,7 +148,7 @@ func (w *world) dump(dir, parent string, m *model) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	writer, err := image.NewWriter(target, opts)
+	writer, err := image.NewWriter(lock.Noting(target, dir), opts)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -161,10 +162,7 @@ func (w *world) dump(dir, parent string, m *model) {
 	if err := writer.PutFile("core.img", strings.NewReader(m.state)); err != nil {
 		w.t.Fatal(err)
 	}
-	if err := lock.Note(dir, id); err != nil {
-		w.t.Fatal(err)
-	}
-	manifest := &image.Manifest{Kind: m.kind, Name: filepath.Base(dir), RootPID: 7, Processes: []image.Process{{PID: 7, Comm: "test"}}}
+	manifest := &image.Manifest{Kind: m.kind, Created: time.Unix(int64(w.count)*3600, 0), Name: filepath.Base(dir), RootPID: 7, Processes: []image.Process{{PID: 7, Comm: "test"}}}
 	if err := writer.Finish(present, manifest); err != nil {
 		w.t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,7 +24,7 @@ func (b *bench) layer(name, parent, kind string, created time.Time) {
 		b.t.Fatal(err)
 	}
 	dir := filepath.Join(b.dir, name)
-	o := image.WriterOptions{Shards: 1, ID: [16]byte{byte(len(name)), name[len(name)-1], 1}}
+	o := image.WriterOptions{Shards: 1, ID: [16]byte{byte(len(name)), name[len(name)-1], 1}, NoDelta: true} // each page has its own bytes
 	if parent != "" {
 		p, err := chain.Open(filepath.Join(b.dir, parent))
 		if err != nil {
@@ -43,8 +44,9 @@ func (b *bench) layer(name, parent, kind string, created time.Time) {
 	const half = image.MaxPages
 	for part := range uint64(2) {
 		data := make([]byte, half*image.PageSize)
-		for i := range half {
-			copy(data[i*image.PageSize:], fmt.Sprintf("%s page %d", []string{name, "all"}[part], i))
+		source := rand.NewChaCha8([32]byte([]byte(fmt.Sprintf("%-32s", []string{name, "all"}[part]))))
+		if _, err := source.Read(data); err != nil {
+			b.t.Fatal(err)
 		}
 		block := image.PageBlock{PID: 4711, Extents: []image.Extent{{Addr: 0x10000 + part*half*image.PageSize, Pages: half}}, Data: data}
 		if err := w.PutPages(0, block); err != nil {
@@ -123,6 +125,20 @@ func TestRm(t *testing.T) {
 	}
 }
 
+func TestVerifyLooksForAncestors(t *testing.T) {
+	b := newBench(t)
+	b.three()
+	away := t.TempDir()
+	if err := os.Rename(filepath.Join(b.dir, "one"), filepath.Join(away, "uno")); err != nil {
+		t.Fatal(err)
+	}
+	b.says(exitDamaged, []string{"verify", "three"}, "needs its ancestor", "is missing", filepath.Join(b.dir, "one"), "put its folder back")
+	b.shows([]string{"checkpoints"}, "unreadable: 1 ancestor")
+	b.shows([]string{"verify", "three", "--ancestors", away}, "three is whole")
+	b.shows([]string{"compact", "three", "--ancestors", filepath.Join(away, "uno")}, "needs no others now")
+	b.shows([]string{"verify", "three"}, "three is whole")
+}
+
 func TestRmOfWhatIsInUse(t *testing.T) {
 	b := newBench(t)
 	b.three()
@@ -166,6 +182,7 @@ func TestDedup(t *testing.T) {
 	b.shows([]string{"dedup", "three", "--yes"}, "it can't be restored any more", "given back")
 	b.says(exitDamaged, []string{"verify", "one"}, "was deduplicated", filepath.Join(b.dir, "three"))
 	b.shows([]string{"verify", "three"}, "whole")
+	b.shows([]string{"inspect", "one"}, "redis-server")
 	b.shows([]string{"checkpoints"}, "deduplicated")
 	b.shows([]string{"dedup", "three"}, "0 B given back") // nothing is lost any more, so nobody is asked
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stasis"
+	"stasis/internal/track"
 )
 
 // chainFlags are the flags of a dump that builds on another checkpoint.
@@ -15,6 +16,7 @@ type chainFlags struct {
 	track         bool
 	autoDedup     bool
 	maxChain      int
+	tracker       string
 }
 
 func (f *chainFlags) add(cmd *cobra.Command) {
@@ -30,7 +32,9 @@ func (f *chainFlags) addParent(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.parent, "parent", "", "write only what differs from this checkpoint or pre-dump: `DIR` or name")
 	flags.StringVar(&f.prevImagesDir, "prev-images-dir", "", "the same as CRIU has it: a `DIR` relative to that of the new checkpoint, or absolute")
+	flags.Var(oneOf{&f.tracker, track.Kinds()}, "tracker", "`HOW` writes are tracked: auto, userfaultfd, soft-dirty or none (default auto)")
 	must(cmd.RegisterFlagCompletionFunc("parent", completeParent))
+	must(cmd.RegisterFlagCompletionFunc("tracker", cobra.FixedCompletions(track.Kinds(), cobra.ShellCompDirectiveNoFileComp)))
 }
 
 // completeParent leaves folders to the shell.
@@ -65,6 +69,6 @@ func (a *app) chain(f *chainFlags, o *stasis.DumpOptions) (err error) {
 	case f.autoDedup && o.Parent == "":
 		return badInput("--auto-dedup: there is nothing to give back without a parent; add --parent or --prev-images-dir")
 	}
-	o.Track, o.AutoDedup, o.MaxChain = f.track, f.autoDedup, f.maxChain
+	o.Track, o.AutoDedup, o.MaxChain, o.Tracker = f.track, f.autoDedup, f.maxChain, f.tracker
 	return nil
 }

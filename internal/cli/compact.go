@@ -19,7 +19,7 @@ type compactFlags struct {
 	streams     int
 	compression string
 	level       int
-	also        []string
+	ancestors   []string
 }
 
 func (a *app) compactCommand() *cobra.Command {
@@ -44,9 +44,9 @@ one go on: what they need of it stays beside it, in a folder whose name begins w
 	flags.IntVar(&f.streams, "stream", 0, "write `N` files (default: as many as the old one has)")
 	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: that of the old one)")
 	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
-	flags.StringArrayVar(&f.also, "also", nil, "also look in this `DIR` for ancestors and for what builds on it")
+	flags.StringArrayVar(&f.ancestors, "ancestors", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
 	must(cmd.MarkFlagDirname("dir"))
-	must(cmd.MarkFlagDirname("also"))
+	must(cmd.MarkFlagDirname("ancestors"))
 	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
@@ -62,7 +62,7 @@ type compactReport struct {
 }
 
 func (a *app) compactOptions(f *compactFlags) (o chain.CompactOptions, err error) {
-	o.Roots, o.Shards = f.also, f.streams
+	o.Roots, o.Shards = f.ancestors, f.streams
 	switch {
 	case f.to != "" && f.name != "":
 		return o, badInput("--dir and --name both say where the checkpoint goes: choose one")

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"stasis/internal/chain"
 	"stasis/internal/image"
 )
 
@@ -61,7 +62,7 @@ func (a *app) runInspect(arg string) error {
 	if err != nil {
 		return err
 	}
-	checkpoint, err := a.open(arg)
+	checkpoint, err := chain.OpenIndex(dir)
 	if err != nil {
 		return err
 	}

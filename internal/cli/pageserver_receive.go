@@ -42,7 +42,7 @@ func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pages
 	if err != nil {
 		return err
 	}
-	if o.Writer, err = image.NewWriter(target, w); err != nil {
+	if o.Writer, err = image.NewWriter(parent.lock.Noting(target, f.dir), w); err != nil {
 		return err
 	}
 	l, err := a.listen(f, server.TLS != nil)

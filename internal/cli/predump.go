@@ -101,7 +101,7 @@ func (f *preDumpFlags) add(cmd *cobra.Command) {
 // options turns flags and configuration into what the library takes.
 func (a *app) preDumpOptions(pid int, f *preDumpFlags) (o stasis.PreDumpOptions, err error) {
 	configured := a.config.Checkpoint
-	o = stasis.PreDumpOptions{PID: pid, Streams: configured.Stream, Compression: configured.Compression, Level: configured.Level, MaxRounds: f.maxRounds}
+	o = stasis.PreDumpOptions{PID: pid, Streams: configured.Stream, Compression: configured.Compression, Level: configured.Level, MaxRounds: f.maxRounds, Tracker: f.chain.tracker}
 	if f.given("stream") {
 		if f.streams < 1 || f.streams > image.MaxShards {
 			return o, badInput("--stream %d: it is a number from 1 to %d; leave it out for one for each CPU", f.streams, image.MaxShards)

@@ -35,7 +35,7 @@ func addChangeFlags(cmd *cobra.Command, o *chain.Options) {
 	cmd.Flags().SortFlags = false
 	cmd.Flags().BoolVarP(&o.DryRun, "dry-run", "n", false, "only say what would be done")
 	cmd.Flags().BoolVar(&o.Force, "force", false, "take no account of checkpoints that can't be read or found, though they may need the memory")
-	cmd.Flags().StringArrayVar(&o.Roots, "also", nil, "also look in this `DIR` for checkpoints that build on these, or that these build on")
+	cmd.Flags().StringArrayVar(&o.Roots, "also", nil, "also look in `DIR` for checkpoints that build on these, or that these build on; may be repeated")
 	must(cmd.MarkFlagDirname("also"))
 }
 

@@ -4,24 +4,33 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"stasis/internal/chain"
 )
 
 func (a *app) verifyCommand() *cobra.Command {
-	return &cobra.Command{
+	var ancestors []string
+	cmd := &cobra.Command{
 		Use:   "verify DIR",
 		Short: "Read a whole checkpoint and check all of it",
 		Long: `Reads every block of a checkpoint and compares it with its checksum. DIR is a folder or the name of a checkpoint in the default
-folder. All damage that is found is listed, up to 20 places.
+folder. All damage that is found is listed, up to 20 places. Of the checkpoints that it builds on, what it needs is read.
 
 A restore checks what it reads as well: it never needs this, but this finds damage while there still is another copy.`,
 		Example:           "  stasis verify before-update",
 		Args:              oneArg("the checkpoint"),
 		ValidArgsFunction: a.completeCheckpoint,
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.runVerify(cmd.Context(), args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.runVerify(cmd.Context(), args[0], ancestors)
+		},
 	}
+	cmd.Flags().StringArrayVar(&ancestors, "ancestors", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
+	must(cmd.MarkFlagDirname("ancestors"))
+	return cmd
 }
 
 // verifyReport is the result for programs; damage is an error instead.
@@ -35,8 +44,17 @@ type verifyReport struct {
 	BytesPerSecond int64  `json:"bytes_per_second"`
 }
 
-func (a *app) runVerify(ctx context.Context, arg string) error {
-	checkpoint, err := a.open(arg)
+func (a *app) runVerify(ctx context.Context, arg string, ancestors []string) error {
+	dir, err := a.locate(arg)
+	if err != nil {
+		return err
+	}
+	lock, err := chain.LockShared(ctx, dir, ancestors...) // nothing of it is given up meanwhile
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock() //nolint:errcheck // closing a folder loses nothing
+	checkpoint, err := chain.Open(dir, ancestors...)
 	if err != nil {
 		return err
 	}
@@ -44,17 +62,18 @@ func (a *app) runVerify(ctx context.Context, arg string) error {
 	view := a.progress()
 	defer view.Close()
 	begun := time.Now()
-	err = checkpoint.Verify(ctx, runtime.NumCPU(), func(done, total int64) { view.show("reading", done, total) })
+	var all atomic.Int64
+	err = checkpoint.Verify(ctx, runtime.NumCPU(), func(done, total int64) {
+		all.Store(total)
+		view.show("reading", done, total)
+	})
 	took := time.Since(begun)
 	view.Close()
 	if err != nil {
 		return err
 	}
 	m := checkpoint.Manifest()
-	report := verifyReport{ID: m.ID, Name: m.Name, OK: true, Blocks: checkpoint.Blocks(), TookUS: took.Microseconds()}
-	for _, shard := range m.Shards {
-		report.Bytes += shard.Size
-	}
+	report := verifyReport{ID: m.ID, Name: m.Name, OK: true, Blocks: checkpoint.Blocks(), TookUS: took.Microseconds(), Bytes: all.Load()}
 	report.BytesPerSecond = perSecond(report.Bytes, took)
 	if a.output == outputJSON {
 		return a.writeJSON(report)

@@ -125,7 +125,11 @@ func (a *archive) unpack(ctx context.Context, plain io.Reader) error {
 		if err != nil {
 			return fmt.Errorf("it is not a whole archive: %w", err)
 		}
-		if err := a.take(entry, t); err != nil {
+		err = a.take(entry, t)
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("it is not a whole archive: it ends in %s", entry.Name)
+		}
+		if err != nil {
 			return fmt.Errorf("%s in the archive: %w", entry.Name, err)
 		}
 	}

@@ -30,16 +30,16 @@ func (l *Line) Close() error {
 
 // OpenLine opens the checkpoint in the folder dir and, if wanted, its parent, the parent's parent and so on. A line ends, with a
 // note, before a parent that is not there any more or has been deduplicated: the pages that are still needed of it then come
-// with the oldest that is whole.
-func OpenLine(dir string, ancestors bool) (*Line, error) {
-	c, err := chain.Open(dir)
+// with the oldest that is whole. Ancestors are looked for as [chain.Open] does, in roots too.
+func OpenLine(dir string, ancestors bool, roots ...string) (*Line, error) {
+	c, err := chain.Open(dir, roots...)
 	if err != nil {
 		return nil, err
 	}
 	line := &Line{Checkpoints: []*image.Checkpoint{c}}
 	for ancestors && c.Manifest().Parent != "" {
 		m := c.Manifest()
-		next, nextDir, err := openParent(m, dir)
+		next, nextDir, err := openParent(m, dir, roots)
 		if err != nil {
 			line.Note = fmt.Sprintf("the line begins with %s, because the checkpoint before it cannot be exported: %v", m.Name, err)
 			break
@@ -53,12 +53,12 @@ func OpenLine(dir string, ancestors bool) (*Line, error) {
 	return line, nil
 }
 
-func openParent(m *image.Manifest, dir string) (*image.Checkpoint, string, error) {
+func openParent(m *image.Manifest, dir string, roots []string) (*image.Checkpoint, string, error) {
 	id, err := image.ParseID(m.Parent)
 	if err != nil {
 		return nil, "", err
 	}
-	src, err := chain.Resolver(m, dir)(id)
+	src, err := chain.Resolver(m, dir, roots...)(id)
 	if err != nil {
 		return nil, "", err
 	}
@@ -66,6 +66,6 @@ func openParent(m *image.Manifest, dir string) (*image.Checkpoint, string, error
 	if !ok {
 		return nil, "", fmt.Errorf("%s is not a folder", src.Name())
 	}
-	c, err := chain.Open(folder.Name())
+	c, err := chain.Open(folder.Name(), roots...)
 	return c, folder.Name(), err
 }

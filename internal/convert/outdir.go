@@ -94,7 +94,7 @@ func (d *outDir) commit() error {
 	if err != nil {
 		return fmt.Errorf("cannot sync the folder %s: %w", d.temp, err)
 	}
-	if err := os.Rename(d.temp, d.path); err != nil { // an empty folder gives way
+	if err := unix.Rename(d.temp, d.path); err != nil { // an empty folder gives way, which os.Rename would not let it
 		return fmt.Errorf("cannot give the folder its name: %w", err)
 	}
 	d.lock.Close()

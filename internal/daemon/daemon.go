@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,8 @@ type Options struct {
 	Machine func(ctx context.Context, criuPath string) []health.Result
 	Process func(ctx context.Context, pid int) []health.Result
 	Full    func(context.Context, *engine.Engine) []health.Result // package selftest
+
+	writeTimeout time.Duration // for tests; 0: writeTimeout
 }
 
 // Limits of the daemon that nobody needs to configure.
@@ -70,7 +73,7 @@ type Daemon struct {
 	stopping  chan struct{}
 	addresses atomic.Pointer[[]string]
 
-	writeTimeout time.Duration // writeTimeout, but for tests
+	writeTimeout time.Duration
 }
 
 // New makes a daemon that does not listen yet.
@@ -87,7 +90,7 @@ func New(opts Options) (*Daemon, error) {
 	}
 	d := &Daemon{
 		opts: opts, log: opts.Log, allowed: users, begun: time.Now(), stopping: make(chan struct{}), registry: prometheus.NewRegistry(),
-		writeTimeout: writeTimeout,
+		writeTimeout: cmp.Or(opts.writeTimeout, writeTimeout),
 	}
 	d.engine = engine.New(opts.Config, opts.CRIUPath, opts.Library, d.registry)
 	d.calls = newCalls(opts.Config.Daemon.MaxCalls, d.registry)

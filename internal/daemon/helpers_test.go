@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -13,10 +14,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
 	"stasis/api/stasis/v1/stasisv1connect"
@@ -38,13 +41,21 @@ type bench struct {
 
 // logged keeps what the daemon logs.
 type logged struct {
+	panicked atomic.Bool
+
 	mu   sync.Mutex
-	text strings.Builder
+	text strings.Builder // guarded by mu
 }
 
 func (l *logged) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if bytes.Contains(p, []byte("panic")) {
+		l.panicked.Store(true)
+	}
+	if l.text.Len() > 1<<20 {
+		return len(p), nil
+	}
 	return l.text.Write(p)
 }
 
@@ -55,7 +66,7 @@ func (l *logged) String() string {
 }
 
 // openDir makes a folder that every user may enter, other than those of t.TempDir.
-func openDir(t *testing.T) string {
+func openDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "stasis-daemon-")
 	if err != nil {
@@ -69,7 +80,7 @@ func openDir(t *testing.T) string {
 }
 
 // serve starts a daemon that change has had a look at.
-func serve(t *testing.T, change func(*Options)) *bench {
+func serve(t testing.TB, change func(*Options)) *bench {
 	t.Helper()
 	dir := openDir(t)
 	c := config.Default()
@@ -218,4 +229,10 @@ func until(t *testing.T, what string, is func() bool) {
 		}
 		<-time.After(5 * time.Millisecond)
 	}
+}
+
+// compressing sends its requests compressed.
+func (b *bench) compressing(t *testing.T) stasisv1connect.CheckpointServiceClient {
+	t.Helper()
+	return stasisv1connect.NewCheckpointServiceClient(b.httpAs(t, 0), baseURL, connect.WithSendGzip())
 }

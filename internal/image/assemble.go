@@ -28,7 +28,9 @@ func (c *Checkpoint) assemble(indexes []*index) error {
 			return err
 		}
 	}
-	c.addPageBlocks(indexes)
+	if err := c.addBases(indexes, c.addPageBlocks(indexes)); err != nil {
+		return err
+	}
 	if err := c.checkFiles(); err != nil {
 		return err
 	}
@@ -57,11 +59,15 @@ func (c *Checkpoint) addFileBlocks(shard int, x *index) error {
 }
 
 func (b *indexBlock) block(g *group) block {
-	return block{b.off, b.sum, b.stored, b.raw, uint16(g.shard), uint16(g.origin), b.codec, b.heads, b.kind}
+	return block{
+		off: b.off, sum: b.sum, stored: b.stored, raw: b.raw, shard: uint16(g.shard), origin: uint16(g.origin),
+		codec: b.codec, heads: b.heads, kind: b.kind, pages: b.pages,
+	}
 }
 
-// addPageBlocks fills extents, blocks, byBlock and firsts. Blocks are numbered by the lowest address that they have.
-func (c *Checkpoint) addPageBlocks(indexes []*index) {
+// addPageBlocks fills extents, blocks, byBlock and firsts. Blocks are numbered by the lowest address that they have; those that
+// have none come last. It returns the number of each block in the order in which the indexes have them.
+func (c *Checkpoint) addPageBlocks(indexes []*index) (number []uint32) {
 	pieces, count := 0, 0
 	for _, x := range indexes {
 		for i := range x.groups {
@@ -76,7 +82,7 @@ func (c *Checkpoint) addPageBlocks(indexes []*index) {
 			g := &x.groups[i]
 			pieces := g.pieces
 			for _, k := range g.blocks {
-				if k.kind != pageBlock {
+				if k.kind == fileBlock {
 					continue
 				}
 				for _, p := range pieces[:k.pieces] {
@@ -90,7 +96,7 @@ func (c *Checkpoint) addPageBlocks(indexes []*index) {
 	}
 	keys = radixSort(keys)
 	// Number the blocks anew, in the order in which the sorted extents come to them.
-	number := make([]uint32, len(blocks))
+	number = make([]uint32, len(blocks))
 	c.blocks = make([]block, 0, len(blocks))
 	c.extents = make([]extent, len(all))
 	counts := make([]uint32, len(blocks)+1)
@@ -104,6 +110,14 @@ func (c *Checkpoint) addPageBlocks(indexes []*index) {
 		c.extents[i].block = number[old] - 1
 		counts[number[old]]++
 		c.procs[k.key>>pageBits].to = i + 1
+	}
+	c.live = len(c.blocks)
+	for i := range number {
+		if number[i] == 0 {
+			c.blocks = append(c.blocks, blocks[i])
+			number[i] = uint32(len(c.blocks))
+		}
+		number[i]--
 	}
 	for i, from := 0, 0; i < len(c.procs); i++ {
 		c.procs[i].from, c.procs[i].to = from, max(from, c.procs[i].to)
@@ -120,6 +134,7 @@ func (c *Checkpoint) addPageBlocks(indexes []*index) {
 		c.byBlock[next[b]] = uint32(i)
 		next[b]++
 	}
+	return number
 }
 
 // checkPages sees that no page of a process is there twice, and joins zero ranges that touch.

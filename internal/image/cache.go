@@ -1,6 +1,6 @@
 package image
 
-// blockCache keeps the last few blocks that were read of one checkpoint. It belongs to one goroutine at a time. The zero
+// blockCache keeps the payloads of the last few blocks that were read. It belongs to one goroutine at a time. The zero
 // blockCache is ready.
 type blockCache struct {
 	slots [4]cachedBlock
@@ -8,26 +8,27 @@ type blockCache struct {
 }
 
 type cachedBlock struct {
-	number int // of the block, counted from 1; 0: none
+	of     *Checkpoint // nil: none
+	number int         // of the block
 	data   []byte
 	buffer Buffer
 }
 
-// read returns a block's data, which is valid until as many others were read as there are slots.
-func (k *blockCache) read(c *Checkpoint, number int) ([]byte, error) {
+// read returns a block's payload, decompressed: pages or differences. It is valid until two others were read. Where it may be
+// mapped, it goes away with the file.
+func (k *blockCache) read(c *Checkpoint, number int, mapped bool) ([]byte, error) {
 	for i := range k.slots {
-		if k.slots[i].number == number+1 {
+		if k.slots[i].of == c && k.slots[i].number == number {
 			return k.slots[i].data, nil
 		}
 	}
 	s := &k.slots[k.turn]
 	k.turn = (k.turn + 1) % len(k.slots)
-	s.number = 0
-	// Not where it is mapped: what is kept must not go away with the file.
-	data, err := c.read(&c.blocks[number], &s.buffer, false)
+	s.of = nil
+	data, err := c.readPayload(&c.blocks[number], &s.buffer, mapped)
 	if err != nil {
 		return nil, err
 	}
-	s.number, s.data = number+1, data
+	s.of, s.number, s.data = c, number, data
 	return data, nil
 }

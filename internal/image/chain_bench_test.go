@@ -18,7 +18,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 		b.Fatal(err)
 	}
 	m := testManifest()
-	indexes, origins, err := w.indexes(fill(w), false)
+	indexes, plan, err := w.indexes(fill(w), false)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -26,7 +26,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 	if err != nil {
 		b.Fatal(err)
 	}
-	w.describe(m, tails, origins)
+	w.describe(m, tails, plan.format(), plan.origins)
 	text, err := m.encode()
 	if err != nil {
 		b.Fatal(err)
@@ -42,7 +42,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 // blocks of pages from anywhere, and in blocks of one page.
 func BenchmarkFinishOnParent(b *testing.B) {
 	const size, pages = 4 << 30, 4 << 30 / PageSize
-	whole, page := noise(MaxBlock), noise(PageSize)
+	whole, page, unique := noise(MaxBlock), noise(PageSize), stamps(0)
 	for name, fill := range map[string]func(w *Writer) map[int][]Range{
 		"runs": func(w *Writer) map[int][]Range { return map[int][]Range{7: dirty(b, w, size, 25_000)} },
 		"isolated": func(w *Writer) map[int][]Range {
@@ -52,13 +52,13 @@ func BenchmarkFinishOnParent(b *testing.B) {
 				for _, p := range order[i : i+MaxPages] {
 					extents = append(extents, Extent{uint64(p) * PageSize, 1})
 				}
-				put(b, w, 0, 7, whole, extents...)
+				put(b, w, 0, 7, unique.on(whole), extents...)
 			}
 			return map[int][]Range{7: {{0, size}}}
 		},
 		"single": func(w *Writer) map[int][]Range {
 			for i := range pages {
-				put(b, w, 0, 7, page, Extent{uint64(i) * PageSize, 1})
+				put(b, w, 0, 7, unique.on(page), Extent{uint64(i) * PageSize, 1})
 			}
 			return map[int][]Range{7: {{0, size}}}
 		},
@@ -82,11 +82,12 @@ func BenchmarkFinishOnParent(b *testing.B) {
 // BenchmarkOpenChain opens the last of chains of two lengths of the same content.
 func BenchmarkOpenChain(b *testing.B) {
 	const pages = 100_000
-	whole := noise(MaxBlock)
+	whole, unique := noise(MaxBlock), stamps(1<<40)
 	for _, length := range []int{2, 500} {
 		r, top := rand.New(rand.NewPCG(1, 1)), (*Checkpoint)(nil)
 		for depth := range length {
 			o := WriterOptions{Shards: 4, ID: [16]byte{1, byte(depth), byte(depth >> 8)}, Parent: top, ParentPath: fmt.Sprintf("../c%d", depth)}
+			o.NoCompare = true // tables can't read blocks
 			top = tables(b, o, func(w *Writer) map[int][]Range {
 				if depth == 0 {
 					return map[int][]Range{7: dirty(b, w, pages*PageSize, 0)[:1]}
@@ -96,7 +97,7 @@ func BenchmarkOpenChain(b *testing.B) {
 					for range min(left, MaxPages) {
 						extents = append(extents, Extent{r.Uint64N(pages) * PageSize, 1})
 					}
-					put(b, w, 0, 7, whole[:len(extents)*PageSize], extents...)
+					put(b, w, 0, 7, unique.on(whole[:len(extents)*PageSize]), extents...)
 				}
 				return map[int][]Range{7: {{0, pages * PageSize}}}
 			})
@@ -207,6 +208,66 @@ func BenchmarkPutChanged(b *testing.B) {
 					b.ReportMetric(float64(stored)/float64(len(pages)), "bytes/page")
 				})
 			}
+		}
+	}
+}
+
+// BenchmarkReadDeltas reads all blocks of a checkpoint that is on disk and in the page cache: one of pages, one on it whose pages
+// all are differences, and one of which one in 32 is.
+func BenchmarkReadDeltas(b *testing.B) {
+	const size = 256 << 20
+	for _, codecName := range []string{"none", "lz4", "zstd"} {
+		parent, page := heapParent(b, size, codecName)
+		read := func(name string, c *Checkpoint) {
+			b.Run(codecName+"/"+name, func(b *testing.B) {
+				b.SetBytes(size)
+				var buffer Buffer
+				for b.Loop() {
+					for i := range c.Blocks() {
+						if _, err := c.ReadBlock(i, &buffer); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+				b.ReportMetric(float64(c.manifest.Figures.BytesDelta)/size, "delta")
+			})
+		}
+		read("pages", parent)
+		for _, every := range []int{1, 32} {
+			dir := filepath.Join(b.TempDir(), "child")
+			target, err := store.CreateFolder(dir)
+			if err != nil {
+				b.Fatal(err)
+			}
+			w, err := NewWriter(target, WriterOptions{Shards: 4, Codec: newCodec(b, codecName), ID: [16]byte{1}, Parent: parent})
+			if err != nil {
+				b.Fatal(err)
+			}
+			var pages []int
+			for p := 0; p < size/PageSize; p += every {
+				pages = append(pages, p)
+			}
+			data := make([]byte, MaxBlock)
+			for chunk := range slices.Chunk(pages, MaxPages) {
+				var extents []Extent
+				for n, p := range chunk {
+					page(p, data[n*PageSize:])
+					le.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
+					extents = append(extents, Extent{uint64(p) * PageSize, 1})
+				}
+				put(b, w, 0, 7, data[:len(chunk)*PageSize], extents...)
+			}
+			finish(b, w, map[int][]Range{7: {{0, size}}})
+			src, err := store.OpenFolder(dir)
+			if err != nil {
+				b.Fatal(err)
+			}
+			c, err := OpenChain(src, func([16]byte) (store.Source, error) { return parent.src, nil })
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { _ = c.Close() })
+			read(fmt.Sprintf("1in%d", every), c)
 		}
 	}
 }

@@ -14,157 +14,7 @@ import (
 
 	"stasis/internal/codec"
 	"stasis/internal/store"
-	"stasis/internal/store/storetest"
 )
-
-// memory is what processes have in their pages; nil is a zero page. Contents are never changed once they are in it.
-type memory map[int]map[uint64][]byte
-
-func (m memory) set(pid int, page uint64, content []byte) {
-	if m[pid] == nil {
-		m[pid] = map[uint64][]byte{}
-	}
-	m[pid][page] = content
-}
-
-func (m memory) clone() memory {
-	out := memory{}
-	for pid, pages := range m {
-		out[pid] = map[uint64][]byte{}
-		for page, content := range pages {
-			out[pid][page] = content
-		}
-	}
-	return out
-}
-
-func (m memory) present() map[int][]Range {
-	out := map[int][]Range{}
-	for pid, pages := range m {
-		out[pid] = nil
-		for page := range pages {
-			out[pid] = append(out[pid], pagesOf(page*PageSize, 1))
-		}
-	}
-	return out
-}
-
-func (m memory) pids() []int {
-	var out []int
-	for pid := range m {
-		out = append(out, pid)
-	}
-	slices.Sort(out)
-	return out
-}
-
-// link is a checkpoint of a chain and what must be in it.
-type link struct {
-	*storetest.Memory
-	id     [16]byte
-	memory memory
-	kind   string
-}
-
-// chain is checkpoints, each the parent of the next.
-type chain []link
-
-func (c chain) resolve(id [16]byte) (store.Source, error) {
-	for _, l := range c {
-		if l.id == id {
-			return l.Memory, nil
-		}
-	}
-	return nil, fmt.Errorf("there is no checkpoint %x", id)
-}
-
-func (c chain) open(tb testing.TB, i int) *Checkpoint {
-	tb.Helper()
-	p, err := OpenChain(c[i].Memory, c.resolve)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = p.Close() })
-	return p
-}
-
-// add begins the next checkpoint of the chain, lets fill write it, and finishes it.
-func (c *chain) add(tb testing.TB, o WriterOptions, kind string, want memory, present map[int][]Range, fill func(w *Writer)) {
-	tb.Helper()
-	m := storetest.NewMemory()
-	o.ID = [16]byte{byte(len(*c) + 1), byte(len(*c) >> 8), 0xc4}
-	o.Shards = max(o.Shards, 1)
-	if n := len(*c); n > 0 {
-		o.Parent, o.ParentPath = c.open(tb, n-1), fmt.Sprintf("../c%d", n-1)
-	}
-	w, err := NewWriter(m, o)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	fill(w)
-	manifest := testManifest()
-	manifest.Kind = kind
-	if err := w.Finish(present, manifest); err != nil {
-		tb.Fatal(err)
-	}
-	*c = append(*c, link{m, o.ID, want, kind})
-}
-
-// checkMemory reads every block of a checkpoint and sees that it has that memory, each page once.
-func checkMemory(tb testing.TB, c *Checkpoint, want memory) {
-	tb.Helper()
-	seen := map[int]map[uint64]bool{}
-	once := func(pid int, page uint64) {
-		if seen[pid] == nil {
-			seen[pid] = map[uint64]bool{}
-		}
-		if _, ok := want[pid][page]; !ok || seen[pid][page] {
-			tb.Fatalf("page %d of %d is there twice, or should not be there", page, pid)
-		}
-		seen[pid][page] = true
-	}
-	var b Buffer
-	for i := range c.Blocks() {
-		data, err := c.ReadBlock(i, &b)
-		if err != nil {
-			tb.Fatal(err)
-		}
-		info := c.Block(i)
-		if info.Raw != len(data) {
-			tb.Fatalf("block %d has %d bytes: %+v", i, len(data), info)
-		}
-		for _, p := range info.Pieces {
-			for n := range uint64(p.Pages) {
-				page, at := p.Addr/PageSize+n, (uint64(p.First)+n)*PageSize
-				once(p.PID, page)
-				if !bytes.Equal(data[at:at+PageSize], want[p.PID][page]) {
-					tb.Fatalf("page %d of %d differs", page, p.PID)
-				}
-				if block, first, kind := c.Find(p.PID, page*PageSize); kind != Data || block != i || uint64(first)*PageSize != at {
-					tb.Fatalf("page %d of %d is not found", page, p.PID)
-				}
-			}
-		}
-	}
-	for _, pid := range c.PIDs() {
-		for _, z := range c.ZeroRanges(pid) {
-			for page := z.Start / PageSize; page < z.End/PageSize; page++ {
-				once(pid, page)
-				if want[pid][page] != nil {
-					tb.Fatalf("page %d of %d is zero", page, pid)
-				}
-			}
-		}
-	}
-	for pid, pages := range want {
-		if len(seen[pid]) != len(pages) {
-			tb.Fatalf("process %d has %d pages instead of %d", pid, len(seen[pid]), len(pages))
-		}
-	}
-	if !slices.Equal(c.PIDs(), want.pids()) {
-		tb.Fatalf("there are processes %v instead of %v", c.PIDs(), want.pids())
-	}
-}
 
 // world is the processes that chains are made of in tests.
 type world struct {
@@ -316,9 +166,17 @@ func TestChainsAgainstModel(t *testing.T) {
 				})
 				c[depth].memory = want
 			}
+			var all Figures
 			for i := range c {
 				p := c.open(t, i)
 				checkMemory(t, p, c[i].memory)
+				f := &p.Manifest().Figures
+				all.BytesReferenced += f.BytesReferenced
+				all.BytesShared += f.BytesShared
+				all.BytesDelta += f.BytesDelta
+				if f.BytesReferenced+f.BytesShared+f.BytesDelta+f.ZeroPages*PageSize > f.BytesMemory || f.BytesSuperseded < 0 {
+					t.Errorf("figures are %+v", f)
+				}
 				if err := p.Verify(context.Background(), 2, nil); err != nil {
 					t.Fatal(err)
 				}
@@ -327,6 +185,9 @@ func TestChainsAgainstModel(t *testing.T) {
 				}
 				checkOrigins(t, c, i, p)
 				checkUses(t, p)
+			}
+			if all.BytesReferenced == 0 || all.BytesShared == 0 || all.BytesDelta == 0 {
+				t.Errorf("something was not tried: %+v", all)
 			}
 		})
 	}
@@ -423,14 +284,14 @@ func TestAncestorsAreMapped(t *testing.T) {
 	if f == nil || f.mapped == nil || f.File != nil {
 		t.Fatalf("the ancestor's shard is open as %+v", f)
 	}
-	if _, err := parent.read(&parent.blocks[0], &b, false); err != nil || !bytes.Equal(b.stored[headLen(1):][:MaxBlock], tagged(1, 64)) {
+	if _, err := parent.readPayload(&parent.blocks[0], &b, false); err != nil || !bytes.Equal(b.stored[headLen(1):][:MaxBlock], tagged(1, 64)) {
 		t.Errorf("it was read without the mapping: %v", err)
 	}
 	if err := os.Truncate(filepath.Join(path(0), "img-0"), 8192); err != nil {
 		t.Fatal(err)
 	}
 	for _, mapped := range []bool{true, false} {
-		_, err := parent.read(&parent.blocks[0], new(Buffer), mapped)
+		_, err := parent.readPayload(&parent.blocks[0], new(Buffer), mapped)
 		damageIn(t, err, "img-0", 1<<20, "truncation")
 		if !strings.Contains(err.Error(), "../c0") {
 			t.Errorf("the error does not name the ancestor: %v", err)

@@ -5,19 +5,27 @@ import "math/bits"
 // sumUp fills in what the figures say of what is in the checkpoint.
 func (c *Checkpoint) sumUp(f *Figures) {
 	f.BytesMemory, f.ZeroPages, f.BytesFiles, f.BytesReferenced, f.BytesShared = 0, 0, 0, 0, 0
+	f.BytesDelta, f.BytesDeltaUsed = 0, 0
 	own := int64(0)
 	for _, e := range c.extents {
 		n := int64(e.pages) * PageSize
 		f.BytesMemory += n
-		if c.blocks[e.block].origin > 0 {
+		switch b := &c.blocks[e.block]; {
+		case b.origin > 0:
 			f.BytesReferenced += n
-		} else {
+		case b.kind == deltaBlock:
+			f.BytesDelta += n
+		default:
 			own += n
 		}
 	}
 	f.BytesShared = own
-	for i, pages := range c.neededPages() {
-		if c.blocks[i].origin == 0 {
+	for i, pages := range c.wantedPages() {
+		switch b := &c.blocks[i]; {
+		case b.origin > 0:
+		case b.kind == deltaBlock:
+			f.BytesDeltaUsed += b.len()
+		default:
 			f.BytesShared -= int64(bits.OnesCount64(pages)) * PageSize
 		}
 	}

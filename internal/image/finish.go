@@ -28,7 +28,7 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	indexes, origins, err := w.indexes(present, m.Kind == KindPreDump)
+	indexes, plan, err := w.indexes(present, m.Kind == KindPreDump)
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	w.describe(m, tails, origins)
+	w.describe(m, tails, plan.format(), plan.origins)
 	text, err := m.encode()
 	if err != nil {
 		return err
@@ -102,12 +102,12 @@ func (t *shard) finish(x *index, compress codec.Codec, id [16]byte) (tail, error
 }
 
 // describe fills in what the manifest says of the shards and the ancestors.
-func (w *Writer) describe(m *Manifest, tails []tail, origins []Origin) {
+func (w *Writer) describe(m *Manifest, tails []tail, format int, origins []Origin) {
 	m.Parent, m.Origins = "", origins
 	if w.parent != nil {
 		m.Parent = hex.EncodeToString(w.parent.id[:])
 	}
-	m.Format, m.ID, m.Host.PageSize, m.Codec = FormatVersion, hex.EncodeToString(w.id[:]), PageSize, w.codec.Name()
+	m.Format, m.ID, m.Host.PageSize, m.Codec = format, hex.EncodeToString(w.id[:]), PageSize, w.codec.Name()
 	m.Figures.BytesRaw, m.Figures.BytesStored = w.raw.Load(), 0
 	m.Shards = nil
 	for i, t := range tails {

@@ -40,7 +40,7 @@ type header struct {
 func (h header) encode() []byte {
 	b := make([]byte, headerSize)
 	copy(b, headerMagic)
-	le.PutUint32(b[8:], FormatVersion)
+	le.PutUint32(b[8:], shardVersion)
 	le.PutUint32(b[12:], h.shard)
 	le.PutUint32(b[16:], h.shards)
 	le.PutUint32(b[20:], PageSize)
@@ -57,8 +57,8 @@ func decodeHeader(b []byte) (h header, err error) {
 		return h, errors.New("it does not begin like a shard")
 	case le.Uint64(b[56:]) != xxh3.Hash(b[:56]):
 		return h, errors.New("the checksum of its header does not match")
-	case le.Uint32(b[8:]) != FormatVersion:
-		return h, fmt.Errorf("it is of format %d, unlike its manifest", le.Uint32(b[8:]))
+	case le.Uint32(b[8:]) != shardVersion:
+		return h, fmt.Errorf("its header is of version %d", le.Uint32(b[8:]))
 	case le.Uint32(b[20:]) != PageSize:
 		return h, fmt.Errorf("its page size is %d", le.Uint32(b[20:]))
 	}
@@ -77,7 +77,7 @@ type footer struct {
 func (f footer) encode() []byte {
 	b := make([]byte, footerSize)
 	copy(b, footerMagic)
-	le.PutUint32(b[8:], FormatVersion)
+	le.PutUint32(b[8:], shardVersion)
 	le.PutUint32(b[12:], f.shard)
 	le.PutUint64(b[16:], f.indexOffset)
 	le.PutUint64(b[24:], f.indexStored)
@@ -97,8 +97,8 @@ func decodeFooter(b []byte, size int64) (f footer, err error) {
 		return f, errors.New("it does not end like a shard: it is truncated, or the end was overwritten")
 	case le.Uint64(b[56:]) != xxh3.Hash(b[:56]):
 		return f, errors.New("the checksum of its footer does not match")
-	case le.Uint32(b[8:]) != FormatVersion:
-		return f, fmt.Errorf("its footer is of format %d, unlike its manifest", le.Uint32(b[8:]))
+	case le.Uint32(b[8:]) != shardVersion:
+		return f, fmt.Errorf("its footer is of version %d", le.Uint32(b[8:]))
 	}
 	f = footer{le.Uint32(b[12:]), le.Uint64(b[16:]), le.Uint64(b[24:]), le.Uint64(b[32:]), le.Uint64(b[40:]), le.Uint64(b[48:])}
 	end := uint64(size - footerSize)
@@ -115,8 +115,9 @@ func shortID(id [16]byte) uint64 { return le.Uint64(id[:8]) }
 type blockKind uint8
 
 const (
-	pageBlock blockKind = 1
-	fileBlock blockKind = 2
+	pageBlock  blockKind = 1
+	fileBlock  blockKind = 2
+	deltaBlock blockKind = 3 // pages as differences from others; format 2
 )
 
 // blockHead is a block's header and its extents.

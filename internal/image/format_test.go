@@ -246,6 +246,14 @@ func FuzzIndex(f *testing.F) {
 		f.Add(slices.Clone(x))
 	}
 	f.Add([]byte{1, 7, 0, 1, 0, 20, 4, 0})
+	differences := index{pids: []int{7}, groups: []group{{
+		blocks: []indexBlock{
+			{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1},
+			{off: headerSize + 4*unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1},
+		},
+		pieces: []indexPiece{{page: 16, pages: 2}}, bases: []indexBase{{1, 0}, {1, 0}},
+	}}}
+	f.Add(differences.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		x, err := decodeIndex(b)
 		if err == nil {

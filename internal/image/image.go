@@ -14,10 +14,15 @@ const (
 	MaxBlock = 256 << 10
 	// MaxPages is the most pages that a block holds.
 	MaxPages = MaxBlock / PageSize
-	// FormatVersion is what this package writes, and the newest that it reads.
-	FormatVersion = 1
+	// FormatVersion is the newest format that this package reads and writes.
+	FormatVersion = 2
 	// MaxShards bounds the number of shards of a checkpoint.
 	MaxShards = 1024
+
+	// plainVersion is the format of checkpoints that refer to no differences. It is what every Stasis reads.
+	plainVersion = 1
+	// shardVersion is the version of headers and footers of shards.
+	shardVersion = 1
 
 	// maxAddr ends the user's part of the address space on every machine that Linux runs on with 4 KiB pages (5-level tables).
 	maxAddr = 1 << 57
@@ -72,8 +77,9 @@ type BlockInfo struct {
 	Shard  int      // number of the shard
 	Offset int64    // of the block in its shard, in bytes
 	Stored int      // length of its data as stored, in bytes
-	Raw    int      // length of its data, in bytes
+	Raw    int      // length of its data as ReadBlock returns it, in bytes
 	Codec  codec.ID // what Stored is compressed with
+	Delta  bool     // its pages are stored as differences from others
 	Pieces []Piece  // which of its pages are wanted where, by process and address. Pages superseded by later ones are in no piece
 }
 

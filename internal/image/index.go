@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 	"strings"
 
 	"stasis/internal/codec"
@@ -39,6 +40,7 @@ type group struct {
 	origin, shard uint32
 	blocks        []indexBlock
 	pieces        []indexPiece // of all blocks, one after the other
+	bases         []indexBase  // of those pages of blocks of differences that are in pieces, one after the other
 }
 
 // indexBlock is a block that is wanted.
@@ -50,6 +52,7 @@ type indexBlock struct {
 	kind   blockKind
 	codec  codec.ID
 	heads  uint8  // number of extents in its header, which says how long that is
+	pages  uint8  // how many it holds; 0 for files
 	pieces uint32 // how many of group.pieces are its own; 0 for files
 	file   uint32
 	where  uint64 // in the file
@@ -63,6 +66,12 @@ type indexPiece struct {
 	page  uint64
 	pages uint32
 	first uint32
+}
+
+// indexBase is the page that a page is a difference from.
+type indexBase struct {
+	block uint32 // counted through all blocks of all indexes, in their order
+	page  uint8
 }
 
 // encode writes columns rather than records: what is alike stands together, which is what makes it compress well.
@@ -128,6 +137,9 @@ func (g *group) encode(b []byte) []byte {
 			u(k.where)
 		} else {
 			b = append(b, k.heads)
+			if k.kind == deltaBlock {
+				b = append(b, k.pages)
+			}
 			u(uint64(k.pieces))
 		}
 	}
@@ -155,6 +167,14 @@ func (g *group) encode(b []byte) []byte {
 			first = p.first + p.pages
 		}
 		next += int(k.pieces)
+	}
+	block := uint32(0)
+	for _, x := range g.bases {
+		s(int64(x.block) - int64(block))
+		block = x.block
+	}
+	for _, x := range g.bases {
+		b = append(b, x.page)
 	}
 	return b
 }
@@ -295,6 +315,10 @@ func (g *group) read(r *indexReader, procs uint64) {
 			k.where = r.u(math.MaxInt64-MaxBlock, "place in file")
 		} else {
 			k.heads = r.bytes(1, "extents")[0]
+			k.pages = uint8(k.raw / PageSize)
+			if k.kind == deltaBlock {
+				k.pages = r.bytes(1, "pages of a block")[0]
+			}
 			k.pieces = uint32(r.u(uint64(len(r.b)), "pieces"))
 			pieces += uint64(k.pieces)
 		}
@@ -318,13 +342,53 @@ func (g *group) read(r *indexReader, procs uint64) {
 		return
 	}
 	g.readPieces(r, int(pieces), procs)
+	if r.err == nil {
+		g.readBases(r)
+	}
+}
+
+// readBases reads what the pages of blocks of differences differ from: of each page that is in a piece, in order.
+func (g *group) readBases(r *indexReader) {
+	count := 0
+	g.eachDelta(func(_ int, pages uint64) { count += bits.OnesCount64(pages) })
+	if count > len(r.b)/2 {
+		r.fail("bases")
+		return
+	}
+	g.bases = make([]indexBase, count)
+	block := uint64(0)
+	for i := range g.bases {
+		block = r.s(block, math.MaxUint32, "block of a base")
+		g.bases[i].block = uint32(block)
+	}
+	for i, page := range r.bytes(count, "bases") {
+		g.bases[i].page = page
+	}
+}
+
+// eachDelta calls f with the position of each block of differences and a bit for each of its pages that is in a piece.
+func (g *group) eachDelta(f func(at int, pages uint64)) {
+	next := 0
+	for i := range g.blocks {
+		k := &g.blocks[i]
+		if k.kind == deltaBlock {
+			pages := uint64(0)
+			for _, p := range g.pieces[next : next+int(k.pieces)] {
+				pages |= (1<<p.pages - 1) << p.first
+			}
+			f(i, pages)
+		}
+		next += int(k.pieces)
+	}
 }
 
 func (b *indexBlock) possible() bool {
 	ok := b.raw > 0 && b.stored > 0 && b.stored <= b.raw && b.codec.Valid() && (b.codec != codec.None || b.stored == b.raw)
 	switch b.kind {
 	case pageBlock:
-		return ok && b.raw%PageSize == 0 && b.heads > 0 && b.heads <= MaxPages && b.pieces > 0
+		return ok && b.raw%PageSize == 0 && b.heads > 0 && b.heads <= MaxPages // without pieces it must be a base: see assemble
+	case deltaBlock:
+		return ok && b.heads > 0 && b.heads <= b.pages && b.pages <= MaxPages && b.pieces > 0
 	case fileBlock:
 		return ok
 	}
@@ -370,7 +434,7 @@ func (g *group) readPieces(r *indexReader, pieces int, procs uint64) {
 			first = r.s(first, MaxPages-1, "page of a block")
 			p.first = uint32(first)
 			first += uint64(p.pages)
-			if first > uint64(k.raw/PageSize) {
+			if first > uint64(k.pages) {
 				r.fail("page of a block")
 				return
 			}

@@ -84,14 +84,14 @@ const noBlock = zeroBlock
 // references lists the parent's blocks that have pieces, and its pieces of files.
 func (p *plan) references() []reference {
 	blocks, n := p.w.parent.blocks, 0
-	for _, count := range p.counts[p.own:] {
-		if count > 0 {
+	for i, count := range p.counts[p.own:] {
+		if count > 0 || p.based[p.own+i] {
 			n++
 		}
 	}
 	out := make([]reference, 0, n+len(p.w.fileRefs))
 	for i, count := range p.counts[p.own:] {
-		if count > 0 {
+		if count > 0 || p.based[p.own+i] {
 			out = append(out, reference{block: &blocks[i], number: uint32(p.own + i)})
 		}
 	}
@@ -120,7 +120,7 @@ func (r *reference) index() indexBlock {
 
 // index is the form that the block has in an index.
 func (b *block) index() indexBlock {
-	return indexBlock{off: b.off, sum: b.sum, stored: b.stored, raw: b.raw, kind: b.kind, codec: b.codec, heads: b.heads}
+	return indexBlock{off: b.off, sum: b.sum, stored: b.stored, raw: b.raw, kind: b.kind, codec: b.codec, heads: b.heads, pages: b.pages}
 }
 
 // renumber makes the list of the ancestors that are used, the parent first where it is, and returns the new number of each of

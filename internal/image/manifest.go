@@ -22,7 +22,7 @@ const (
 // Manifest describes a checkpoint to people and programs. It is stored as manifest.json; docs/manifest.schema.json documents
 // it. Times that end in US are microseconds, sizes that begin with Bytes are bytes.
 type Manifest struct {
-	Format    int               `json:"format"`            // FormatVersion; set by Writer.Finish
+	Format    int               `json:"format"`            // the oldest format that has all that is in it, 1 or 2; set by Writer.Finish
 	Stasis    string            `json:"stasis"`            // version of the Stasis that wrote it
 	ID        string            `json:"id"`                // 32 hex digits; set by Writer.Finish
 	Name      string            `json:"name,omitempty"`    // what the user called it
@@ -30,7 +30,7 @@ type Manifest struct {
 	Depth     int               `json:"depth,omitempty"`   // number of ancestors that it builds on, through all parents
 	Kind      string            `json:"kind"`              // KindFull or KindPreDump
 	Created   time.Time         `json:"created"`           // when the process was frozen
-	Engine    string            `json:"engine"`            // how memory was kept from CRIU: blind, lazy-pages, criu
+	Engine    string            `json:"engine"`            // how memory was kept from CRIU: blind, lazy-pages, criu; import: CRIU dumped it
 	Host      Host              `json:"host"`              // what a restore depends on
 	RootPID   int               `json:"root_pid"`          // root of the process tree
 	Processes []Process         `json:"processes"`         // the tree, parents before children
@@ -126,6 +126,8 @@ type Figures struct {
 	BytesSuperseded int64   `json:"bytes_superseded"` // in the shards, of blocks that later rounds replaced altogether
 	BytesReferenced int64   `json:"bytes_referenced"` // memory whose bytes are in the shards of ancestors, and not stored again
 	BytesShared     int64   `json:"bytes_shared"`     // memory that is equal to other memory of this checkpoint, and not stored again
+	BytesDelta      int64   `json:"bytes_delta"`      // memory that is stored in the checkpoint's own shards as differences from pages of ancestors
+	BytesDeltaUsed  int64   `json:"bytes_delta_used"` // what these differences take in the shards
 	ZeroPages       int64   `json:"zero_pages"`       // pages that take no space
 }
 
@@ -200,7 +202,7 @@ func decodeManifest(text []byte) (*Manifest, error) {
 
 // check sees that what readers rely on is there and within bounds.
 func (m *Manifest) check() error {
-	if m.Format != FormatVersion {
+	if m.Format < plainVersion || m.Format > FormatVersion {
 		return fmt.Errorf("its format is %d, which never was", m.Format)
 	}
 	if _, err := decodeID(m.ID); err != nil {

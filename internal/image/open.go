@@ -28,7 +28,9 @@ type Checkpoint struct {
 	pids    []int
 	procs   []proc // of pids
 	extents []extent
-	blocks  []block  // of pages, by process and lowest address
+	blocks  []block  // of pages, by process and lowest address, then those that are only bases
+	live    int      // how many of blocks have pages
+	bases   []base   // of the pages of blocks of differences
 	byBlock []uint32 // positions in extents, block by block
 	firsts  []uint32 // of each block in byBlock, and one more
 
@@ -68,11 +70,13 @@ type block struct {
 	sum    uint64
 	stored uint32
 	raw    uint32
+	base   uint32 // differences: first of its bases in Checkpoint.bases
 	shard  uint16
 	origin uint16
 	codec  codec.ID
 	heads  uint8
 	kind   blockKind
+	pages  uint8 // 0 for files
 }
 
 func (b *block) len() int64 { return blockLen(int(b.heads), b.stored) }

@@ -13,16 +13,19 @@ type plan struct {
 	base   []uint32   // number of the first block of each shard
 	own    int        // how many blocks were put; the parent's follow
 	counts []uint32   // of each block's pieces
+	needed []uint64   // of each block, a bit for each page that is wanted for its own sake
+	based  []bool     // of each block: a page of it is the base of one that is wanted
 	live   []liveRuns // what counts
 
 	groups  []*group // one for each shard of our own, then those of ancestors
 	to      []int    // index that each group goes to
 	spots   []spot   // of each block
+	deltas  []uint32 // the blocks of differences in groups, in the order in which they are there
 	origins []Origin
 }
 
-// spot is where a block's next piece goes.
-type spot struct{ group, piece uint32 }
+// spot is where a block is, and where its next piece goes.
+type spot struct{ group, at, piece uint32 }
 
 // liveRuns is what counts of a process, in no order.
 type liveRuns struct {
@@ -30,9 +33,9 @@ type liveRuns struct {
 	runs []claim
 }
 
-// indexes resolves what was put and what the parent has, and returns the index of each shard and the ancestors that they refer
-// to. Shard 0's has what belongs to no block. Where it is lenient, what is missing is left out.
-func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, []Origin, error) {
+// indexes resolves what was put and what the parent has, and returns the index of each shard. Shard 0's has what belongs to no
+// block. Where it is lenient, what is missing is left out.
+func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, *plan, error) {
 	pids := slices.Sorted(maps.Keys(present))
 	if len(pids) > maxProcs {
 		return nil, nil, fmt.Errorf("a checkpoint can't have %d processes, but %d at most: dump fewer at once", len(pids), maxProcs)
@@ -53,11 +56,12 @@ func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, []Ori
 	}
 	out[0].files = w.files
 	out[0].zeros = p.place()
+	p.fillBases(len(out))
 	for i, g := range p.groups {
 		x := out[p.to[i]]
 		x.groups = append(x.groups, *g)
 	}
-	return out, p.origins, nil
+	return out, p, nil
 }
 
 func (w *Writer) newPlan() (*plan, error) {
@@ -73,7 +77,7 @@ func (w *Writer) newPlan() (*plan, error) {
 	if total >= int(zeroBlock) {
 		return nil, fmt.Errorf("the checkpoint has %d blocks, more than can be counted: dump fewer processes at once", total)
 	}
-	p.counts = make([]uint32, total)
+	p.counts, p.needed, p.based = make([]uint32, total), make([]uint64, total), make([]bool, total)
 	return p, nil
 }
 
@@ -104,8 +108,9 @@ func (p *plan) resolve(pids []int, present map[int][]Range, lenient bool) error 
 func (p *plan) take(proc int, runs []claim) {
 	p.live = append(p.live, liveRuns{proc, runs})
 	for i := range runs {
-		if b := runs[i].block; b != zeroBlock {
-			p.counts[b]++
+		if r := &runs[i]; r.block != zeroBlock {
+			p.counts[r.block]++
+			p.needed[r.block] |= (1<<r.pages - 1) << r.first
 		}
 	}
 }
@@ -115,7 +120,7 @@ func (p *plan) claims() map[uint32][]claim {
 	w, sizes := p.w, map[uint32]int{}
 	for _, t := range w.shards {
 		for i := range t.blocks.len() {
-			if k := t.blocks.at(i); k.kind == pageBlock {
+			if k := t.blocks.at(i); k.kind != fileBlock {
 				sizes[k.owner] += int(k.extents)
 			}
 		}
@@ -133,7 +138,7 @@ func (p *plan) claims() map[uint32][]claim {
 	for s, t := range w.shards {
 		for i := range t.blocks.len() {
 			k := t.blocks.at(i)
-			if k.kind != pageBlock {
+			if k.kind == fileBlock {
 				continue
 			}
 			first, claims := uint32(0), out[k.owner]
@@ -167,6 +172,7 @@ func (p *plan) number(at pageAt) uint32 {
 // layOut makes the groups, with room for their pieces, and decides which index each goes to.
 func (p *plan) layOut() error {
 	p.spots = make([]spot, len(p.counts))
+	p.markBases()
 	for _, t := range p.w.shards {
 		p.keepBlocks(t)
 	}
@@ -183,7 +189,7 @@ func (p *plan) keepBlocks(t *shard) {
 	p.groups, p.to = append(p.groups, g), append(p.to, t.no)
 	for i := range t.blocks.len() {
 		k, number := t.blocks.at(i), p.base[t.no]+uint32(i)
-		b := indexBlock{off: int64(k.off), sum: k.sum, stored: k.stored, raw: k.raw, kind: k.kind, codec: k.codec, heads: k.extents}
+		b := indexBlock{off: int64(k.off), sum: k.sum, stored: k.stored, raw: k.raw, kind: k.kind, codec: k.codec, heads: k.extents, pages: k.pages}
 		switch {
 		case k.kind == fileBlock:
 			b.file, b.where = k.owner, k.order
@@ -199,7 +205,10 @@ func (p *plan) add(group int, b indexBlock, number uint32) {
 	g := p.groups[group]
 	if number != noBlock {
 		b.pieces = p.counts[number]
-		p.spots[number] = spot{uint32(group), uint32(len(g.pieces))}
+		p.spots[number] = spot{uint32(group), uint32(len(g.blocks)), uint32(len(g.pieces))}
+		if b.kind == deltaBlock {
+			p.deltas = append(p.deltas, number)
+		}
 		g.pieces = slices.Grow(g.pieces, int(b.pieces))[:len(g.pieces)+int(b.pieces)]
 	}
 	g.blocks = append(g.blocks, b)

@@ -59,7 +59,7 @@ func (w *Writer) oldPieces(name string) []filePiece {
 func (w *Writer) putPiece(s *scratch, number uint32, old []filePiece, off uint64, data []byte) error {
 	at, found := slices.BinarySearchFunc(old, int64(off), func(p filePiece, off int64) int { return cmp.Compare(p.where, off) })
 	if found && int(old[at].raw) == len(data) {
-		was, err := w.parent.read(&old[at].block, &s.file, false)
+		was, err := w.parent.readPayload(&old[at].block, &s.file, false)
 		if err != nil {
 			return w.fail(err)
 		}

@@ -9,7 +9,8 @@ import (
 
 // PutPages stores pages of one process as they were in a round. Of a page that was put more than once, the newest round
 // counts, and within a round the last call. Zero pages are stored as such; of a page that is as the parent has it, or that is
-// equal to another one of this checkpoint, it is only noted where it is. b.Data may be used again when it returns.
+// equal to another one of this checkpoint, it is only noted where it is; one that differs from the parent's a little is stored
+// as that difference. b.Data may be used again when it returns.
 func (w *Writer) PutPages(round int, b PageBlock) error {
 	if err := w.usable(); err != nil {
 		return err
@@ -22,8 +23,8 @@ func (w *Writer) PutPages(round int, b PageBlock) error {
 	s := w.scratches.Get().(*scratch)
 	defer w.scratches.Put(s)
 	s.begin(b)
-	if err := w.compare(s, b); err != nil {
-		return w.fail(err)
+	if err := w.compare(s, b, order); err != nil {
+		return err
 	}
 	w.share(s, b)
 	at, err := w.putKept(s, b, order)
@@ -49,6 +50,7 @@ const (
 	zeroed                    // it is zero
 	elsewhere                 // a block that is written already has it
 	twin                      // it is equal to an earlier one of the same call
+	differs                   // it is stored as a difference from a page of the parent
 )
 
 // begin notes where the pages of b belong and which of them are zero.

@@ -15,16 +15,17 @@ import (
 type Buffer struct {
 	stored []byte // as in the shard
 	raw    []byte // decompressed
+	delta  *deltaSpace
 }
 
 // Blocks is the number of blocks that have pages of the checkpoint. They are numbered from 0 by the process and address of the
 // first page that they have.
-func (c *Checkpoint) Blocks() int { return len(c.blocks) }
+func (c *Checkpoint) Blocks() int { return c.live }
 
 // Block describes a block.
 func (c *Checkpoint) Block(i int) BlockInfo {
 	b := &c.blocks[i]
-	info := BlockInfo{Origin: int(b.origin), Shard: int(b.shard), Offset: b.off, Stored: int(b.stored), Raw: int(b.raw), Codec: b.codec}
+	info := BlockInfo{Origin: int(b.origin), Shard: int(b.shard), Offset: b.off, Stored: int(b.stored), Raw: int(b.pages) * PageSize, Codec: b.codec, Delta: b.kind == deltaBlock}
 	places := c.byBlock[c.firsts[i]:c.firsts[i+1]]
 	info.Pieces = make([]Piece, len(places))
 	for n, at := range places {
@@ -39,16 +40,21 @@ func (c *Checkpoint) pidOf(at int) int {
 	return c.pids[sort.Search(len(c.procs), func(i int) bool { return c.procs[i].to > at })]
 }
 
-// ReadBlock reads, checks and decompresses a block. What it returns is valid until b is used again or the checkpoint is closed,
+// ReadBlock reads, checks and decompresses a block; where its pages are stored as differences, it reads what they differ from as
+// well. What it returns is valid until b is used again or the checkpoint is closed,
 // and may be read-only memory. Anything wrong with the block is a *DamageError. A block that was not compressed may be returned
 // right in the page cache, without a copy: see shardFile for what that means for files that are changed meanwhile. System calls
 // (UFFDIO_COPY, write) report memory that went away meanwhile as EFAULT.
 func (c *Checkpoint) ReadBlock(i int, b *Buffer) ([]byte, error) {
-	return c.read(&c.blocks[i], b, true)
+	if k := &c.blocks[i]; k.kind == deltaBlock {
+		return c.readDelta(k, b)
+	}
+	return c.readPayload(&c.blocks[i], b, true)
 }
 
-// read does what ReadBlock does, for any block. Without mapped, the result is in b.
-func (c *Checkpoint) read(k *block, b *Buffer, mapped bool) ([]byte, error) {
+// readPayload reads, checks and decompresses what is in a block: pages, differences, a piece of a file. Without mapped, the
+// result is in b.
+func (c *Checkpoint) readPayload(k *block, b *Buffer, mapped bool) ([]byte, error) {
 	f, err := c.file(k)
 	if err != nil {
 		return nil, err
@@ -252,7 +258,7 @@ func (c *Checkpoint) WriteFile(name string, w io.Writer) error {
 	}
 	var b Buffer
 	for n := range c.filePieces[i] {
-		data, err := c.read(&c.filePieces[i][n].block, &b, false)
+		data, err := c.readPayload(&c.filePieces[i][n].block, &b, false)
 		if err != nil {
 			return err
 		}

@@ -9,11 +9,13 @@ type blockRec struct {
 	order   uint64 // pages: see Writer.stamp. files: where in the file the piece belongs
 	owner   uint32 // pid, or number of the file
 	extent  uint32 // first of its extents in shard.extents
+	base    uint32 // differences: first of its bases in shard.bases
 	stored  uint32
 	raw     uint32
 	kind    blockKind
 	codec   codec.ID
 	extents uint8
+	pages   uint8 // 0 for files
 }
 
 // zeroRec is a run of zero pages.

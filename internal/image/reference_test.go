@@ -252,6 +252,5 @@ func TestPageTable(t *testing.T) {
 		if again[0].kind != elsewhere || again[0].at != f[0].at || again[1].kind != kept {
 			t.Fatalf("%+v was found as %+v", f, again)
 		}
-
 	}
 }

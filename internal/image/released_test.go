@@ -7,16 +7,13 @@ import (
 	"testing"
 
 	"stasis/internal/store"
+	"stasis/internal/store/storetest"
 )
 
-// TestReleasedFormats reads a small checkpoint of every format version that there ever was. They are kept in testdata and never
-// written again; -update adds that of a new version.
+// TestReleasedFormats reads small checkpoints of the formats before differences. They are kept in testdata and never written
+// again.
 func TestReleasedFormats(t *testing.T) {
-	now := filepath.Join("testdata", fmt.Sprintf("v%d", FormatVersion))
-	if _, err := os.Stat(now); err != nil && *update {
-		keepFormat(t, now)
-	}
-	for version := 1; version <= FormatVersion; version++ {
+	for version := 1; version < FormatVersion; version++ {
 		src, err := store.OpenFolder(filepath.Join("testdata", fmt.Sprintf("v%d", version)))
 		if err != nil {
 			t.Fatal(err)
@@ -35,8 +32,34 @@ func TestReleasedFormats(t *testing.T) {
 	}
 }
 
-// keepFormat writes smallCheckpoint to a folder.
-func keepFormat(t *testing.T, path string) {
+// TestReleasedDifferences reads a checkpoint of format 2 on its parent.
+func TestReleasedDifferences(t *testing.T) {
+	folder := func(i int) string { return filepath.Join("testdata", fmt.Sprintf("v2-%d", i)) }
+	if _, err := os.Stat(folder(0)); err != nil && *update {
+		for i, l := range counters(t, 3, 3, WriterOptions{Codec: newCodec(t, "zstd"), Shards: 2}) {
+			keepFormat(t, folder(i), l.Memory)
+		}
+	}
+	want := counters(t, 3, 3, WriterOptions{})
+	for i := range want {
+		src, err := store.OpenFolder(folder(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := OpenChain(src, func(id [16]byte) (store.Source, error) { return store.OpenFolder(folder(int(id[0]) - 1)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		checkMemory(t, c, want[i].memory)
+		if m := c.Manifest(); i > 0 && m.Format != 2 {
+			t.Errorf("it is of format %d", m.Format)
+		}
+	}
+}
+
+// keepFormat writes a checkpoint to a folder.
+func keepFormat(t *testing.T, path string, from *storetest.Memory) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
@@ -45,7 +68,6 @@ func keepFormat(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	from := smallCheckpoint(t, 2, "zstd", testID)
 	for name, content := range from.Files {
 		w, err := target.Create(name)
 		if err != nil {

@@ -22,7 +22,7 @@ var update = flag.Bool("update", false, "write docs/manifest.schema.json anew")
 
 // constraints are what the schema says of a member beyond its type.
 var constraints = map[string]map[string]any{
-	"Manifest.format":   {"const": FormatVersion},
+	"Manifest.format":   {"minimum": plainVersion, "maximum": FormatVersion},
 	"Manifest.id":       {"pattern": "^[0-9a-f]{32}$"},
 	"Manifest.kind":     {"enum": []string{KindFull, KindPreDump}},
 	"Manifest.codec":    {"enum": []string{"none", "lz4", "zstd", "gzip", "zlib"}},
@@ -42,6 +42,8 @@ type schema struct {
 	Type        any                `json:"type,omitempty"`
 	Format      string             `json:"format,omitempty"`
 	Const       any                `json:"const,omitempty"`
+	Minimum     int                `json:"minimum,omitempty"`
+	Maximum     int                `json:"maximum,omitempty"`
 	Enum        []string           `json:"enum,omitempty"`
 	Pattern     string             `json:"pattern,omitempty"`
 	MinItems    int                `json:"minItems,omitempty"`

@@ -28,6 +28,17 @@ func (c *Checkpoint) Uses() []Use {
 
 // neededPages returns for each block a bit for each of its pages that is needed.
 func (c *Checkpoint) neededPages() []uint64 {
+	pages := c.wantedPages()
+	for i := range c.blocks {
+		if k := &c.blocks[i]; k.kind == deltaBlock {
+			c.neededBases(k, pages[i], func(b base) { pages[b.block] |= 1 << b.page })
+		}
+	}
+	return pages
+}
+
+// wantedPages returns for each block a bit for each of its pages that is somewhere in memory.
+func (c *Checkpoint) wantedPages() []uint64 {
 	pages := make([]uint64, len(c.blocks))
 	for _, e := range c.extents {
 		pages[e.block] |= (1<<e.pages - 1) << e.first

@@ -35,7 +35,7 @@ func (c *Checkpoint) Verify(ctx context.Context, workers int, progress func(done
 			if i >= len(all) {
 				return
 			}
-			if _, err := c.read(all[i].block, &b, true); err != nil {
+			if err := c.verify(all[i].block, &b); err != nil {
 				mu.Lock()
 				errs = append(errs, err)
 				enough.Store(len(errs) >= maxDamages)
@@ -54,6 +54,18 @@ func (c *Checkpoint) Verify(ctx context.Context, workers int, progress func(done
 		errs = errs[:maxDamages]
 	}
 	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// verify reads and checks a block. What a block of differences differs from is in the list on its own.
+func (c *Checkpoint) verify(k *block, b *Buffer) error {
+	payload, err := c.readPayload(k, b, k.kind != deltaBlock)
+	if err != nil || k.kind != deltaBlock {
+		return err
+	}
+	if _, err := newDelta(payload, int(k.pages)); err != nil {
+		return c.blockDamage(k, "a block there can't be used", err)
+	}
+	return nil
 }
 
 // numbered is a block with its number among those of pages; -1 for one of a file.

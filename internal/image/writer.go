@@ -33,8 +33,8 @@ type WriterOptions struct {
 // Writer writes one checkpoint. PutPages, PutZero, PutFile and Written may be called from any number of goroutines at once.
 // Finish or Abort ends it, when none of them is running.
 //
-// Between calls it holds some 50 bytes for each block and 8 for each extent, 32 for each run of pages that are elsewhere, and no
-// data; what the target buffers is the target's. A call needs a few blocks of scratch space, which is used again.
+// Between calls it holds some 50 bytes for each block and 8 for each extent and for each difference, 32 for each run of pages that
+// are elsewhere, and no data; what the target buffers is the target's. A call needs a few blocks of scratch space, which is used again.
 type Writer struct {
 	target store.Target
 	codec  codec.Codec
@@ -44,6 +44,7 @@ type Writer struct {
 	parent     *Checkpoint // may be nil
 	parentPath string
 	noCompare  bool
+	noDelta    bool
 	table      *pageTable // nil: equal pages are not looked for
 	scratches  sync.Pool
 
@@ -69,11 +70,12 @@ type shard struct {
 	off     int64 // of the next block
 	blocks  list[blockRec]
 	extents list[packedExtent]
+	bases   list[base] // of blocks of differences; the parent's
 }
 
 // NewWriter begins a checkpoint in t, which it owns from then on: Finish commits it, Abort (also here, on an error) aborts it.
 func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
-	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, noCompare: o.NoCompare}
+	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, noCompare: o.NoCompare, noDelta: o.NoDelta}
 	w.scratches.New = func() any { return new(scratch) }
 	if !o.NoShare {
 		w.table = newPageTable()
@@ -129,7 +131,10 @@ type scratch struct {
 	head    []byte
 	out     []byte     // compressed
 	old     blockCache // blocks of the parent
-	file    Buffer     // a piece of the parent's file
+	oldPage oldPage    // a page of it
+	runs    []patch
+	delta   deltaWriter // differences from pages of the parent, which numbers the blocks of their bases
+	file    Buffer      // a piece of the parent's file
 }
 
 // put compresses a block and writes it to whichever shard is free, and says where its first page is. The order is that of
@@ -164,18 +169,28 @@ func (w *Writer) put(s *scratch, head blockHead, data []byte, order uint64) (pag
 			return pageAt{}, w.fail(err)
 		}
 	}
-	to.note(&head, le.Uint64(s.head[56:]), order)
+	to.note(&head, le.Uint64(s.head[56:]), order, s.delta.bases)
 	n := int64(len(s.head) + len(payload))
 	to.off += n
 	w.stored.Add(n)
 	return pageAt{block: uint32(to.blocks.len() - 1), home: int16(to.no)}, nil
 }
 
-// note remembers a block that was written.
-func (t *shard) note(h *blockHead, sum, order uint64) {
+// note remembers a block that was written. bases are those of its pages, if it is one of differences.
+func (t *shard) note(h *blockHead, sum, order uint64, bases []base) {
+	first, pages := uint32(0), uint32(0)
+	for _, e := range h.extents {
+		pages += e.Pages
+	}
+	if h.kind == deltaBlock {
+		first = uint32(t.bases.len())
+		for _, b := range bases {
+			t.bases.add(b)
+		}
+	}
 	t.blocks.add(blockRec{
-		sum: sum, off: h.offset, order: order, owner: h.owner, extent: uint32(t.extents.len()),
-		stored: h.stored, raw: h.raw, kind: h.kind, codec: h.codec, extents: uint8(len(h.extents)),
+		sum: sum, off: h.offset, order: order, owner: h.owner, extent: uint32(t.extents.len()), base: first,
+		stored: h.stored, raw: h.raw, kind: h.kind, codec: h.codec, extents: uint8(len(h.extents)), pages: uint8(pages),
 	})
 	for _, e := range h.extents {
 		t.extents.add(pack(e))

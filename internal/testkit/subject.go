@@ -148,6 +148,20 @@ func parseAnswer(line string) (Answer, error) {
 	return a, nil
 }
 
+// Exec lets the program execute itself anew: the same process, with other
+// memory. It must have no children.
+func (s *Subject) Exec(t T) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(s.Dir, "status")); err != nil {
+		t.Fatalf("%v", err)
+	}
+	if err := unix.Kill(s.pid, unix.SIGPWR); err != nil {
+		t.Fatalf("subject %d: %v; %v", s.pid, err, alive(s.pid))
+	}
+	s.waitReady(t)
+	s.seq = 0
+}
+
 // Work implements [Program]: the program works all the time, so it waits until
 // its counters have moved.
 func (s *Subject) Work(t T) {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -58,7 +59,10 @@ type WriteProtect struct {
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
-	armed   map[proc.Range]bool // the mappings of the last round that this tracker follows
+	begun   bool         // there has been a round, perhaps of an earlier command
+	foreign []proc.Range // what another userfaultfd had before the first one
+	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
+	refused uint64       // bytes of the mappings of the last round that another userfaultfd has
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -118,7 +122,8 @@ func (w *WriteProtect) Close() error {
 
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
-	w.armed = make(map[proc.Range]bool, len(mappings))
+	w.findForeign(mappings)
+	w.armed, w.refused = w.armed[:0], 0
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
@@ -127,10 +132,9 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 	return nil
 }
 
-// Armed says whether this tracker follows a mapping, as it was in the last
-// round. The kernel says of a page only that somebody tracks it: with another
-// one's userfaultfd there, a page that is not written says nothing to us.
-func (w *WriteProtect) Armed(mapping proc.Range) bool { return w.armed[mapping] }
+// Foreign is how many bytes of the mappings of the last round cannot be tracked
+// because a userfaultfd of somebody else has them.
+func (w *WriteProtect) Foreign() uint64 { return w.refused }
 
 // roundOf arms a mapping, which does nothing where it is armed already, and
 // asks for its written pages. A mapping may have gone, or been replaced, since
@@ -140,7 +144,11 @@ func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
 	if err != nil || !armed {
 		return err
 	}
-	w.armed[r] = true
+	if n := len(w.armed); n > 0 && w.armed[n-1].End == r.Start {
+		w.armed[n-1].End = r.End
+	} else {
+		w.armed = append(w.armed, r)
+	}
 	err = w.pagemap.Protect(r, visit)
 	if errors.Is(err, unix.EPERM) {
 		// Replaced in part meanwhile. The kernel may have protected pages
@@ -162,26 +170,65 @@ func (w *WriteProtect) unlessGone(err error) error {
 // Kind implements [Tracker].
 func (w *WriteProtect) Kind() Kind { return KindUserfaultfd }
 
-// Look implements [Tracker].
+// Look implements [Tracker]. The kernel says of a page only that somebody tracks
+// it: with another one's userfaultfd there, a page that is not written says
+// nothing to us.
 func (w *WriteProtect) Look(ranges []proc.Range, visit func(r proc.Run, changed bool)) error {
-	pagemap, err := proc.OpenPagemap(w.pid) // of the address space that the process has now
+	return w.scan(ranges, func(run proc.Run) { visit(run, run.Changed() || !w.follows(run.Range)) })
+}
+
+// Unwritten visits the runs of pages in some ranges that were not written since
+// the tracker's last round, or that of the command before. It is for a tracker
+// that has not begun its round.
+func Unwritten(t Tracker, ranges []proc.Range, visit func(proc.Range)) error {
+	if w, ok := t.(*WriteProtect); ok {
+		return w.scan(ranges, func(run proc.Run) {
+			if !run.Changed() {
+				visit(run.Range)
+			}
+		})
+	}
+	return t.Look(ranges, func(run proc.Run, changed bool) {
+		if !changed {
+			visit(run.Range)
+		}
+	})
+}
+
+// scan visits the pages that are there in the address space that the process
+// has now.
+func (w *WriteProtect) scan(ranges []proc.Range, visit func(proc.Run)) error {
+	pagemap, err := proc.OpenPagemap(w.pid)
 	if err != nil {
 		return err
 	}
 	defer pagemap.Close()
 	for _, r := range ranges {
-		if err := pagemap.Scan(r, func(run proc.Run) { visit(run, run.Changed()) }); err != nil {
+		if err := pagemap.Scan(r, visit); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// follows says whether a range lies in what this tracker has armed.
+func (w *WriteProtect) follows(r proc.Range) bool {
+	i := sort.Search(len(w.armed), func(i int) bool { return w.armed[i].End > r.Start })
+	return i < len(w.armed) && w.armed[i].Start <= r.Start && r.End <= w.armed[i].End
+}
+
 // Rearm implements [Tracker]. It cannot fail in a way that counts: a page that
-// is not protected counts as written.
+// is not protected counts as written. What this tracker does not follow is left
+// alone: the protection may be another tracker's, which has to see the writes.
 func (w *WriteProtect) Rearm(ranges []proc.Range) error {
 	for _, r := range ranges {
-		_ = w.pagemap.Protect(r, func(proc.Run) {})
+		from := sort.Search(len(w.armed), func(i int) bool { return w.armed[i].End > r.Start })
+		for _, a := range w.armed[from:] {
+			if a.Start >= r.End {
+				break
+			}
+			_ = w.pagemap.Protect(proc.Range{Start: max(r.Start, a.Start), End: min(r.End, a.End)}, func(proc.Run) {})
+		}
 	}
 	return nil
 }

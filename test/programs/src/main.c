@@ -4,6 +4,7 @@
 #include <ucontext.h>
 
 static const char *dir;
+static char **arguments;
 static char answers_path[PATH_MAX];
 static int chosen_count;
 static const struct feature *chosen[64];
@@ -269,6 +270,7 @@ static void listen_for_signals(void)
 	sigaddset(&set, SIGUSR1);
 	sigaddset(&set, SIGUSR2);
 	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGPWR);
 
 	char line[64];
 	snprintf(line, sizeof line, "ready %d\n", getpid());
@@ -278,6 +280,10 @@ static void listen_for_signals(void)
 		int s = sigwaitinfo(&set, NULL);
 		if (s == SIGUSR1 || s == SIGUSR2)
 			answer(s == SIGUSR1);
+		if (s == SIGPWR) {
+			execv("/proc/self/exe", arguments);
+			die_errno("exec");
+		}
 		if (s == SIGTERM) {
 			for (int i = 0; i < children_count; i++)
 				kill(children[i], SIGKILL);
@@ -300,6 +306,7 @@ int main(int argc, char **argv)
 		usage(argc == 1 ? stdout : stderr);
 		return argc == 1 ? 0 : 2;
 	}
+	arguments = argv;
 	dir = realpath(argv[1], NULL);
 	if (!dir) {
 		perror(argv[1]);
@@ -310,6 +317,7 @@ int main(int argc, char **argv)
 	sigaddset(&set, SIGUSR1);
 	sigaddset(&set, SIGUSR2);
 	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGPWR);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	/* A child that died is told in an answer, which the program must live to give. */
 	signal(SIGPIPE, SIG_IGN);

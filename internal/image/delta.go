@@ -1,0 +1,141 @@
+package image
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/bits"
+)
+
+// maxDelta is the most that a difference may take, in bytes before compression. What is larger is stored as a page: it would
+// hardly be smaller, since pages compress as well, and is slower to read.
+const maxDelta = PageSize / 4
+
+// patch is a run of bytes of a page that differ from another page.
+type patch struct{ at, n uint16 }
+
+// patchCost is about what a patch takes beside its bytes.
+const patchCost = 3
+
+// diff appends to runs, whose storage is used again, what differs between two pages. It gives up, with ok false, where that is
+// more than maxDelta bytes.
+func diff(runs []patch, old, page []byte) (out []patch, ok bool) {
+	cost := 0
+	word := func(i int) uint64 { return le.Uint64(page[i:]) ^ le.Uint64(old[i:]) }
+	for i := 0; i < PageSize; i += 8 {
+		x := word(i)
+		if x == 0 {
+			continue
+		}
+		start := i + bits.TrailingZeros64(x)/8
+		for ; i+8 < PageSize; i += 8 {
+			next := word(i + 8)
+			if next == 0 {
+				break
+			}
+			x = next
+		}
+		end := i + 8 - bits.LeadingZeros64(x)/8
+		if cost += end - start + patchCost; cost > maxDelta {
+			return runs, false
+		}
+		runs = append(runs, patch{uint16(start), uint16(end - start)})
+	}
+	return runs, true
+}
+
+// deltaWriter collects a block of differences. Numbers and bytes are kept apart, because they compress better so.
+type deltaWriter struct {
+	extents           []Extent
+	bases             []base
+	blocks            int // how often the block of the base is another one than before
+	numbers, literals []byte
+}
+
+// maxBases bounds how many blocks must be read to read a block of differences whose pages are far apart: whoever waits for one of
+// the pages waits for all of these.
+const maxBases = 16
+
+func (d *deltaWriter) reset() {
+	d.extents, d.bases, d.blocks, d.numbers, d.literals = d.extents[:0], d.bases[:0], 0, d.numbers[:0], d.literals[:0]
+}
+
+// full says whether a page of that base has to go into another block.
+func (d *deltaWriter) full(from base) bool { return d.blocks == maxBases && d.isOther(from) }
+
+// isOther says whether the base is in another block than that of the page before.
+func (d *deltaWriter) isOther(from base) bool {
+	return len(d.bases) == 0 || d.bases[len(d.bases)-1].block != from.block
+}
+
+// add appends a page.
+func (d *deltaWriter) add(at uint64, from base, runs []patch, page []byte) {
+	if d.isOther(from) {
+		d.blocks++
+	}
+	d.extents, d.bases = appendPage(d.extents, at), append(d.bases, from)
+	d.numbers = binary.AppendUvarint(d.numbers, uint64(len(runs)))
+	end := uint16(0)
+	for _, r := range runs {
+		d.numbers = binary.AppendUvarint(d.numbers, uint64(r.at-end))
+		d.numbers = binary.AppendUvarint(d.numbers, uint64(r.n))
+		d.literals = append(d.literals, page[r.at:r.at+r.n]...)
+		end = r.at + r.n
+	}
+}
+
+// errDelta says that a block of differences can't be as it was written. Its checksum should have found that.
+var errDelta = errors.New("its differences are nonsense although its checksum matches")
+
+// deltaReader reads the payload of a block of differences, page by page.
+type deltaReader struct{ numbers, literals []byte }
+
+// newDelta checks the payload for a block of that many pages. After that next can't fail that often.
+func newDelta(payload []byte, pages int) (deltaReader, error) {
+	rest, total := payload, uint64(0)
+	number := func(limit uint64) (v uint64, ok bool) {
+		v, n := binary.Uvarint(rest)
+		if n <= 0 || v > limit {
+			return 0, false
+		}
+		rest = rest[n:]
+		return v, true
+	}
+	for range pages {
+		runs, ok := number(PageSize)
+		end := uint64(0)
+		for ; ok && runs > 0; runs-- {
+			var gap, n uint64
+			if gap, ok = number(PageSize - end); ok {
+				n, ok = number(PageSize - end - gap)
+			}
+			end += gap + n
+			total += n
+		}
+		if !ok {
+			return deltaReader{}, errDelta
+		}
+	}
+	if total != uint64(len(rest)) {
+		return deltaReader{}, errDelta
+	}
+	return deltaReader{payload[:len(payload)-len(rest)], rest}, nil
+}
+
+// next makes the next page of what it differs from. With nil it is passed over.
+func (d *deltaReader) next(page []byte) {
+	end := 0
+	for runs := d.number(); runs > 0; runs-- {
+		at := end + d.number()
+		end = at + d.number()
+		if page != nil {
+			copy(page[at:end], d.literals)
+		}
+		d.literals = d.literals[end-at:]
+	}
+}
+
+func (d *deltaReader) number() int {
+	v, n := binary.Uvarint(d.numbers)
+	d.numbers = d.numbers[n:]
+	return int(v)
+}
