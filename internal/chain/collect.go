@@ -21,6 +21,8 @@ type Options struct {
 	Roots []string
 	// Force takes no account of checkpoints that can't be read or found, though they may need what is given up.
 	Force bool
+	// Thorough lets Dedup move what the top needs of blocks that it needs in part.
+	Thorough bool
 	// DryRun only tells what would be done.
 	DryRun bool
 
@@ -46,11 +48,12 @@ func (o *Options) step(name string, work func() error) error {
 
 // Report says what an operation did, or, with DryRun, would do.
 type Report struct {
-	Removed []Item `json:"removed"` // no checkpoints any more
-	Marked  []Item `json:"marked"`  // not restorable any more, because they gave up memory
-	Kept    []Kept `json:"kept"`    // of what remains for others
-	Freed   int64  `json:"freed"`   // bytes of disk that were given back
-	Later   []Kept `json:"later"`   // what could not be given back now, and why
+	Removed []Item `json:"removed"`          // no checkpoints any more
+	Marked  []Item `json:"marked"`           // not restorable any more, because they gave up memory
+	Kept    []Kept `json:"kept"`             // of what remains for others
+	Freed   int64  `json:"freed"`            // bytes of disk that were given back
+	Later   []Kept `json:"later"`            // what could not be given back now, and why
+	TopID   string `json:"top_id,omitempty"` // of Dedup: the id of the top, a new one after a thorough deduplication that wrote it anew
 }
 
 // newReport makes one without nulls for programs.
