@@ -67,6 +67,13 @@ type DumpOptions struct {
 	// fit is written while the tree is frozen. 0: DefaultFinalBuffer.
 	FinalBuffer int
 
+	// Nice is how much less priority the dump has than other programs while the
+	// tree runs: 0 to 19 as in nice(1). The last copy, for which the tree stands
+	// still, is never slowed down.
+	Nice int
+	// Bandwidth is how many bytes per second are written at most; 0: no limit.
+	Bandwidth int64
+
 	// Progress, if set, is called now and then, from one goroutine at a time.
 	Progress func(Progress)
 	// AtStep, if set, is called as each step begins; an error fails the dump
@@ -239,6 +246,9 @@ func (d *dump) fail(step Step, kind, err error) error {
 	}
 	if inner := (*stepError)(nil); errors.As(err, &inner) {
 		return err // it happened in a step that CRIU waited for
+	}
+	if kind == nil && d.opts.Parent != "" && isDamage(err) {
+		kind, err = ErrDamaged, fmt.Errorf("the parent or one that it builds on: %w; or dump without a parent", err)
 	}
 	return &stepError{step: step, kind: kind, err: fmt.Errorf("dump of process %d: %w", d.opts.PID, err)}
 }

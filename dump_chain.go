@@ -34,6 +34,9 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}
 	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
+		if isDamage(err) {
+			return d.fail(StepPrepare, nil, err)
+		}
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}
 	m := d.parent.Manifest()
@@ -107,9 +110,7 @@ func (d *dump) takeUp() error {
 		return nil
 	}
 	if err != nil {
-		// Whatever it has stays armed and is not touched: what it guards counts
-		// as written (see track.WriteProtect.Split).
-		d.note("the process that keeps the trackers, %s, is of no use (%v): all memory is copied during the freeze; end that process", keeper.Name, err)
+		d.withoutKeeper(err)
 		return nil
 	}
 	d.kept = true
@@ -169,7 +170,8 @@ func (d *dump) startTracker(p *process) error {
 			p.tracker, p.looked = kept, make(map[proc.Range]bool)
 			return nil
 		}
-		kept.Close() // it has executed another program
+		kept.Close()
+		d.note("process %d (%s) has executed another program since the parent, or another userfaultfd has its memory: all of it is compared with the parent", who.pid, p.task.Comm)
 	}
 	if d.trackerKind == track.KindNone {
 		return nil // all of it is copied during the freeze, once
@@ -183,6 +185,16 @@ func (d *dump) startTracker(p *process) error {
 	}
 	p.tracker = tracker
 	return nil
+}
+
+// noteForeign tells of memory that cannot be tracked because somebody else
+// does something of the kind. It is copied during the freeze.
+func (d *dump) noteForeign() {
+	for pid, p := range d.processes {
+		if tracker, ok := p.tracker.(*track.WriteProtect); ok && tracker.Foreign() > 0 {
+			d.note("%d KiB of memory of process %d (%s) have a userfaultfd of another program: they are copied during the freeze", tracker.Foreign()>>10, pid, p.task.Comm)
+		}
+	}
 }
 
 // unknownPages visits the pages of a process that were not written since the
@@ -248,15 +260,32 @@ func eligible(maps []proc.Mapping) (list []proc.Mapping) {
 // protects pages anew: from here on what the keeper has is not all that was
 // written since the parent. Trackers that are of no use are ended, as a mapping
 // can have only one.
-func (d *dump) disarmKeeper() error {
+func (d *dump) disarmKeeper() {
 	if !d.kept {
-		return nil
+		return
 	}
 	d.disarmed = true
-	if root := d.tree[0]; d.adopted == nil {
-		return keeper.Stop(root.PID, root.StartTime)
+	root := d.tree[0]
+	if d.adopted == nil {
+		if err := keeper.Stop(root.PID, root.StartTime); err != nil {
+			d.withoutKeeper(err)
+		}
+		return
 	}
-	return keeper.Disarm(d.tree[0])
+	if err := keeper.Disarm(root); err != nil {
+		for who, tracker := range d.adopted {
+			tracker.Close()
+			delete(d.adopted, who)
+		}
+		d.withoutKeeper(err)
+	}
+}
+
+// withoutKeeper does without trackers that cannot be had. What they guard stays
+// theirs: it counts as written, and is not protected anew, so that they go on
+// to be right for their parent.
+func (d *dump) withoutKeeper(err error) {
+	d.note("the process %s that tracks the writes is of no use (%v): all memory is copied, most of it during the freeze; end that process", keeper.Name, err)
 }
 
 // endTracking ends the trackers of a dump that failed after they were taken out
@@ -327,6 +356,7 @@ func (d *dump) writePreDump() error {
 		}
 	}
 	d.sortPresent()
+	d.frozen = time.Now() // which it never was; the manifest has it as the time of the pre-dump
 	d.thawed = d.frozen
 	return d.publish()
 }

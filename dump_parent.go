@@ -63,3 +63,10 @@ func (d *dump) parentStillThere() error {
 	}
 	return nil
 }
+
+// isDamage says whether an error is that of a checkpoint that was read.
+func isDamage(err error) bool {
+	var damage *image.DamageError
+	var version *image.VersionError
+	return errors.As(err, &damage) || errors.As(err, &version)
+}

@@ -133,7 +133,7 @@ func (d *dump) prepare(ctx context.Context) error {
 	if err := d.takeUp(); err != nil {
 		return err
 	}
-	return d.openCheckpoint()
+	return d.openCheckpoint(ctx)
 }
 
 // prepareCRIU finds CRIU and a folder for its images. A pre-dump does without.
@@ -153,7 +153,7 @@ func (d *dump) prepareCRIU(ctx context.Context) (err error) {
 }
 
 // openCheckpoint opens the place where the checkpoint goes.
-func (d *dump) openCheckpoint() error {
+func (d *dump) openCheckpoint(ctx context.Context) error {
 	compressor, err := codec.New(d.opts.Compression, d.opts.Level)
 	if err != nil {
 		return d.fail(StepPrepare, ErrInput, err)
@@ -162,6 +162,9 @@ func (d *dump) openCheckpoint() error {
 		if d.target, err = store.CreateFolder(d.opts.Dir); err != nil {
 			return d.fail(StepPrepare, ErrInput, err)
 		}
+	}
+	if d.opts.Bandwidth > 0 {
+		d.target = store.Limit(ctx, d.target, d.opts.Bandwidth)
 	}
 	if d.opts.Dir != "" {
 		d.target = d.parentLock.Noting(d.target, d.opts.Dir)
@@ -190,6 +193,10 @@ func (o *DumpOptions) complete() error {
 		return fmt.Errorf("a chain of at most %d checkpoints: it must not be negative", o.MaxChain)
 	case o.MaxRounds < 0:
 		return fmt.Errorf("%d rounds: it must not be negative", o.MaxRounds)
+	case o.Nice < 0 || o.Nice > 19:
+		return fmt.Errorf("a priority of %d: it must be 0 to 19, as in nice(1)", o.Nice)
+	case o.Bandwidth < 0:
+		return fmt.Errorf("a bandwidth of %d bytes per second: it must not be negative", o.Bandwidth)
 	case o.FinalBuffer < 0:
 		return fmt.Errorf("a final buffer of %d bytes: it must not be negative", o.FinalBuffer)
 	}
@@ -230,9 +237,7 @@ func chooseEngine(asked Engine, c *criu.Binary) (Engine, error) {
 		return asked, nil
 	case EngineAuto:
 		switch {
-		case !proc.CanScan():
-			return EngineCRIU, nil // without it nobody can tell which pages are there
-		case !c.Dynamic:
+		case !c.Dynamic || !proc.CanScan(): // the library works on PAGEMAP_SCAN
 			return EngineLazyPages, nil
 		}
 		return EngineBlind, nil

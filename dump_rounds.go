@@ -26,9 +26,7 @@ const (
 
 // arm begins to track the writes of every process of the tree.
 func (d *dump) arm() error {
-	if err := d.disarmKeeper(); err != nil {
-		return err
-	}
+	d.disarmKeeper()
 	d.processes = make(map[int]*process)
 	return d.follow()
 }
@@ -94,17 +92,18 @@ func (d *dump) copyRounds(ctx context.Context) error {
 			return err
 		}
 		if copied <= enough || before > 0 && float64(copied) > shrinkLimit*float64(before) {
-			return nil
+			break
 		}
 		before = copied
 	}
+	d.noteForeign()
 	return nil
 }
 
 // copyRound copies what was written since the last round, at first everything.
 func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 	begun, round := time.Now(), d.round
-	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice})
+	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
 	for pid, p := range d.processes {
 		if p.tracker == nil {
 			continue

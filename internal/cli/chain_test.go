@@ -24,7 +24,7 @@ func (b *bench) layer(name, parent, kind string, created time.Time) {
 		b.t.Fatal(err)
 	}
 	dir := filepath.Join(b.dir, name)
-	o := image.WriterOptions{Shards: 1, ID: [16]byte{byte(len(name)), name[len(name)-1], 1}}
+	o := image.WriterOptions{Shards: 1, ID: [16]byte{byte(len(name)), name[len(name)-1], 1}, NoDelta: true} // each page has its own bytes
 	if parent != "" {
 		p, err := chain.Open(filepath.Join(b.dir, parent))
 		if err != nil {

@@ -48,6 +48,11 @@ func (a *app) runCheck(ctx context.Context, args []string) error {
 		}
 		report.PID, report.Results = pid, a.process(ctx, pid)
 	}
+	return a.tellCheck(&report)
+}
+
+// tellCheck shows what was found, and decides about the exit code.
+func (a *app) tellCheck(report *checkReport) error {
 	var failed, warned int
 	for _, r := range report.Results {
 		switch r.Status {
@@ -58,7 +63,7 @@ func (a *app) runCheck(ctx context.Context, args []string) error {
 		}
 	}
 	report.OK = failed == 0
-	if err := a.showCheck(&report, failed, warned); err != nil {
+	if err := a.showCheck(report, failed, warned); err != nil {
 		return err
 	}
 	if !report.OK {

@@ -161,15 +161,9 @@ func isCompletion(cmd *cobra.Command) bool {
 
 func configHelp() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "The configuration is YAML or JSON in %s, or in the file that --config or %s names:\n\n",
+	fmt.Fprintf(&b, "The configuration is YAML or JSON in %s, or in the file that --config or %s names. A variable\n",
 		config.DefaultPath, config.PathVariable)
-	for _, s := range config.Settings() {
-		if s.Default == "" {
-			s.Default = stasis.DefaultCompression
-		}
-		fmt.Fprintf(&b, "  %-24s %s (default %s)\n", s.Key, s.Help, s.Default)
-	}
-	b.WriteString("\nA variable such as STASIS_CHECKPOINT_STREAM goes before the file, and a flag before both.\n")
+	b.WriteString("such as STASIS_CHECKPOINT_STREAM goes before the file, and a flag before both. \"stasis config show\" lists all settings.\n")
 	return b.String()
 }
 

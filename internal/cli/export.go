@@ -12,9 +12,15 @@ import (
 	"stasis/internal/convert"
 )
 
+// exportFlags are the flags of an export.
+type exportFlags struct {
+	out   string
+	chain bool
+	also  []string
+}
+
 func (a *app) exportCommand() *cobra.Command {
-	var out string
-	var chain bool
+	f := &exportFlags{}
 	cmd := &cobra.Command{
 		Use:   "export --criu OUT DIR",
 		Short: "Write a checkpoint as images that stock CRIU restores",
@@ -31,15 +37,19 @@ left. The checkpoint stays as it is.`,
 		Args:              oneArg("the checkpoint"),
 		ValidArgsFunction: a.completeCheckpoint,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if out == "" {
+			if f.out == "" {
 				return &inputError{err: fmt.Errorf("--criu is missing: give the folder for CRIU's images"), help: cmd.CommandPath()}
 			}
-			return a.runExport(cmd.Context(), args[0], out, chain)
+			return a.runExport(cmd.Context(), args[0], f)
 		},
 	}
-	cmd.Flags().StringVar(&out, "criu", "", "folder `OUT` for CRIU's images, made where its parent exists")
-	cmd.Flags().BoolVar(&chain, "chain", false, "a folder for each checkpoint of the chain, with links called parent")
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&f.out, "criu", "", "folder `OUT` for CRIU's images, made where its parent exists")
+	flags.BoolVar(&f.chain, "chain", false, "a folder for each checkpoint of the chain, with links called parent")
+	flags.StringArrayVar(&f.also, "also", nil, "look for the checkpoints that this one builds on in `DIR`, too; may be repeated")
 	must(cmd.MarkFlagDirname("criu"))
+	must(cmd.MarkFlagDirname("also"))
 	return cmd
 }
 
@@ -51,15 +61,15 @@ type exportReport struct {
 	BytesPerSecond int64    `json:"bytes_per_second"`
 }
 
-func (a *app) runExport(ctx context.Context, arg, out string, chain bool) error {
+func (a *app) runExport(ctx context.Context, arg string, f *exportFlags) error {
 	dir, err := a.locate(arg)
 	if err != nil {
 		return err
 	}
-	if err := checkParent(out); err != nil {
+	if err := checkParent(f.out); err != nil {
 		return err
 	}
-	line, err := convert.OpenLine(dir, chain)
+	line, err := convert.OpenLine(ctx, dir, f.chain, f.also...)
 	if err != nil {
 		return err
 	}
@@ -67,9 +77,9 @@ func (a *app) runExport(ctx context.Context, arg, out string, chain bool) error 
 	view := a.progress()
 	defer view.Close()
 	begun := time.Now()
-	exported, err := convert.Export(ctx, line.Checkpoints, out, convert.ExportOptions{
+	exported, err := convert.Export(ctx, line.Checkpoints, f.out, convert.ExportOptions{
 		Workers:  runtime.NumCPU(),
-		Chain:    chain,
+		Chain:    f.chain,
 		Progress: func(done, total int64) { view.show("writing", done, total) },
 	})
 	took := time.Since(begun)

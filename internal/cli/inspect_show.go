@@ -60,7 +60,7 @@ func (r *inspectReport) general() [][]string {
 		{"  id", m.ID},
 		{"  kind", m.Kind},
 		{"  created", m.Created.Local().Format(time.DateTime) + " by Stasis " + m.Stasis},
-		{"  host", fmt.Sprintf("%s, Linux %s, %s, CRIU %s", m.Host.Hostname, m.Host.Kernel, m.Host.Arch, m.Host.CRIUVersion)},
+		{"  host", printable(hostLine(m.Host))},
 		{"  engine", m.Engine},
 		{"  paused for", span(micros(g.PauseUS))},
 		{"  dump took", span(micros(g.DumpUS))},
@@ -155,4 +155,15 @@ func roundRows(m *image.Manifest) [][]string {
 		rows = append(rows, []string{name, strconv.FormatInt(round.Pages, 10), inBytes(round.Bytes), span(took), rate(round.Bytes, took)})
 	}
 	return rows
+}
+
+// hostLine tells of the machine of a dump, of which an imported checkpoint does not know everything.
+func hostLine(h image.Host) string {
+	known := func(text string) string {
+		if text == "" {
+			return "(unknown)"
+		}
+		return text
+	}
+	return fmt.Sprintf("%s, Linux %s, %s, CRIU %s", known(h.Hostname), known(h.Kernel), known(h.Arch), known(h.CRIUVersion))
 }

@@ -2,8 +2,10 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -75,10 +77,14 @@ func message(cmd uint32, pages, addr, id uint64) []byte {
 // send plays a whole session of a sender, of three pages of process 4711.
 func send(conn net.Conn) (answer []byte, err error) {
 	page := bytes.Repeat([]byte("abcd"), image.PageSize/4)
+	return sendPages(conn, bytes.Join([][]byte{page, make([]byte, image.PageSize), page}, nil))
+}
+
+func sendPages(conn net.Conn, data []byte) (answer []byte, err error) {
 	defer conn.Close()
 	const all = 0x1023
 	for _, part := range [][]byte{
-		message(3, 0, 0, 4711<<8|1), message(4<<16|6, 3, 0x10000, 4711<<8|1), page, make([]byte, image.PageSize), page, message(all, 0, 0, 0),
+		message(3, 0, 0, 4711<<8|1), message(4<<16|6, uint64(len(data)/image.PageSize), 0x10000, 4711<<8|1), data, message(all, 0, 0, 0),
 	} {
 		if _, err := conn.Write(part); err != nil {
 			return nil, err
@@ -195,5 +201,75 @@ func TestPageServerLeavesNothing(t *testing.T) {
 	}
 	if text := b.err.String(); strings.Contains(text, "listening") {
 		t.Errorf("it says that it listens: %q", text)
+	}
+}
+
+// Whoever listens to other machines without TLS is warned; to this one alone it needs no warning.
+func TestPageServerWarnsOfClearText(t *testing.T) {
+	b := newBench(t)
+	for address, warned := range map[string]bool{"0.0.0.0": true, "127.0.0.1": false, "::1": false, "localhost": false} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		b.out.Reset()
+		b.err.Reset()
+		code := b.app.run(ctx, []string{"page-server", "-D", filepath.Join(t.TempDir(), "x"), "--address", address, "--port", "0"})
+		cancel()
+		text := b.err.String()
+		if code == exitInput && strings.Contains(text, "cannot assign") {
+			continue // a machine without IPv6
+		}
+		if code != exitFailure || !strings.Contains(text, "listening on") {
+			t.Errorf("%s: %d, %q", address, code, text)
+		}
+		if strings.Contains(text, "clear text") != warned {
+			t.Errorf("%s: it says %q", address, text)
+		}
+	}
+}
+
+// With --auto-dedup the parent loses what the new checkpoint replaces, and says so from then on; the new one is whole.
+func TestPageServerGivesSpaceBack(t *testing.T) {
+	b := newBench(t)
+	base := t.TempDir()
+	first, second := filepath.Join(base, "first"), filepath.Join(base, "second")
+	different := make([]byte, 600*image.PageSize)
+	for _, args := range [][]string{{"-D", first}, {"-D", second, "--parent", first, "--auto-dedup"}} {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := os.NewFile(uintptr(fds[0]), "sender")
+		conn, err := net.FileConn(file)
+		file.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range different { // half of it is as before, the rest is not
+			if i > len(different)/2 || args[1] == first {
+				different[i] = byte(rand.Uint32())
+			}
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, err := sendPages(conn, different)
+			done <- err
+		}()
+		args = append([]string{"page-server", "-o", "json", "--compression", "none", "--stream", "1", "--ps-socket", strconv.Itoa(fds[1])}, args...)
+		if code := b.run(args...); code != exitOK {
+			t.Fatalf("exit code %d: %s %s", code, b.out.String(), b.err.String())
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	var r receivedReport
+	b.document(&r)
+	if half := int64(len(different) / 2); r.Freed < half*3/4 || r.Freed > half || r.Figures.BytesStored > half*11/10 {
+		t.Errorf("of %d bytes, half of them new, it gave back %d and stored %d", len(different), r.Freed, r.Figures.BytesStored)
+	}
+	if code := b.run("verify", second); code != exitOK {
+		t.Errorf("the new one: %s", b.err.String())
+	}
+	if code := b.run("page-server", "-q", "-D", filepath.Join(base, "third"), "--parent", first); code == exitOK || !strings.Contains(b.err.String(), "parent") {
+		t.Errorf("the old one is still taken for a parent: %d, %s", code, b.err.String())
 	}
 }

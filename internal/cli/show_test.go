@@ -195,7 +195,7 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	b.run("--help")
-	for _, part := range []string{"Exit codes:", "3     the checkpoint is damaged", "128+N", "checkpoint.stream", "STASIS_CONFIG"} {
+	for _, part := range []string{"Exit codes:", "3     the checkpoint is damaged", "128+N", "stasis config show", "STASIS_CONFIG"} {
 		if !strings.Contains(b.out.String(), part) {
 			t.Errorf("the help lacks %q", part)
 		}

@@ -5,6 +5,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"stasis"
@@ -73,7 +74,7 @@ func (a *app) runTrackers() error {
 	for _, r := range reports {
 		since, age := "-", "-"
 		if r.Armed != "" {
-			since, age = printable(r.Dir), span(time.Since(r.Since).Truncate(time.Second))
+			since, age = printable(r.Dir), units.HumanDuration(time.Since(r.Since))
 		}
 		fmt.Fprintf(table, "%d\t%s\t%d\t%s\t%s\t%s (%d)\t%s\n", r.PID, printable(r.Command), r.Processes, since, age, r.Tracker, r.Keeper, inBytes(r.Memory))
 	}

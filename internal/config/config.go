@@ -30,24 +30,6 @@ const (
 	maxFile = 1 << 20
 )
 
-// Config holds the settings.
-type Config struct {
-	Checkpoint Checkpoint
-}
-
-// Checkpoint holds the settings for making checkpoints.
-type Checkpoint struct {
-	Stream      int    // number of shards; 0: one for each CPU
-	Dir         string // folder of the checkpoints that are made by name, an absolute path
-	Compression string // codec; "": the library's default
-	Level       int    // of the codec; 0: its default
-}
-
-// Default is what holds where nothing is set.
-func Default() *Config {
-	return &Config{Checkpoint: Checkpoint{Dir: "/var/lib/stasis/checkpoints"}}
-}
-
 // Load reads the settings. path is the file; where it is empty, the one that PathVariable names, else [DefaultPath], which alone
 // may be missing. environ has the form of os.Environ.
 //
@@ -62,6 +44,7 @@ func Load(path string, environ []string) (*Config, error) {
 		path, named = DefaultPath, false
 	}
 	delete(variables, PathVariable)
+	c.path = path
 	if err := c.readFile(path); err != nil && (named || !errors.Is(err, fs.ErrNotExist)) {
 		return nil, err
 	}
@@ -72,6 +55,17 @@ func Load(path string, environ []string) (*Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// WhereIs is the file that Load would read.
+func WhereIs(path string, environ []string) string {
+	if path == "" {
+		path = ours(environ)[PathVariable]
+	}
+	if path == "" {
+		path = DefaultPath
+	}
+	return path
 }
 
 // ours picks the variables of Stasis.
@@ -155,16 +149,35 @@ func (p *parser) entry(key string, at, value *yaml.Node) error {
 	if !ok {
 		return p.fail(at, "unknown key %s: did you mean %s?", key, nearest(key, keys()))
 	}
-	if value.Kind != yaml.ScalarNode {
-		return p.fail(value, "%s takes one value, such as %s", key, s.example)
-	}
-	if value.Tag == "!!null" {
+	if value.Kind == yaml.ScalarNode && value.Tag == "!!null" {
 		return nil
 	}
-	if err := s.set(p.config, value.Value); err != nil {
+	text, err := scalar(s, value)
+	if err != nil {
+		return p.fail(value, "%s %w", key, err)
+	}
+	if err := p.config.set(s, text, fmt.Sprintf("%s:%d", p.path, at.Line)); err != nil {
 		return p.fail(value, "%s: %w", key, err)
 	}
 	return nil
+}
+
+// scalar is a value as a variable would have it: lists are written with commas there.
+func scalar(s *setting, value *yaml.Node) (string, error) {
+	switch {
+	case value.Kind == yaml.ScalarNode:
+		return value.Value, nil
+	case value.Kind != yaml.SequenceNode || !s.list:
+		return "", fmt.Errorf("takes one value, such as %s", s.example)
+	}
+	var words []string
+	for _, item := range value.Content {
+		if item.Kind != yaml.ScalarNode || strings.Contains(item.Value, ",") {
+			return "", fmt.Errorf("takes a list of words, such as [%s]", s.example)
+		}
+		words = append(words, item.Value)
+	}
+	return strings.Join(words, ","), nil
 }
 
 func (p *parser) fail(at *yaml.Node, format string, args ...any) error {
@@ -174,12 +187,13 @@ func (p *parser) fail(at *yaml.Node, format string, args ...any) error {
 // readVariables sets what the environment says. Names that begin like a setting must be one: a misspelt one that is ignored
 // is found much later.
 func (c *Config) readVariables(variables map[string]string) error {
-	for _, s := range settings {
+	for i := range settings {
+		s := &settings[i]
 		value, ok := variables[s.variable()]
 		if !ok {
 			continue
 		}
-		if err := s.set(c, value); err != nil {
+		if err := c.set(s, value, s.variable()); err != nil {
 			return fmt.Errorf("the variable %s: %w", s.variable(), err)
 		}
 	}

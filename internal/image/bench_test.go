@@ -23,10 +23,22 @@ func (discard) Abort() error                        { return nil }
 func (discardWriter) Write(p []byte) (int, error)   { return len(p), nil }
 func (discardWriter) Finish() error                 { return nil }
 func (discardWriter) Abort() error                  { return nil }
+
 func noise(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{3}).Read(b)
 	return b
+}
+
+// stamps makes pages that no other has.
+type stamps uint64
+
+func (s *stamps) on(data []byte) []byte {
+	for i := 0; i < len(data); i += PageSize {
+		*s++
+		le.PutUint64(data[i:], uint64(*s))
+	}
+	return data
 }
 
 // BenchmarkPutPages is the rate at which one goroutine takes blocks, without anything that the target does: looking for zero
@@ -38,9 +50,10 @@ func BenchmarkPutPages(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	var unique stamps
 	for i := 0; b.Loop(); i++ {
 		at := i % 64 * MaxBlock
-		block := PageBlock{7, []Extent{{uint64(i) * MaxBlock, MaxPages}}, data[at : at+MaxBlock]}
+		block := PageBlock{7, []Extent{{uint64(i) * MaxBlock, MaxPages}}, unique.on(data[at : at+MaxBlock])}
 		if err := w.PutPages(0, block); err != nil {
 			b.Fatal(err)
 		}
@@ -50,7 +63,7 @@ func BenchmarkPutPages(b *testing.B) {
 // BenchmarkPutPagesToDisk is the rate of two goroutines and four shards, uncompressed, durable, to the disk that $TMPDIR is on.
 // Each operation is 1 GiB.
 func BenchmarkPutPagesToDisk(b *testing.B) {
-	dir, data := filepath.Join(b.TempDir(), "checkpoint"), noise(16*MaxBlock)
+	dir, data := filepath.Join(b.TempDir(), "checkpoint"), [2][]byte{noise(8 * MaxBlock), noise(8 * MaxBlock)}
 	const blocks = 1 << 30 / MaxBlock
 	b.SetBytes(blocks * MaxBlock)
 	for b.Loop() {
@@ -66,9 +79,10 @@ func BenchmarkPutPagesToDisk(b *testing.B) {
 		for k := range 2 {
 			go func() {
 				var err error
+				unique := stamps(k << 32)
 				for i := k; i < blocks && err == nil; i += 2 {
-					at := i % 16 * MaxBlock
-					err = w.PutPages(0, PageBlock{7, []Extent{{uint64(i) * MaxBlock, MaxPages}}, data[at : at+MaxBlock]})
+					at := i / 2 % 8 * MaxBlock
+					err = w.PutPages(0, PageBlock{7, []Extent{{uint64(i) * MaxBlock, MaxPages}}, unique.on(data[k][at : at+MaxBlock])})
 				}
 				done <- err
 			}()
@@ -90,9 +104,9 @@ func BenchmarkPutPagesToDisk(b *testing.B) {
 // dirty writes a process of that size, then isolated pages of it again, 64 to a block.
 func dirty(b *testing.B, w *Writer, size uint64, isolated int) []Range {
 	b.Helper()
-	block := noise(MaxBlock)
+	block, unique := noise(MaxBlock), stamps(0)
 	for addr := uint64(0); addr < size; addr += MaxBlock {
-		put(b, w, 0, 7, block, Extent{addr, MaxPages})
+		put(b, w, 0, 7, unique.on(block), Extent{addr, MaxPages})
 	}
 	r := rand.New(rand.NewPCG(1, 1))
 	pages := map[uint64]bool{}
@@ -109,7 +123,7 @@ func dirty(b *testing.B, w *Writer, size uint64, isolated int) []Range {
 		for _, p := range chunk {
 			extents = append(extents, Extent{p, 1})
 		}
-		put(b, w, 1, 7, block[:len(chunk)*PageSize], extents...)
+		put(b, w, 1, 7, unique.on(block[:len(chunk)*PageSize]), extents...)
 	}
 	return []Range{{0, size}}
 }

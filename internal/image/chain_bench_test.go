@@ -42,7 +42,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 // blocks of pages from anywhere, and in blocks of one page.
 func BenchmarkFinishOnParent(b *testing.B) {
 	const size, pages = 4 << 30, 4 << 30 / PageSize
-	whole, page := noise(MaxBlock), noise(PageSize)
+	whole, page, unique := noise(MaxBlock), noise(PageSize), stamps(0)
 	for name, fill := range map[string]func(w *Writer) map[int][]Range{
 		"runs": func(w *Writer) map[int][]Range { return map[int][]Range{7: dirty(b, w, size, 25_000)} },
 		"isolated": func(w *Writer) map[int][]Range {
@@ -52,13 +52,13 @@ func BenchmarkFinishOnParent(b *testing.B) {
 				for _, p := range order[i : i+MaxPages] {
 					extents = append(extents, Extent{uint64(p) * PageSize, 1})
 				}
-				put(b, w, 0, 7, whole, extents...)
+				put(b, w, 0, 7, unique.on(whole), extents...)
 			}
 			return map[int][]Range{7: {{0, size}}}
 		},
 		"single": func(w *Writer) map[int][]Range {
 			for i := range pages {
-				put(b, w, 0, 7, page, Extent{uint64(i) * PageSize, 1})
+				put(b, w, 0, 7, unique.on(page), Extent{uint64(i) * PageSize, 1})
 			}
 			return map[int][]Range{7: {{0, size}}}
 		},
@@ -82,11 +82,12 @@ func BenchmarkFinishOnParent(b *testing.B) {
 // BenchmarkOpenChain opens the last of chains of two lengths of the same content.
 func BenchmarkOpenChain(b *testing.B) {
 	const pages = 100_000
-	whole := noise(MaxBlock)
+	whole, unique := noise(MaxBlock), stamps(1<<40)
 	for _, length := range []int{2, 500} {
 		r, top := rand.New(rand.NewPCG(1, 1)), (*Checkpoint)(nil)
 		for depth := range length {
 			o := WriterOptions{Shards: 4, ID: [16]byte{1, byte(depth), byte(depth >> 8)}, Parent: top, ParentPath: fmt.Sprintf("../c%d", depth)}
+			o.NoCompare = true // tables can't read blocks
 			top = tables(b, o, func(w *Writer) map[int][]Range {
 				if depth == 0 {
 					return map[int][]Range{7: dirty(b, w, pages*PageSize, 0)[:1]}
@@ -96,7 +97,7 @@ func BenchmarkOpenChain(b *testing.B) {
 					for range min(left, MaxPages) {
 						extents = append(extents, Extent{r.Uint64N(pages) * PageSize, 1})
 					}
-					put(b, w, 0, 7, whole[:len(extents)*PageSize], extents...)
+					put(b, w, 0, 7, unique.on(whole[:len(extents)*PageSize]), extents...)
 				}
 				return map[int][]Range{7: {{0, pages * PageSize}}}
 			})
@@ -268,5 +269,72 @@ func BenchmarkReadDeltas(b *testing.B) {
 			b.Cleanup(func() { _ = c.Close() })
 			read(fmt.Sprintf("1in%d", every), c)
 		}
+	}
+}
+
+// BenchmarkReadChain opens the last of chains of two lengths of the same content, 64 MiB of which a half was written again, and
+// reads all of it, as a restore does.
+func BenchmarkReadChain(b *testing.B) {
+	const size, again = 64 << 20, 8000
+	whole := heapPages(MaxPages, 1)
+	for _, length := range []int{2, 500} {
+		dir := b.TempDir()
+		path := func(i int) string { return filepath.Join(dir, fmt.Sprint(i)) }
+		resolve := func(id [16]byte) (store.Source, error) { return store.OpenFolder(path(int(le.Uint32(id[:])))) }
+		top := func(i int) *Checkpoint {
+			src, err := store.OpenFolder(path(i))
+			if err != nil {
+				b.Fatal(err)
+			}
+			c, err := OpenChain(src, resolve)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return c
+		}
+		r, unique, parent := rand.New(rand.NewPCG(1, 1)), stamps(0), (*Checkpoint)(nil)
+		for depth := range length {
+			target, err := store.CreateFolder(path(depth))
+			if err != nil {
+				b.Fatal(err)
+			}
+			o := WriterOptions{Shards: 2, Codec: newCodec(b, "lz4"), Parent: parent, NoCompare: true}
+			le.PutUint32(o.ID[:], uint32(depth))
+			w, err := NewWriter(target, o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for at := uint64(0); depth == 0 && at < size; at += MaxBlock {
+				put(b, w, 0, 7, unique.on(whole), Extent{at, MaxPages})
+			}
+			for left := again / (length - 1); depth > 0 && left > 0; left -= MaxPages {
+				var extents []Extent
+				for range min(left, MaxPages) {
+					extents = append(extents, Extent{r.Uint64N(size/PageSize) * PageSize, 1})
+				}
+				put(b, w, 0, 7, unique.on(whole[:len(extents)*PageSize]), extents...)
+			}
+			finish(b, w, map[int][]Range{7: {{0, size}}})
+			if parent != nil {
+				_ = parent.Close()
+			}
+			parent = top(depth)
+		}
+		_ = parent.Close()
+		b.Run(fmt.Sprint(length), func(b *testing.B) {
+			b.SetBytes(size)
+			for b.Loop() {
+				c := top(length - 1)
+				var buffer Buffer
+				for i := range c.Blocks() {
+					if _, err := c.ReadBlock(i, &buffer); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(len(c.manifest.Origins)), "origins")
+				b.ReportMetric(float64(c.Blocks()), "blocks")
+				_ = c.Close()
+			}
+		})
 	}
 }

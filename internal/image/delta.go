@@ -6,9 +6,10 @@ import (
 	"math/bits"
 )
 
-// maxDelta is the most that a difference may take, in bytes before compression. What is larger is stored as a page: it would
-// hardly be smaller, since pages compress as well, and is slower to read.
-const maxDelta = PageSize / 4
+// maxDelta is the most that a difference may take, in bytes before compression. What is larger is stored as a page: pages compress
+// as well. With heaps whose pages compress to 1100 bytes (Zstandard) or 1500 (LZ4), differences of just this size compressed to
+// 950 and 1250.
+const maxDelta = PageSize / 2
 
 // patch is a run of bytes of a page that differ from another page.
 type patch struct{ at, n uint16 }
@@ -43,13 +44,36 @@ func diff(runs []patch, old, page []byte) (out []patch, ok bool) {
 	return runs, true
 }
 
-// deltaWriter collects the payload of a block of differences. Numbers and bytes are kept apart, because they compress better so.
-type deltaWriter struct{ numbers, literals []byte }
+// deltaWriter collects a block of differences. Numbers and bytes are kept apart, because they compress better so.
+type deltaWriter struct {
+	extents           []Extent
+	bases             []base
+	blocks            int // how often the block of the base is another one than before
+	numbers, literals []byte
+}
 
-func (d *deltaWriter) reset() { d.numbers, d.literals = d.numbers[:0], d.literals[:0] }
+// maxBases bounds how many blocks must be read to read a block of differences whose pages are far apart: whoever waits for one of
+// the pages waits for all of these.
+const maxBases = 16
+
+func (d *deltaWriter) reset() {
+	d.extents, d.bases, d.blocks, d.numbers, d.literals = d.extents[:0], d.bases[:0], 0, d.numbers[:0], d.literals[:0]
+}
+
+// full says whether a page of that base has to go into another block.
+func (d *deltaWriter) full(from base) bool { return d.blocks == maxBases && d.isOther(from) }
+
+// isOther says whether the base is in another block than that of the page before.
+func (d *deltaWriter) isOther(from base) bool {
+	return len(d.bases) == 0 || d.bases[len(d.bases)-1].block != from.block
+}
 
 // add appends a page.
-func (d *deltaWriter) add(runs []patch, page []byte) {
+func (d *deltaWriter) add(at uint64, from base, runs []patch, page []byte) {
+	if d.isOther(from) {
+		d.blocks++
+	}
+	d.extents, d.bases = appendPage(d.extents, at), append(d.bases, from)
 	d.numbers = binary.AppendUvarint(d.numbers, uint64(len(runs)))
 	end := uint16(0)
 	for _, r := range runs {

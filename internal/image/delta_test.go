@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -32,14 +33,14 @@ func TestDiff(t *testing.T) {
 		var olds, news [][]byte
 		for range 1 + r.IntN(MaxPages) {
 			old := noise(PageSize * 2)[r.IntN(PageSize):][:PageSize]
-			page := scribble(r, old, r.IntN(150))
+			page := scribble(r, old, r.IntN(500))
 			runs, ok := diff(nil, old, page)
 			if !ok {
 				gaveUp++
 				continue
 			}
 			literals := len(d.literals)
-			d.add(runs, page)
+			d.add(uint64(len(olds)), base{}, runs, page)
 			if took := len(d.literals) - literals; took+patchCost*len(runs) > maxDelta {
 				t.Fatalf("a difference takes %d bytes in %d runs", took, len(runs))
 			}
@@ -84,8 +85,8 @@ func FuzzDelta(f *testing.F) {
 	page := append([]byte{1, 2, 3}, zeroPage[3:]...)
 	page[PageSize-1] = 9
 	runs, _ := diff(nil, zeroPage[:], page)
-	d.add(runs, page)
-	d.add(nil, page)
+	d.add(0, base{}, runs, page)
+	d.add(1, base{}, nil, page)
 	f.Add(append(d.numbers, d.literals...), uint8(2))
 	f.Add([]byte{1, 0, 0x80, 0x20}, uint8(1))
 	f.Fuzz(func(t *testing.T, payload []byte, pages uint8) {
@@ -264,5 +265,97 @@ func TestBasesThatMakeNoSense(t *testing.T) {
 	c := open(t, sealed(t, good.encode(), make([]byte, 256*unit), nil))
 	if c.Blocks() != 1 || !c.Block(0).Delta || c.Block(0).Raw != 2*PageSize {
 		t.Errorf("it has %d blocks, the first is %+v", c.Blocks(), c.Block(0))
+	}
+}
+
+// TestChainFromManyGoroutines writes a checkpoint on a parent from several goroutines, and reads it from several.
+func TestChainFromManyGoroutines(t *testing.T) {
+	const workers, pages = 4, 600
+	for _, codecName := range []string{"none", "lz4"} {
+		o := WriterOptions{Shards: 3, Codec: newCodec(t, codecName)}
+		c := counters(t, pages, 2, o)
+		want := c[1].memory.clone()
+		for page := range uint64(pages) {
+			if page%3 > 0 {
+				changed := bytes.Clone(want[7][64+page])
+				le.PutUint64(changed[page:], page)
+				want.set(7, 64+page, changed)
+			}
+		}
+		c.add(t, o, KindFull, want, want.present(), func(w *Writer) {
+			var crew sync.WaitGroup
+			errs := make([]error, workers)
+			for k := range workers {
+				crew.Go(func() {
+					for page := uint64(64 + k); page < 64+pages; page += workers {
+						errs[k] = errors.Join(errs[k], w.PutPages(0, PageBlock{7, []Extent{{page * PageSize, 1}}, want[7][page]}))
+					}
+				})
+			}
+			crew.Wait()
+			if err := errors.Join(errs...); err != nil {
+				t.Fatal(err)
+			}
+		})
+		p := c.open(t, 2)
+		checkMemory(t, p, want)
+		if f := p.Manifest().Figures; f.BytesReferenced < pages/3*PageSize || f.BytesDelta < pages/3*PageSize {
+			t.Errorf("figures are %+v", f)
+		}
+		var crew sync.WaitGroup
+		errs := make([]error, workers)
+		for k := range workers {
+			crew.Go(func() {
+				var b Buffer
+				for n := range p.Blocks() {
+					data, err := p.ReadBlock((n+k*p.Blocks()/workers)%p.Blocks(), &b)
+					if err != nil || len(data) == 0 {
+						errs[k] = errors.Join(errs[k], err)
+					}
+				}
+				errs[k] = errors.Join(errs[k], p.Verify(context.Background(), 1, nil))
+			})
+		}
+		crew.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDifferencesFarApart changes one page of each of many blocks: few blocks must be read to read any of the differences.
+func TestDifferencesFarApart(t *testing.T) {
+	const blocks = 2*maxBases + 3
+	var c chain
+	data := noise(blocks * 4 * PageSize)
+	present := map[int][]Range{7: {pagesOf(0, blocks*4)}}
+	c.add(t, WriterOptions{}, KindFull, withPages(7, 0, bytes.Clone(data)), present, func(w *Writer) {
+		for i := range uint64(blocks) {
+			put(t, w, 0, 7, data[i*4*PageSize:(i+1)*4*PageSize], Extent{i * 4 * PageSize, 4})
+		}
+	})
+	want := c[0].memory.clone()
+	var extents []Extent
+	var changed []byte
+	for i := range uint64(blocks) {
+		page := bytes.Clone(want[7][i*4])
+		page[i]++
+		want.set(7, i*4, page)
+		extents, changed = append(extents, Extent{i * 4 * PageSize, 1}), append(changed, page...)
+	}
+	c.add(t, WriterOptions{}, KindFull, want, present, func(w *Writer) { put(t, w, 0, 7, changed, extents...) })
+	p := c.open(t, 1)
+	checkMemory(t, p, want)
+	deltas := 0
+	for i := range p.Blocks() {
+		if p.Block(i).Delta {
+			deltas++
+			if n := len(p.Block(i).Pieces); n > maxBases {
+				t.Errorf("a block has %d pages", n)
+			}
+		}
+	}
+	if deltas != 3 {
+		t.Errorf("there are %d blocks of differences", deltas)
 	}
 }

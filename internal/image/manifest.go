@@ -30,7 +30,7 @@ type Manifest struct {
 	Depth     int               `json:"depth,omitempty"`   // number of ancestors that it builds on, through all parents
 	Kind      string            `json:"kind"`              // KindFull or KindPreDump
 	Created   time.Time         `json:"created"`           // when the process was frozen
-	Engine    string            `json:"engine"`            // how memory was kept from CRIU: blind, lazy-pages, criu
+	Engine    string            `json:"engine"`            // how memory was kept from CRIU: blind, lazy-pages, criu; import: CRIU dumped it
 	Host      Host              `json:"host"`              // what a restore depends on
 	RootPID   int               `json:"root_pid"`          // root of the process tree
 	Processes []Process         `json:"processes"`         // the tree, parents before children

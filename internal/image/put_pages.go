@@ -23,10 +23,7 @@ func (w *Writer) PutPages(round int, b PageBlock) error {
 	s := w.scratches.Get().(*scratch)
 	defer w.scratches.Put(s)
 	s.begin(b)
-	if err := w.compare(s, b); err != nil {
-		return w.fail(err)
-	}
-	if err := w.putDelta(s, b, order); err != nil {
+	if err := w.compare(s, b, order); err != nil {
 		return err
 	}
 	w.share(s, b)

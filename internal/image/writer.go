@@ -137,8 +137,7 @@ type scratch struct {
 	old     blockCache // blocks of the parent
 	oldPage oldPage    // a page of it
 	runs    []patch
-	delta   deltaWriter // differences from pages of the parent
-	bases   []base      // and those pages, as the parent numbers its blocks
+	delta   deltaWriter // differences from pages of the parent, which numbers the blocks of their bases
 	file    Buffer      // a piece of the parent's file
 }
 
@@ -174,7 +173,7 @@ func (w *Writer) put(s *scratch, head blockHead, data []byte, order uint64) (pag
 			return pageAt{}, w.fail(err)
 		}
 	}
-	to.note(&head, le.Uint64(s.head[56:]), order, s.bases)
+	to.note(&head, le.Uint64(s.head[56:]), order, s.delta.bases)
 	n := int64(len(s.head) + len(payload))
 	to.off += n
 	w.stored.Add(n)

@@ -43,7 +43,7 @@ const Folder = "/run/stasis/trackers"
 var ErrNone = errors.New("no tracker is kept for the process")
 
 // patience bounds each message, to a keeper and from one.
-const patience = 5 * time.Second
+const patience = 2 * time.Second
 
 // State is what a keeper knows. Its descriptors are beside it, one for each of
 // Processes, in their order.

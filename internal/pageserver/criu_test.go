@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/chain"
+	"stasis/internal/criu"
 	"stasis/internal/image"
 	"stasis/internal/require"
 	"stasis/internal/store"
@@ -242,33 +242,19 @@ func compareWithImages(t *testing.T, c *image.Checkpoint, dir string) {
 // imagesOf reads a page map of CRIU and its pages.
 func imagesOf(t *testing.T, path string) map[uint64][]byte {
 	t.Helper()
-	f, err := os.Open(path)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	r := mapReader{from: f}
-	number, err := r.begin()
+	pages, runs, err := criu.DecodePagemap(text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	content, err := os.ReadFile(filepath.Join(filepath.Dir(path), pagesName(number)))
+	content, err := os.ReadFile(filepath.Join(filepath.Dir(path), criu.PagesImage(pages)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := map[uint64][]byte{}
-	for behind := uint64(0); ; {
-		at, err := r.next(behind)
-		if errors.Is(err, io.EOF) {
-			return all
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		for behind = at.End; at.Start < at.End; at.Start += page {
-			all[at.Start], content = content[:page], content[page:]
-		}
-	}
+	return contentOf(t, runs, content)
 }
 
 // fails is a target that can't be committed.

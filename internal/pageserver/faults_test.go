@@ -41,6 +41,25 @@ func TestOthersAreTurnedAway(t *testing.T) {
 	}
 }
 
+// A socket that others hold open is not waited for at the end (--ps-socket).
+func TestForcedClose(t *testing.T) {
+	g := receiving(t, rigOptions{})
+	s := g.connect(longLayout)
+	s.open(t, 5<<8|1)
+	s.pages(t, 5<<8|1, page, make([]byte, page))
+	s.say(t, cmdForceClose, 0, 0, 0, 0)
+	if status := s.hear(t, 4); !bytes.Equal(status, make([]byte, 4)) {
+		t.Errorf("the server says %v", status)
+	}
+	begun := time.Now()
+	if err := g.wait(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begun); took >= hangUpWithin {
+		t.Errorf("it waited for %v", took)
+	}
+}
+
 func TestSilenceEndsTheSession(t *testing.T) {
 	g := receiving(t, rigOptions{idle: 50 * time.Millisecond})
 	s := g.connect(longLayout)

@@ -2,8 +2,6 @@ package pageserver
 
 import (
 	"bytes"
-	"errors"
-	"io"
 	"testing"
 
 	"stasis/internal/image"
@@ -106,36 +104,4 @@ func playSession(t *testing.T, b []byte, parent *image.Checkpoint) {
 	if err := r.opened().Verify(t.Context(), 1, nil); err != nil {
 		t.Error(err)
 	}
-}
-
-// FuzzMap: a page map from anywhere is read to its end or refused; what it gives is ascending.
-func FuzzMap(f *testing.F) {
-	var good bytes.Buffer
-	w := mapWriter{to: &good}
-	for _, err := range []error{w.begin(7), w.add(image.Range{Start: 0, End: page}), w.add(image.Range{Start: 4 * page, End: 9 * page}), w.flush()} {
-		if err != nil {
-			f.Fatal(err)
-		}
-	}
-	f.Add(good.Bytes())
-	f.Add(good.Bytes()[:13])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r := mapReader{from: bytes.NewReader(b)}
-		if _, err := r.begin(); err != nil {
-			return
-		}
-		for behind := uint64(0); ; {
-			at, err := r.next(behind)
-			if err != nil {
-				if errors.Is(err, io.ErrUnexpectedEOF) {
-					t.Errorf("an end in the middle is called: %v", err)
-				}
-				return
-			}
-			if at.Start < behind || at.Start >= at.End || at.End > maxAddr {
-				t.Fatalf("%#x-%#x follows %#x", at.Start, at.End, behind)
-			}
-			behind = at.End
-		}
-	})
 }

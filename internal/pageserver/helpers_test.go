@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"stasis/internal/codec"
+	"stasis/internal/criu"
 	"stasis/internal/image"
 	"stasis/internal/store"
 	"stasis/internal/store/storetest"
@@ -298,27 +299,27 @@ func file(tb testing.TB, c *image.Checkpoint, name string) []byte {
 // segment reads a segment of shared memory from a checkpoint.
 func segment(tb testing.TB, c *image.Checkpoint, number uint64) map[uint64][]byte {
 	tb.Helper()
-	all := map[uint64][]byte{}
-	r := mapReader{from: bytes.NewReader(file(tb, c, sharedName(number)))}
-	pages, err := r.begin()
+	pages, runs, err := criu.DecodePagemap(file(tb, c, sharedName(number)))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	content := file(tb, c, pagesName(pages))
-	for behind := uint64(0); ; {
-		at, err := r.next(behind)
-		if errors.Is(err, io.EOF) {
-			break
+	return contentOf(tb, runs, file(tb, c, criu.PagesImage(pages)))
+}
+
+// contentOf puts the pages of an image to their addresses.
+func contentOf(tb testing.TB, runs []criu.PageRun, content []byte) map[uint64][]byte {
+	tb.Helper()
+	all := map[uint64][]byte{}
+	for _, r := range runs {
+		if r.Flags&criu.PagePresent == 0 {
+			tb.Fatalf("the pages at %#x are elsewhere", r.Start)
 		}
-		if err != nil {
-			tb.Fatal(err)
-		}
-		for behind = at.End; at.Start < at.End; at.Start += page {
-			all[at.Start], content = content[:page], content[page:]
+		for i := range r.Pages {
+			all[r.Start+i*page], content = content[:page], content[page:]
 		}
 	}
 	if len(content) > 0 {
-		tb.Errorf("%d bytes of segment %d belong nowhere", len(content), number)
+		tb.Errorf("%d bytes belong nowhere", len(content))
 	}
 	return all
 }

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 
+	"stasis/internal/criu"
 	"stasis/internal/image"
 )
 
@@ -35,7 +35,7 @@ func Serve(ctx context.Context, l net.Listener, o ServeOptions) (*Served, error)
 	defer c.conn.Close()
 	stop := context.AfterFunc(ctx, func() { c.conn.Close() })
 	defer stop()
-	s := &asker{c: c, pages: pageReader{from: o.Checkpoint, pids: o.Checkpoint.PIDs()}, sum: &Served{Peer: c.name()}}
+	s := &asker{c: c, pages: pageReader{from: o.Checkpoint, kept: map[int]*criuPages{}}, sum: &Served{Peer: c.name()}}
 	if err := s.run(h); err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -93,8 +93,8 @@ func (s *asker) answer(h head) error {
 	if err != nil {
 		return err
 	}
-	if h.id == 0 || h.id > maxPID || !slices.Contains(s.pages.pids, int(h.id)) {
-		return refuse("the checkpoint has no process %d: serve the checkpoint that is restored", h.id)
+	if h.id == 0 || h.id > maxPID {
+		return refuse("%d is no process id", h.id)
 	}
 	at.End = min(at.End, at.Start+maxAnswer*image.PageSize)
 	s.out = append(s.out[:0], make([]byte, longLayout)...)[:s.c.layout]
@@ -118,7 +118,7 @@ const maxPID = 1<<31 - 1
 // pageReader reads runs of pages. It keeps the last block, because a client that fills a process reads on where it was.
 type pageReader struct {
 	from  *image.Checkpoint
-	pids  []int
+	kept  map[int]*criuPages // by process, those that were asked for: what CRIU kept of it, and has in its own images
 	buf   image.Buffer
 	block int    // number of the last block and 1; 0: none
 	data  []byte // of it
@@ -126,29 +126,51 @@ type pageReader struct {
 
 // read appends the pages of a range to out, as many as there are in a row.
 func (p *pageReader) read(pid int, at image.Range, out []byte) ([]byte, error) {
+	own, known := p.kept[pid]
+	if !known {
+		var err error
+		if own, err = openPages(p.from, criu.PagemapImage(pid)); err != nil {
+			return out, err
+		}
+		p.kept[pid] = own
+	}
 	for ; at.Start < at.End; at.Start += image.PageSize {
-		block, page, kind := p.from.Find(pid, at.Start)
-		switch kind {
-		case image.Absent:
-			return out, nil
-		case image.Zero:
-			out = append(out, make([]byte, image.PageSize)...)
-			continue
-		case image.Data:
+		n := len(out)
+		out = append(out, make([]byte, image.PageSize)...)
+		there, err := p.readPage(own, pid, at.Start, out[n:])
+		if err != nil || !there {
+			return out[:n], err
 		}
-		if p.block != block+1 {
-			data, err := p.from.ReadBlock(block, &p.buf)
-			if err != nil {
-				p.block = 0
-				return out, err
-			}
-			p.block, p.data = block+1, data
-		}
-		from := int(page) * image.PageSize
-		if from+image.PageSize > len(p.data) {
-			return out, fmt.Errorf("page %#x of process %d lies outside of its block", at.Start, pid)
-		}
-		out = append(out, p.data[from:from+image.PageSize]...)
 	}
 	return out, nil
+}
+
+// readPage reads one page and says whether it is there. Where both have it, CRIU's own is the one that counts. to is all zeros.
+func (p *pageReader) readPage(own *criuPages, pid int, addr uint64, to []byte) (bool, error) {
+	if run, ok := own.find(addr); ok {
+		return true, own.read(run, addr, to)
+	}
+	return p.readBlock(pid, addr, to)
+}
+
+// readBlock reads one page from the blocks, and says whether it is there. to is all zeros.
+func (p *pageReader) readBlock(pid int, addr uint64, to []byte) (bool, error) {
+	block, page, kind := p.from.Find(pid, addr)
+	if kind != image.Data {
+		return kind == image.Zero, nil
+	}
+	if p.block != block+1 {
+		p.block = 0
+		data, err := p.from.ReadBlock(block, &p.buf)
+		if err != nil {
+			return false, err
+		}
+		p.block, p.data = block+1, data
+	}
+	from := int(page) * image.PageSize
+	if from+image.PageSize > len(p.data) {
+		return false, fmt.Errorf("page %#x of process %d lies outside of its block", addr, pid)
+	}
+	copy(to, p.data[from:])
+	return true, nil
 }

@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/store/storetest"
 )
 
 // asking starts a server of pages and connects a client.
@@ -98,6 +100,46 @@ func TestPagesAreGiven(t *testing.T) {
 		if err != nil || served.Requests != int64(len(want)) || served.Pages != total {
 			t.Errorf("it tells of %+v, %v", served, err)
 		}
+	}
+}
+
+// What CRIU kept of a process is in its own images, and goes before what is in blocks.
+func TestPagesThatCRIUKeptAreGiven(t *testing.T) {
+	memory := storetest.NewMemory()
+	w := newWriter(t, memory, "lz4", nil)
+	filled := func(b byte, n int) []byte { return bytes.Repeat([]byte{b}, n*page) }
+	err := w.PutPages(0, image.PageBlock{PID: 5, Extents: []image.Extent{{Addr: 1 << 20, Pages: 6}}, Data: filled(1, 6)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := criu.EncodePagemap(3, []criu.PageRun{
+		{Start: 1<<20 - page, Pages: 2, Flags: criu.PagePresent}, {Start: 1<<20 + page, Pages: 1, Flags: criu.PageLazy},
+		{Start: 1<<20 + 3*page, Pages: 1, Flags: criu.PagePresent | criu.PageLazy},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{criu.PagemapImage(5): text, criu.PagesImage(3): append(filled(2, 2), filled(3, 1)...)} {
+		if err := w.PutFile(name, bytes.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Finish(map[int][]image.Range{5: {{Start: 1 << 20, End: 1<<20 + 6*page}}}, &image.Manifest{Kind: image.KindFull}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := image.Open(memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, end := asking(t, c, longLayout)
+	want := bytes.Join([][]byte{filled(2, 2), filled(1, 2), filled(3, 1), filled(1, 2)}, nil)
+	if got := s.get(t, 5, 1<<20-page, 100); !bytes.Equal(got, want) {
+		t.Errorf("it gives %d pages, or wrong ones", len(got)/page)
+	}
+	s.close(t)
+	if _, err := end(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -1,54 +1,41 @@
 package pageserver
 
 import (
+	"bytes"
 	"errors"
-	"fmt"
 	"io"
 
+	"stasis/internal/criu"
 	"stasis/internal/image"
 )
 
 // firstPages is the number of the first image of pages, as CRIU's own server counts: what the sender writes itself has lower ones.
 const firstPages = 0x10001
 
-// shared takes one segment of shared memory: two of CRIU's images, which are stored while they come.
+// shared takes one segment of shared memory. Its pages become CRIU's image pages-K.img, which is stored while they come.
 type shared struct {
+	w       *image.Writer
 	segment uint64
-	entries mapWriter
-	maps    *upload
-	pageSet *upload
-	parent  *sharedParent // nil: none
+	number  uint32 // K
+	runs    []criu.PageRun
+	content *upload
+	parent  *criuPages // nil: it has none
 	buf     []byte
 }
 
 var _ sink = (*shared)(nil)
 
+// newShared begins a segment. The parent may be nil.
 func newShared(w *image.Writer, segment uint64, number uint32, parent *image.Checkpoint) (*shared, error) {
-	s := &shared{
-		segment: segment, buf: make([]byte, image.MaxBlock),
-		maps: newUpload(w, sharedName(segment)), pageSet: newUpload(w, pagesName(number)),
-	}
-	s.entries.to = s.maps
-	if parentHas(parent, pagemapID{true, segment}) {
-		s.parent = &sharedParent{checkpoint: parent, segment: segment}
-	}
-	if err := s.entries.begin(number); err != nil {
-		s.abort()
-		return nil, s.cause(err)
-	}
-	return s, nil
-}
-
-// cause finds out why a Write to an upload failed.
-func (s *shared) cause(err error) error {
-	if errors.Is(err, errUpload) {
-		for _, u := range []*upload{s.maps, s.pageSet} {
-			if why := u.end(nil); why != nil {
-				return why
-			}
+	s := &shared{w: w, segment: segment, number: number, buf: make([]byte, image.MaxBlock)}
+	if parent != nil {
+		var err error
+		if s.parent, err = openPages(parent, sharedName(segment)); err != nil {
+			return nil, err
 		}
 	}
-	return err
+	s.content = newUpload(w, criu.PagesImage(number))
+	return s, nil
 }
 
 func (s *shared) pages(r image.Range, c *client) error {
@@ -57,48 +44,50 @@ func (s *shared) pages(r image.Range, c *client) error {
 		if err := c.content(part); err != nil {
 			return err
 		}
-		if _, err := s.pageSet.Write(part); err != nil {
-			return s.cause(err)
+		if _, err := s.content.Write(part); err != nil {
+			return err
 		}
 		left -= uint64(len(part))
 	}
-	if err := s.entries.add(r); err != nil {
-		return s.cause(err)
-	}
+	s.note(r)
 	return nil
 }
 
-// hole copies what the parent has, so that the images are whole. Equal pieces become references all the same.
+// hole copies what the parent has, so that the image is whole. Equal pieces become references all the same.
 func (s *shared) hole(r image.Range) error {
 	if s.parent == nil {
 		return missingHole(r)
 	}
-	if r.Len() == 0 {
-		return nil
+	if err := s.parent.copyTo(s.content, r, s.buf); err != nil {
+		return err
 	}
-	if err := s.parent.copyTo(s.pageSet, r, s.buf); err != nil {
-		return s.cause(err)
-	}
-	if err := s.entries.add(r); err != nil {
-		return s.cause(err)
-	}
+	s.note(r)
 	return nil
 }
 
+func (s *shared) note(r image.Range) {
+	pages := r.Len() / image.PageSize
+	if n := len(s.runs); n > 0 && s.runs[n-1].End() == r.Start {
+		s.runs[n-1].Pages += pages
+		return
+	}
+	s.runs = append(s.runs, criu.PageRun{Start: r.Start, Pages: pages, Flags: criu.PagePresent})
+}
+
 func (s *shared) end() error {
-	err := s.entries.flush()
-	s.parent.end()
-	return errors.Join(s.maps.end(err), s.pageSet.end(err))
+	if err := s.content.end(nil); err != nil {
+		return err
+	}
+	text, err := criu.EncodePagemap(s.number, s.runs)
+	if err != nil {
+		return err
+	}
+	return s.w.PutFile(sharedName(s.segment), bytes.NewReader(text))
 }
 
 func (s *shared) abort() {
-	stop := errors.New("the segment did not come whole")
-	s.parent.end()
-	_ = errors.Join(s.maps.end(stop), s.pageSet.end(stop)) // what is wrong is known already
+	_ = s.content.end(errors.New("the segment did not come whole")) // what is wrong is known already
 }
-
-// errUpload says that an upload has failed; its end tells why.
-var errUpload = errors.New("the image can't be stored")
 
 // upload stores an image while it is made.
 type upload struct {
@@ -113,123 +102,16 @@ func newUpload(w *image.Writer, name string) *upload {
 	go func() {
 		defer close(u.done)
 		u.err = w.PutFile(name, r)
-		r.CloseWithError(errUpload)
+		r.CloseWithError(u.err) // so that Write says why
 	}()
 	return u
 }
 
 func (u *upload) Write(p []byte) (int, error) { return u.to.Write(p) }
 
-// end ends the image, or gives it up for that reason, and waits until it is stored. It may be called again.
+// end ends the image, or gives it up for that reason, and waits until it is stored.
 func (u *upload) end(why error) error {
 	u.to.CloseWithError(why) // nil: the end
 	<-u.done
 	return u.err
-}
-
-// sharedParent reads a segment of the parent, from front to back.
-type sharedParent struct {
-	checkpoint *image.Checkpoint
-	segment    uint64
-
-	entries *mapReader
-	maps    *download
-	pageSet *download
-	at      image.Range // what pageSet is at; empty: read the next entry
-	behind  uint64      // the end of what was read
-}
-
-// copyTo copies a range, all of which the parent must have, to w by way of buf.
-func (p *sharedParent) copyTo(w io.Writer, r image.Range, buf []byte) error {
-	if p.entries == nil {
-		if err := p.open(); err != nil {
-			return p.damaged(err)
-		}
-	}
-	for r.Start < r.End {
-		if p.at.Start == p.at.End {
-			next, err := p.entries.next(p.behind)
-			if errors.Is(err, io.EOF) {
-				return missingHole(r)
-			}
-			if err != nil {
-				return p.damaged(err)
-			}
-			p.at, p.behind = next, next.End
-		}
-		if r.Start < p.at.Start {
-			return missingHole(r)
-		}
-		to, n := io.Discard, min(r.Start, p.at.End)-p.at.Start // what nobody wants any more
-		if n == 0 {
-			to, n = w, min(r.End, p.at.End)-r.Start
-			r.Start += n
-		}
-		p.at.Start += n
-		if err := p.copyPages(to, n, buf); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *sharedParent) copyPages(to io.Writer, n uint64, buf []byte) error {
-	for n > 0 {
-		part := buf[:min(n, uint64(len(buf)))]
-		if _, err := io.ReadFull(p.pageSet.from, part); err != nil {
-			return p.damaged(err)
-		}
-		if _, err := to.Write(part); err != nil {
-			return err
-		}
-		n -= uint64(len(part))
-	}
-	return nil
-}
-
-func (p *sharedParent) open() error {
-	p.maps = newDownload(p.checkpoint, sharedName(p.segment))
-	p.entries = &mapReader{from: p.maps.from}
-	number, err := p.entries.begin()
-	if err != nil {
-		return err
-	}
-	p.pageSet = newDownload(p.checkpoint, pagesName(number))
-	return nil
-}
-
-func (p *sharedParent) damaged(err error) error {
-	return fmt.Errorf("read shared memory %d of the parent: %w", p.segment, err)
-}
-
-// end lets go of what is being read. It may be called of nothing, and again.
-func (p *sharedParent) end() {
-	if p != nil {
-		p.maps.end()
-		p.pageSet.end()
-	}
-}
-
-// download reads an image of a checkpoint piece by piece.
-type download struct {
-	from *io.PipeReader
-	done chan struct{}
-}
-
-func newDownload(c *image.Checkpoint, name string) *download {
-	from, w := io.Pipe()
-	d := &download{from: from, done: make(chan struct{})}
-	go func() {
-		defer close(d.done)
-		w.CloseWithError(c.WriteFile(name, w)) // nil: the end
-	}()
-	return d
-}
-
-// end waits until nothing is read any more, whatever is left.
-func (d *download) end() {
-	if d != nil {
-		_ = d.from.Close()
-		<-d.done
-	}
 }

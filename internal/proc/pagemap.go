@@ -111,6 +111,22 @@ func (p *Pagemap) Protect(r Range, visit func(Run)) error {
 	return p.scan(r, p.there(arg), visit)
 }
 
+// Tracked says whether the mapping at an address is tracked asynchronously, by
+// whichever userfaultfd.
+func (p *Pagemap) Tracked(at uint64) bool {
+	arg := scanArg{flags: scanCheckAsync, anyOf: uint64(WPAllowed), mask: uint64(WPAllowed), result: uint64(WPAllowed)}
+	at &^= PageSize - 1
+	return p.scan(Range{at, at + PageSize}, arg, func(Run) {}) == nil
+}
+
+// AnyProtected says whether any page that is there counts as not written, also
+// in a mapping that is not tracked.
+func (p *Pagemap) AnyProtected(r Range) (found bool, err error) {
+	arg := p.there(scanArg{mask: uint64(Written), inverted: uint64(Written), result: uint64(Written), maxPages: 1})
+	err = p.scan(r, arg, func(Run) { found = true })
+	return found, err
+}
+
 // there narrows a scan to pages that are there. A guard marker counts as
 // swapped for the kernel, but there is nothing behind it.
 func (p *Pagemap) there(arg scanArg) scanArg {

@@ -155,7 +155,7 @@ func (s *Subject) Exec(t T) {
 	if err := os.Remove(filepath.Join(s.Dir, "status")); err != nil {
 		t.Fatalf("%v", err)
 	}
-	if err := unix.Kill(s.pid, unix.SIGHUP); err != nil {
+	if err := unix.Kill(s.pid, unix.SIGPWR); err != nil {
 		t.Fatalf("subject %d: %v; %v", s.pid, err, alive(s.pid))
 	}
 	s.waitReady(t)

@@ -22,7 +22,7 @@ func Adopt(pid, fd int) (*WriteProtect, error) {
 		pagemap.Close()
 		return nil, err
 	}
-	return &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap, layout: layout}, nil
+	return &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap, layout: layout, begun: true}, nil
 }
 
 // Fd returns the descriptor that keeps the tracking alive. It stays the

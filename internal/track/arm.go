@@ -3,6 +3,8 @@ package track
 import (
 	"errors"
 
+	"golang.org/x/sys/unix"
+
 	"stasis/internal/proc"
 	"stasis/internal/uffd"
 )
@@ -22,13 +24,16 @@ type surroundings struct{ before, self, behind proc.Range }
 func (w *WriteProtect) arm(r proc.Range) (bool, error) {
 	was, err := w.look(r)
 	if errors.Is(err, proc.ErrNoQuery) {
-		err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP)
+		err := w.register(r)
 		return err == nil, w.unlessGone(err)
 	}
 	if err != nil || was.self != r {
 		return false, w.unlessGone(err)
 	}
-	if err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP); err != nil {
+	if err := w.register(r); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			w.refused += r.Len()
+		}
 		return false, w.unlessGone(err)
 	}
 	is, err := w.look(r)
@@ -39,6 +44,57 @@ func (w *WriteProtect) arm(r proc.Range) (bool, error) {
 		return false, w.unlessGone(w.fd.Unregister(r.Start, r.Len()))
 	}
 	return true, nil
+}
+
+// register registers a mapping, unless it is, and sees to it that all of its pages
+// count as written then.
+//
+// They need not. When mremap(2) moves registered memory next to other registered
+// memory of the same origin, the kernel joins the two mappings, and then takes the
+// registration from the whole, but the protection bits from the moved pages only
+// (seen on Linux 6.18). The bits of the others mean nothing any more: such a page
+// is written without a trace, and its bit stays. Were the mapping just registered
+// again, the page would count as unchanged for ever.
+func (w *WriteProtect) register(r proc.Range) error {
+	if w.pagemap.Tracked(r.Start) && !overlaps(w.foreign, r) {
+		// It is registered already. To do it again would be wrong: the kernel may
+		// have ended the registration a moment ago. Without one, protecting fails.
+		return nil
+	}
+	if err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP); err != nil {
+		return err
+	}
+	stale, err := w.pagemap.AnyProtected(r)
+	if err != nil || !stale {
+		return err
+	}
+	if err := w.fd.Unregister(r.Start, r.Len()); err != nil { // clears the bits
+		return err
+	}
+	return w.fd.Register(r.Start, r.Len(), uffd.RegisterWP)
+}
+
+// findForeign notes, before anything is registered, which memory is watched by
+// somebody else's userfaultfd. It cannot be registered as long as that lasts.
+func (w *WriteProtect) findForeign(mappings []proc.Mapping) {
+	if w.begun {
+		return
+	}
+	w.begun = true
+	for _, m := range mappings {
+		if w.pagemap.Tracked(m.Start) {
+			w.foreign = append(w.foreign, m.Range)
+		}
+	}
+}
+
+func overlaps(list []proc.Range, r proc.Range) bool {
+	for _, other := range list {
+		if other.Start < r.End && r.Start < other.End {
+			return true
+		}
+	}
+	return false
 }
 
 // split says whether a neighbour has come up that may be a part of the same

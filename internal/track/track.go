@@ -59,7 +59,10 @@ type WriteProtect struct {
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
+	begun   bool         // there has been a round, perhaps of an earlier command
+	foreign []proc.Range // what another userfaultfd had before the first one
 	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
+	refused uint64       // bytes of the mappings of the last round that another userfaultfd has
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -119,7 +122,8 @@ func (w *WriteProtect) Close() error {
 
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
-	w.armed = w.armed[:0]
+	w.findForeign(mappings)
+	w.armed, w.refused = w.armed[:0], 0
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
@@ -127,6 +131,10 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 	}
 	return nil
 }
+
+// Foreign is how many bytes of the mappings of the last round cannot be tracked
+// because a userfaultfd of somebody else has them.
+func (w *WriteProtect) Foreign() uint64 { return w.refused }
 
 // roundOf arms a mapping, which does nothing where it is armed already, and
 // asks for its written pages. A mapping may have gone, or been replaced, since
@@ -210,10 +218,17 @@ func (w *WriteProtect) follows(r proc.Range) bool {
 }
 
 // Rearm implements [Tracker]. It cannot fail in a way that counts: a page that
-// is not protected counts as written.
+// is not protected counts as written. What this tracker does not follow is left
+// alone: the protection may be another tracker's, which has to see the writes.
 func (w *WriteProtect) Rearm(ranges []proc.Range) error {
 	for _, r := range ranges {
-		_ = w.pagemap.Protect(r, func(proc.Run) {})
+		from := sort.Search(len(w.armed), func(i int) bool { return w.armed[i].End > r.Start })
+		for _, a := range w.armed[from:] {
+			if a.Start >= r.End {
+				break
+			}
+			_ = w.pagemap.Protect(proc.Range{Start: max(r.Start, a.Start), End: min(r.End, a.End)}, func(proc.Run) {})
+		}
 	}
 	return nil
 }

@@ -27,20 +27,25 @@ type link struct {
 type chained struct {
 	*scene
 	room string // folder of the checkpoints
-	made int
+	made *int
 }
 
-func newChain(t *testing.T) *chained {
+func newChain(t *testing.T) *chained { t.Helper(); return newChainOf(t, features...) }
+
+func newChainOf(t *testing.T, features ...string) *chained {
 	t.Helper()
-	c := &chained{scene: newScene(t), room: t.TempDir()}
+	c := &chained{scene: newSceneOf(t, features...), room: t.TempDir(), made: new(int)}
+	c.tracked = true
 	t.Cleanup(func() { _ = stasis.StopTracker(c.p.PID()) })
 	return c
 }
 
-func (c *chained) in(t *testing.T) *chained {
+// within is the same chain for a part of the test. Its checkpoints stay until
+// the end of the whole.
+func (c *chained) within(t *testing.T) *chained {
 	t.Helper()
 	part := *c
-	part.scene, part.room = c.scene.in(t), t.TempDir()
+	part.scene = c.scene.in(t)
 	part.look()
 	return &part
 }
@@ -48,9 +53,9 @@ func (c *chained) in(t *testing.T) *chained {
 // next is the folder of the next checkpoint, and what it will be like.
 func (c *chained) next() *link {
 	c.t.Helper()
-	c.made++
+	*c.made++
 	c.writes(300)
-	c.dir = filepath.Join(c.room, fmt.Sprint(c.made))
+	c.dir = filepath.Join(c.room, fmt.Sprint(*c.made))
 	return &link{dir: c.dir, rewind: c.p.Snapshot()}
 }
 
@@ -144,8 +149,8 @@ func (c *chained) compared(l *link, why string) {
 	}
 }
 
-// tracked wants a dump to have relied on its tracker.
-func (c *chained) tracked(l *link) {
+// relied wants a dump to have relied on its tracker.
+func (c *chained) relied(l *link) {
 	c.t.Helper()
 	if len(l.result.Notes) > 0 {
 		c.t.Errorf("unexpected notes: %q", l.result.Notes)
@@ -166,9 +171,17 @@ func (c *chained) keeper() int {
 	return list[i].Keeper
 }
 
-func (c *chained) signalKeeper(signal unix.Signal) {
+func (c *chained) signal(pid int, signal unix.Signal) {
 	c.t.Helper()
-	if err := unix.Kill(c.keeper(), signal); err != nil {
+	if err := unix.Kill(pid, signal); err != nil {
 		c.t.Fatal(err)
+	}
+}
+
+// copied wants a dump to say that it had no use for the tracker.
+func (c *chained) copied(l *link) {
+	c.t.Helper()
+	if notes := strings.Join(l.result.Notes, "; "); !strings.Contains(notes, "all memory is copied") || !strings.Contains(notes, keeper.Name) {
+		c.t.Errorf("the notes do not say that all memory was copied, and why: %s", notes)
 	}
 }

@@ -18,13 +18,13 @@ func TestTrackerOfAnotherParent(t *testing.T) {
 	c := newChain(t)
 	first := c.on(nil)
 	second := c.on(first)
-	c.tracked(second)
+	c.relied(second)
 	branch := c.on(first) // the tracker has forgotten what was written before the second
 	c.compared(branch, "not the parent")
 	third := c.on(second)
 	c.compared(third, "not the parent")
 	fourth := c.on(third)
-	c.tracked(fourth)
+	c.relied(fourth)
 	whole := c.on(nil) // what is tracked is of no use
 	for _, l := range []*link{branch, third, fourth, whole, second, first} {
 		c.right(l)
@@ -36,9 +36,9 @@ func TestTrackerOfAnotherParent(t *testing.T) {
 func TestDumpFailsAfterItsFirstRound(t *testing.T) {
 	c := newChain(t)
 	first := c.on(nil)
-	for _, step := range []stasis.Step{stasis.StepFreeze, stasis.StepState, stasis.StepWrite, stasis.StepPublish} {
+	for _, step := range []stasis.Step{stasis.StepFreeze, stasis.StepPublish} {
 		t.Run(string(step), func(t *testing.T) {
-			c := c.in(t)
+			c := c.within(t)
 			second := c.on(first)
 			failed := c.next()
 			broken := errors.New("broken on purpose")
@@ -58,7 +58,7 @@ func TestDumpFailsAfterItsFirstRound(t *testing.T) {
 			third := c.on(second)
 			c.compared(third, "no tracker was kept")
 			fourth := c.on(third)
-			c.tracked(fourth)
+			c.relied(fourth)
 			c.right(third)
 			c.right(fourth)
 		})
@@ -69,7 +69,7 @@ func TestDumpFailsAfterItsFirstRound(t *testing.T) {
 func TestTrackerKilled(t *testing.T) {
 	c := newChain(t)
 	first := c.on(nil)
-	c.signalKeeper(unix.SIGKILL)
+	c.signal(c.keeper(), unix.SIGKILL)
 	second := c.on(first)
 	c.compared(second, "no tracker was kept")
 	if err := stasis.StopTracker(c.p.PID()); err != nil {

@@ -45,7 +45,7 @@ func (e exporting) Restore(t testkit.T, dir string, needs testkit.Needs) error {
 }
 
 func export(ctx context.Context, dir, out string, chain bool) (*convert.Exported, error) {
-	line, err := convert.OpenLine(dir, chain)
+	line, err := convert.OpenLine(ctx, dir, chain)
 	if err != nil {
 		return nil, err
 	}
@@ -135,6 +135,39 @@ func TestImport(t *testing.T) {
 					testkit.RoundTrip(t, kind, importing{testkit.StockCRIU(t), library{lazy: lazy}})
 				})
 			}
+		}
+	}
+}
+
+// roundabout takes a chain out to CRIU's folders and back in, and restores that.
+type roundabout struct{ library }
+
+func (r roundabout) Restore(t testkit.T, dir string, needs testkit.Needs) error {
+	t.Helper()
+	exported, err := export(t.Context(), dir, filepath.Join(dir, "criu"), true)
+	if err != nil {
+		return err
+	}
+	last := exported.Folders[len(exported.Folders)-1]
+	imported, err := importTo(t.Context(), last.Dir, filepath.Join(dir, "imported"))
+	if err != nil {
+		return err
+	}
+	if imported.Layers != len(exported.Folders) {
+		return fmt.Errorf("the import followed %d folders of %d", imported.Layers, len(exported.Folders))
+	}
+	return r.library.Restore(t, filepath.Join(dir, "imported"), needs)
+}
+
+// TestImportChain: folders of CRIU with links to their parents.
+func TestImportChain(t *testing.T) {
+	require.Root(t)
+	require.CRIU(t)
+	for _, kind := range testkit.Kinds() {
+		if slices.Contains(convertedChains, kind.Name) && !kind.Shares { // what is shared stays with CRIU on all these ways
+			t.Run(kind.Name, func(t *testing.T) {
+				testkit.ChainTrip(t, kind, roundabout{library{engine: stasis.EngineAuto, lazy: kind.Name == "memory-written"}})
+			})
 		}
 	}
 }

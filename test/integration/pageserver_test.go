@@ -92,7 +92,8 @@ func (s *pageServer) said() string {
 // wait waits for its end.
 func (s *pageServer) wait() error {
 	if err := s.cmd.Wait(); err != nil {
-		return fmt.Errorf("page server: %w: %s", err, s.said())
+		result, _ := os.ReadFile(s.result)
+		return fmt.Errorf("page server: %w: %s%s", err, s.said(), result)
 	}
 	return nil
 }

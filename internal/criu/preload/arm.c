@@ -17,6 +17,7 @@
 #define NR_RT_SIGPROCMASK 14
 #define NR_WAIT4 61
 #define NR_PTRACE 101
+#define NR_TKILL 200
 #define NR_FUTEX 202
 
 #define FUTEX_WAIT 0
@@ -35,6 +36,7 @@
 #define PTRACE_GETSIGMASK 0x420a
 #define PTRACE_SETSIGMASK 0x420b
 
+#define SIGTRAP 5
 #define ESRCH 3
 #define EBUSY 16
 #define MAX_STEPS 16 /* a stop of another kind may come before the step */
@@ -77,8 +79,12 @@ static long trace(long request, long tid, void *data)
 	return syscall6(NR_PTRACE, request, tid, 0, (long)data, 0, 0);
 }
 
-/* Executes the instruction at regs->ip; regs is what comes of it. */
-static long step(long tid, struct regs *regs)
+/*
+ * Executes the instruction at regs->ip; regs is what comes of it. SIGSTOP cannot
+ * be blocked: CRIU has sent it to a process that was stopped, and it comes now.
+ * It is sent again, and so is there when the thread is let go.
+ */
+static long step(long tid, struct regs *regs, int *signal)
 {
 	u64 from = regs->ip;
 
@@ -92,6 +98,8 @@ static long step(long tid, struct regs *regs)
 			return ret;
 		if ((status & 0xff) != 0x7f)
 			return -ESRCH; /* it has ended */
+		if (!(status >> 16) && (status >> 8) != SIGTRAP)
+			*signal = status >> 8;
 		ret = trace(PTRACE_GETREGS, tid, regs);
 		if (ret < 0 || regs->ip != from)
 			return ret;
@@ -105,6 +113,7 @@ static long call(long tid)
 	struct regs before, regs;
 	u64 mask, all = ~0UL;
 	long ret, put_back;
+	int signal = 0;
 
 	/* A filter of the program must not kill it for a call that is not its own. */
 	ret = syscall6(NR_PTRACE, PTRACE_SETOPTIONS, tid, 0, SUSPEND_SECCOMP, 0, 0);
@@ -125,11 +134,13 @@ static long call(long tid)
 	regs.dx = box->args[2];
 	ret = trace(PTRACE_SETREGS, tid, &regs);
 	if (!ret)
-		ret = step(tid, &regs);
+		ret = step(tid, &regs, &signal);
 	box->result = regs.ax;
 	put_back = trace(PTRACE_SETREGS, tid, &before);
 	if (!put_back)
 		put_back = syscall6(NR_PTRACE, PTRACE_SETSIGMASK, tid, 8, (long)&mask, 0, 0);
+	if (signal)
+		syscall6(NR_TKILL, tid, signal, 0, 0, 0, 0);
 	return ret < 0 ? ret : put_back;
 }
 

@@ -270,7 +270,7 @@ static void listen_for_signals(void)
 	sigaddset(&set, SIGUSR1);
 	sigaddset(&set, SIGUSR2);
 	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGPWR);
 
 	char line[64];
 	snprintf(line, sizeof line, "ready %d\n", getpid());
@@ -280,7 +280,7 @@ static void listen_for_signals(void)
 		int s = sigwaitinfo(&set, NULL);
 		if (s == SIGUSR1 || s == SIGUSR2)
 			answer(s == SIGUSR1);
-		if (s == SIGHUP) {
+		if (s == SIGPWR) {
 			execv("/proc/self/exe", arguments);
 			die_errno("exec");
 		}
@@ -317,7 +317,7 @@ int main(int argc, char **argv)
 	sigaddset(&set, SIGUSR1);
 	sigaddset(&set, SIGUSR2);
 	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGPWR);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	/* A child that died is told in an answer, which the program must live to give. */
 	signal(SIGPIPE, SIG_IGN);

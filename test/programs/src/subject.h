@@ -10,7 +10,7 @@
  *	DIR/answers	one line for each signal, appended; opened by name each time and closed again
  *	SIGUSR1		check everything: "ok SEQ key=value ..." or "bad SEQ feature: what | feature: what"
  *	SIGUSR2		only report figures, without a check: "note SEQ key=value ..."
- *	SIGHUP		execute the same program anew, with the same arguments; only without children
+ *	SIGPWR		execute the same program anew, with the same arguments; only without children
  *	SIGTERM		leave, and end the children
  *
  * SEQ counts answers in memory. It therefore goes back when an older checkpoint is restored, and that is a check of its own.

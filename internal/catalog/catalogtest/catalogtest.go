@@ -1,0 +1,87 @@
+// Package catalogtest makes small checkpoints for tests, with no process behind them. [Make] may be called from several goroutines
+// at once.
+package catalogtest
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"stasis/internal/chain"
+	"stasis/internal/codec"
+	"stasis/internal/image"
+	"stasis/internal/store/storetest"
+)
+
+// Options say what a checkpoint looks like. The zero value is good.
+type Options struct {
+	Command string    // of the root; "": sleep
+	Kind    string    // "": full
+	Created time.Time // zero: now
+	Parent  string    // folder of the checkpoint that it builds on, beside it
+}
+
+const pid = 4711
+
+// Make makes a checkpoint of one process in a folder, and the folders above it, readable by their owner alone. It gives its id. The files
+// are not made durable.
+func Make(t testing.TB, dir string, o Options) (id string) {
+	t.Helper()
+	if o.Command == "" {
+		o.Command = "sleep"
+	}
+	if o.Kind == "" {
+		o.Kind = image.KindFull
+	}
+	if o.Created.IsZero() {
+		o.Created = time.Now()
+	}
+	compressor, err := codec.New("lz4", 0)
+	check(t, err)
+	var raw [16]byte
+	_, _ = rand.Read(raw[:]) // it never fails
+	options := image.WriterOptions{Shards: 1, Codec: compressor, ID: raw}
+	if o.Parent != "" {
+		parent, err := chain.Open(o.Parent)
+		check(t, err)
+		defer parent.Close()
+		options.Parent, options.ParentPath = parent, filepath.Join("..", filepath.Base(o.Parent))
+	}
+	memory := storetest.NewMemory()
+	w, err := image.NewWriter(memory, options)
+	check(t, err)
+	const at = 0x10000
+	pages := image.Range{Start: at, End: at + 2*image.PageSize}
+	// One page is the same in all of them, so that a child refers to its parent.
+	same, own := []byte(strings.Repeat("stasis..", image.PageSize/8)), make([]byte, image.PageSize)
+	copy(own, raw[:])
+	check(t, w.PutPages(0, image.PageBlock{PID: pid, Extents: []image.Extent{{Addr: at, Pages: 2}}, Data: append(same, own...)}))
+	check(t, w.PutFile("core-4711.img", strings.NewReader("state")))
+	check(t, w.Finish(map[int][]image.Range{pid: {pages}}, &image.Manifest{
+		Stasis: "test", Name: filepath.Base(dir), Kind: o.Kind, Engine: "blind", RootPID: pid, Created: o.Created.UTC(),
+		Processes: []image.Process{{PID: pid, PPID: 1, Comm: o.Command, State: "S", Threads: []int{pid}}},
+		Figures:   image.Figures{PauseUS: 1500, DumpUS: 20000, Rounds: []image.Round{{Pages: 2, Bytes: 2 * image.PageSize, US: 100}}},
+	}))
+	check(t, os.MkdirAll(dir, 0o700))
+	text, err := memory.Manifest()
+	check(t, err)
+	shard, err := memory.Open(image.ShardName(0))
+	check(t, err)
+	data := make([]byte, shard.Size())
+	_, err = shard.ReadAt(data, 0)
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(dir, image.ShardName(0)), data, 0o600))
+	check(t, os.WriteFile(filepath.Join(dir, "manifest.json"), text, 0o600))
+	return hex.EncodeToString(raw[:])
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
