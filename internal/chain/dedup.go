@@ -69,6 +69,11 @@ func Dedup(ctx context.Context, dir string, o Options, confirm func(*DedupPlan) 
 			return nil, fmt.Errorf("%s would be lost as well since a moment ago: look again", e.dir)
 		}
 	}
+	for _, e := range second.lost {
+		if err := checkHoles(e.dir); err != nil {
+			return nil, err
+		}
+	}
 	freed := int64(0)
 	if second.sparse != nil && len(second.sparse.blocks) > 0 {
 		if freed, err = second.sparse.takeOver(ctx, second.forest, second.top, l, &o); err != nil {
