@@ -57,7 +57,28 @@ func newScene(t *testing.T, role string, kind Kind) *scene {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.tracker.Close() })
+	s.bePatient()
 	return s
+}
+
+// bePatient makes a tracker try for longer to stop the process: emulated CPUs
+// are slow, and what is expected of a round is exact.
+func (s *scene) bePatient() {
+	if tracker, ok := s.tracker.(*SoftDirty); ok {
+		tracker.hold = patient{s.helper}
+	}
+}
+
+type patient struct{ Holder }
+
+func (p patient) Hold(pid int) (release func() error, err error) {
+	for range 100 {
+		if release, err = p.Holder.Hold(pid); !errors.Is(err, inject.ErrUnsupported) {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return release, err
 }
 
 func (s *scene) arena() proc.Range {
@@ -326,6 +347,7 @@ func (s *scene) takeUp(kind Kind) {
 	if s.tracker, err = Resume(kind, s.helper, s.PID, fd); err != nil {
 		s.t.Fatal(err)
 	}
+	s.bePatient()
 }
 
 func TestChoose(t *testing.T) {
