@@ -3,11 +3,15 @@
 
 GO       ?= go
 PREFIX   ?= /usr/local
+UNITDIR  ?= $(PREFIX)/lib/systemd/system
 FUZZTIME ?= 20s
 # What `go test` runs: all packages, or for example PKG=./internal/image/...
 PKG      ?= ./...
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Versions of packages begin with a digit: v1.2.3 is 1.2.3, and what has no tag is before all that have one.
+PACKAGE_VERSION := $(if $(filter v%,$(VERSION)),$(patsubst v%,%,$(VERSION)),0.0.0~$(VERSION))
 
 # Root's PATH lacks the sbin folders after a plain `su`; nginx, nft and iptables live there.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -26,8 +30,23 @@ build: ## build ./bin/stasis, one static binary that runs from a copy alone
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X stasis.Version=$(VERSION)" -o bin/stasis ./cmd/stasis
 
 .PHONY: install
-install: build ## copy the binary to PREFIX/bin (PREFIX=/usr/local)
+install: build ## install binary, man pages, completions and systemd units below PREFIX (/usr/local)
 	install -D -m 755 bin/stasis "$(DESTDIR)$(PREFIX)/bin/stasis"
+	install -d "$(DESTDIR)$(PREFIX)/share/man/man1" "$(DESTDIR)$(UNITDIR)"
+	install -d "$(DESTDIR)$(PREFIX)/share/bash-completion/completions" "$(DESTDIR)$(PREFIX)/share/zsh/site-functions"
+	STASIS_CONFIG=/dev/null bin/stasis man -q "$(DESTDIR)$(PREFIX)/share/man/man1"
+	STASIS_CONFIG=/dev/null bin/stasis completion bash > "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/stasis"
+	STASIS_CONFIG=/dev/null bin/stasis completion zsh > "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_stasis"
+	sed 's|@PREFIX@|$(PREFIX)|' packaging/stasis.service > "$(DESTDIR)$(UNITDIR)/stasis.service"
+	install -m 644 packaging/stasis.socket "$(DESTDIR)$(UNITDIR)/stasis.socket"
+
+.PHONY: package
+package: ## build out/stasis_VERSION.deb and .rpm
+	rm -rf out/root out/config.yaml
+	$(MAKE) install DESTDIR="$(CURDIR)/out/root" PREFIX=/usr UNITDIR=/usr/lib/systemd/system
+	STASIS_CONFIG=/dev/null bin/stasis config init -q out/config.yaml
+	cd tools && VERSION="$(PACKAGE_VERSION)" $(GO) tool nfpm package -f ../packaging/nfpm.yaml -p deb -t ../out
+	cd tools && VERSION="$(PACKAGE_VERSION)" $(GO) tool nfpm package -f ../packaging/nfpm.yaml -p rpm -t ../out
 
 .PHONY: demo
 demo: criu build ## dump, kill and restore a working program, with figures beside plain CRIU's (as root)
