@@ -237,9 +237,7 @@ func chooseEngine(asked Engine, c *criu.Binary) (Engine, error) {
 		return asked, nil
 	case EngineAuto:
 		switch {
-		case !proc.CanScan():
-			return EngineCRIU, nil // without it nobody can tell which pages are there
-		case !c.Dynamic:
+		case !c.Dynamic || !proc.CanScan(): // the library works on PAGEMAP_SCAN
 			return EngineLazyPages, nil
 		}
 		return EngineBlind, nil

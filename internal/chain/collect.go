@@ -118,8 +118,8 @@ func (f *forest) collect(list []*entry, l *Lock, o *Options, r *Report) error {
 
 // collectOne gives back what nobody needs of one removed or marked checkpoint.
 func (f *forest) collectOne(e *entry, wanted needs, o *Options, r *Report) error {
-	if err := f.unknownElsewhere(e, o); err != nil {
-		r.Later = append(r.Later, Kept{Item: e.item(), Why: err.Error()})
+	if unknown := f.unknownElsewhere(e, o); unknown != nil {
+		r.Later = append(r.Later, Kept{Item: e.item(), Why: unknown.Error()})
 		return nil
 	}
 	if e.removed && !wanted.of(e.id) {

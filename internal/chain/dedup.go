@@ -102,8 +102,8 @@ func planDedup(dir string, o *Options) (*dedup, error) {
 		if e.isData() {
 			d.data = append(d.data, e)
 		}
-		if err := f.unknownElsewhere(e, o); err != nil {
-			return nil, err
+		if unknown := f.unknownElsewhere(e, o); unknown != nil {
+			return nil, unknown
 		}
 	}
 	if d.wanted, err = f.needsOf(ids, ancestors, o); err != nil {

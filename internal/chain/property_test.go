@@ -30,7 +30,7 @@ func crashAt(n int) (o Options, steps *int) {
 // TestAnyOrder makes chains and branches and lets operations go over them in any order, some of which crash. Every checkpoint that was
 // not given up has to read as it was dumped, always.
 func TestAnyOrder(t *testing.T) {
-	seeds := uint64(25)
+	seeds := uint64(15)
 	if testing.Short() {
 		seeds = 3
 	}

@@ -46,9 +46,9 @@ func (f *folder) writeMemory() (err error) {
 // copyOwn copies the pages that CRIU has to their new places.
 func (f *folder) copyOwn(l *layout, to *os.File) error {
 	name := criu.PagesImage(l.pagesID)
-	s := &scatter{to: to, slots: l.slots, meter: &f.meter}
+	s := &scatter{to: to, slots: l.slots}
 	if f.has(name) {
-		if err := f.checkpoint.WriteFile(name, s); err != nil {
+		if err := f.checkpoint.WriteFile(name, counted{s, f.ctx, &f.meter}); err != nil {
 			return explained(err)
 		}
 	}
@@ -59,7 +59,6 @@ func (f *folder) copyOwn(l *layout, to *os.File) error {
 type scatter struct {
 	to    *os.File
 	slots []slot // what is left, the first one perhaps in part
-	meter *meter
 }
 
 func (s *scatter) Write(p []byte) (int, error) {
@@ -74,7 +73,6 @@ func (s *scatter) Write(p []byte) (int, error) {
 		if _, err := s.to.WriteAt(p[:n], next.at+next.done); err != nil {
 			return written, err
 		}
-		s.meter.add(n)
 		next.done += n
 		written += int(n)
 		p = p[n:]
@@ -163,13 +161,17 @@ func (m *meter) add(n int64) {
 	}
 }
 
-// counted is a writer that is metered.
+// counted is a writer that is metered, and fails when the export is to end.
 type counted struct {
 	io.Writer
+	ctx   context.Context
 	meter *meter
 }
 
 func (c counted) Write(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := c.Writer.Write(p)
 	c.meter.add(int64(n))
 	return n, err

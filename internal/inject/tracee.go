@@ -22,6 +22,11 @@ const (
 	// another one is tried.
 	stopLimit = 200 * time.Millisecond
 
+	// stepLimit bounds the wait for a single step. There is no way back from
+	// there: the thread has the registers of another place. On a machine that is
+	// busy enough a step may take as long as it takes to get a CPU.
+	stepLimit = 30 * time.Second
+
 	// maxSteps bounds how often a single step is tried again.
 	maxSteps = 16
 )
@@ -103,7 +108,7 @@ func (t *tracee) step(regs *unix.PtraceRegs) error {
 		if err := unix.PtraceSingleStep(t.tid); err != nil {
 			return t.lost(err)
 		}
-		if err := t.wait(); err != nil {
+		if err := t.waitUntil(time.Now().Add(stepLimit)); err != nil {
 			return err
 		}
 		if err := unix.PtraceGetRegs(t.tid, regs); err != nil {
