@@ -89,6 +89,8 @@ type process struct {
 	// pages have been compared with what the parent has; nil with a new tracker.
 	looked map[proc.Range]bool
 
+	direct bool // it reads files past the page cache
+
 	described []proc.Mapping // what CRIU was told instead of smaps; nil: nothing
 }
 
@@ -237,9 +239,7 @@ func chooseEngine(asked Engine, c *criu.Binary) (Engine, error) {
 		return asked, nil
 	case EngineAuto:
 		switch {
-		case !proc.CanScan():
-			return EngineCRIU, nil // without it nobody can tell which pages are there
-		case !c.Dynamic:
+		case !c.Dynamic || !proc.CanScan(): // the library works on PAGEMAP_SCAN
 			return EngineLazyPages, nil
 		}
 		return EngineBlind, nil

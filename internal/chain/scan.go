@@ -221,7 +221,7 @@ func (f *forest) lacks(e *entry) []string {
 
 // unknownElsewhere says that checkpoints elsewhere may need e of which nobody knows: those of notes that were not found, neither where
 // they say nor anywhere that was looked at. It returns nil where there are none, or with force.
-func (f *forest) unknownElsewhere(e *entry, o *Options) error {
+func (f *forest) unknownElsewhere(e *entry, o *Options) *UnknownError {
 	if o.Force {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 
 func (a *app) checkpointsCommand() *cobra.Command {
 	var all bool
+	var job string
 	cmd := &cobra.Command{
 		Use:     "checkpoints [DIR]",
 		Aliases: []string{"ls"},
@@ -24,12 +25,20 @@ many checkpoints the chain has below it; NEEDED BY is how many others hold no co
 folder takes.
 
 Pre-dumps and what is left of removed checkpoints are shown with --all.`,
-		Example: "  stasis checkpoints\n  stasis checkpoints /srv/checkpoints --all -o json",
+		Example: "  stasis checkpoints\n  stasis checkpoints --job simulate\n  stasis checkpoints /srv/checkpoints --all -o json",
 		Args:    atMostOneArg,
 		RunE: func(_ *cobra.Command, args []string) error {
+			if job != "" {
+				if len(args) > 0 || !isName(job) {
+					return badInput("--job takes the name of a job, and no folder beside it")
+				}
+				args = []string{filepath.Join(a.config.Checkpoint.Dir, "jobs", job)}
+			}
 			return a.runCheckpoints(a.folderOf(args), all)
 		},
 	}
+	cmd.Flags().StringVar(&job, "job", "", "those of root's `JOB`")
+	must(cmd.RegisterFlagCompletionFunc("job", a.completeJob))
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also show pre-dumps and what is left of removed checkpoints")
 	return cmd
 }

@@ -64,7 +64,7 @@ This form takes CRIU's flags (-t is --pid, -D is --images-dir); "stasis dump pro
 	must(cmd.RegisterFlagCompletionFunc("pid", completePID))
 	must(cmd.MarkFlagDirname("images-dir"))
 	f.add(cmd)
-	cmd.AddCommand(a.dumpProcessCommand())
+	cmd.AddCommand(a.dumpProcessCommand(), a.dumpJobCommand())
 	return cmd
 }
 

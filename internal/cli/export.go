@@ -69,7 +69,7 @@ func (a *app) runExport(ctx context.Context, arg string, f *exportFlags) error {
 	if err := checkParent(f.out); err != nil {
 		return err
 	}
-	line, err := convert.OpenLine(dir, f.chain, f.also...)
+	line, err := convert.OpenLine(ctx, dir, f.chain, f.also...)
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,6 @@ import (
 	"github.com/agnivade/levenshtein"
 	"github.com/spf13/cobra"
 
-	"stasis/internal/chain"
-	"stasis/internal/image"
 	"stasis/internal/proc"
 	"stasis/internal/store"
 )
@@ -45,15 +43,6 @@ func (a *app) locate(arg string) (string, error) {
 		text += ": did you mean " + near + "?"
 	}
 	return "", badInput("%s", text)
-}
-
-// open reads a checkpoint's manifest and index.
-func (a *app) open(arg string) (*image.Checkpoint, error) {
-	dir, err := a.locate(arg)
-	if err != nil {
-		return nil, err
-	}
-	return chain.Open(dir)
 }
 
 func hasManifest(dir string) bool {

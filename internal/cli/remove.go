@@ -26,6 +26,7 @@ found, or one beside it can't be read, nothing that they may need is given back:
 		RunE:              func(_ *cobra.Command, args []string) error { return a.runRm(args, o) },
 	}
 	addChangeFlags(cmd, &o)
+	cmd.AddCommand(a.rmJobCommand())
 	return cmd
 }
 

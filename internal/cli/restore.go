@@ -44,7 +44,7 @@ This form takes CRIU's flags (-D is --images-dir); "stasis restore process --pat
 	aliases(flags, map[string]string{"path": "images-dir", "dir": "images-dir", "restore-detached": "detach", "verbosity": "log-level"})
 	must(cmd.MarkFlagDirname("images-dir"))
 	f.add(cmd)
-	cmd.AddCommand(a.restoreProcessCommand())
+	cmd.AddCommand(a.restoreProcessCommand(), a.restoreJobCommand())
 	return cmd
 }
 

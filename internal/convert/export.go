@@ -260,7 +260,7 @@ func (f *folder) copyImage(name string) error {
 	if err != nil {
 		return err
 	}
-	err = f.checkpoint.WriteFile(name, counted{to, &f.meter})
+	err = f.checkpoint.WriteFile(name, counted{to, f.ctx, &f.meter})
 	return finishFile(to, err)
 }
 

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -142,7 +143,7 @@ func TestExportChainAgainstAMap(t *testing.T) {
 
 func exportLine(t *testing.T, dir, out string, chain bool) *Exported {
 	t.Helper()
-	line, err := OpenLine(dir, chain)
+	line, err := OpenLine(t.Context(), dir, chain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +294,7 @@ func TestLineEndsWithANote(t *testing.T) {
 	if err := os.RemoveAll(first); err != nil {
 		t.Fatal(err)
 	}
-	line, err := OpenLine(second, true)
+	line, err := OpenLine(t.Context(), second, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,4 +302,25 @@ func TestLineEndsWithANote(t *testing.T) {
 	if len(line.Checkpoints) != 1 || !strings.Contains(line.Note, "c1") {
 		t.Errorf("%d checkpoints, note %q", len(line.Checkpoints), line.Note)
 	}
+}
+
+// TestCancelled: an export and an import that are to end do, and leave nothing.
+func TestCancelled(t *testing.T) {
+	root := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	stop := func(int64, int64) { cancel() }
+	if _, err := Export(ctx, []*image.Checkpoint{one(t, 150)}, filepath.Join(root, "out"), ExportOptions{Progress: stop}); !errors.Is(err, context.Canceled) {
+		t.Errorf("export: %v", err)
+	}
+	wantNames(t, root)
+	dir, _ := putLayers(t, rand.New(rand.NewPCG(1, 2)), t.TempDir(), 1, 70)
+	ctx, cancel = context.WithCancel(t.Context())
+	_, err := Import(ctx, dir, ImportOptions{
+		Target: func(string) (store.Target, error) { return store.CreateFolder(filepath.Join(root, "checkpoint")) }, Shards: 1,
+		Progress: func(int64, int64) { cancel() },
+	})
+	if !errors.Is(err, context.Canceled) || errors.Is(err, ErrImages) {
+		t.Errorf("import: %v", err)
+	}
+	wantNames(t, root)
 }

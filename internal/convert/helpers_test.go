@@ -132,7 +132,7 @@ func putLayer(tb testing.TB, dir string, pid int, pagesID uint32, has memory, in
 	tb.Helper()
 	var runs []criu.PageRun
 	var pages []byte
-	for n := uint64(0); n < stackTo; n++ {
+	for n := range uint64(stackTo) {
 		page, there := has[n]
 		if !there {
 			continue
@@ -176,7 +176,7 @@ func putLayers(tb testing.TB, random *rand.Rand, root string, layers int, pids .
 		for i, pid := range pids {
 			inherited := map[uint64]bool{}
 			has := memory{}
-			for n := uint64(0); n < stackTo; n++ {
+			for n := range uint64(stackTo) {
 				inArea := n < fileTo || n >= sharedFrom && n < sharedTo || n >= stackFrom
 				before, was := now[pid][n]
 				switch {

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
@@ -167,10 +166,11 @@ func (i *importing) open(path string) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(dir, store.ManifestName)); err == nil && within == "" {
-		if i.beside, err = chain.Open(dir); err != nil {
+		line, err := OpenLine(i.ctx, dir, false)
+		if err != nil {
 			return err
 		}
-		i.closers = append(i.closers, i.beside)
+		i.closers, i.beside = append(i.closers, line), line.Checkpoints[0]
 	}
 	return nil
 }
@@ -430,46 +430,6 @@ func (i *importing) putImage(dir, name string) error {
 	}
 	defer f.Close()
 	return i.writer.PutFile(name, f)
-}
-
-// putBeside stores the shared memory that a page server got.
-func (i *importing) putBeside() error {
-	if i.beside == nil {
-		return nil
-	}
-	for _, f := range i.beside.Files() {
-		if !strings.HasPrefix(f.Name, shmemPrefix) {
-			continue
-		}
-		if slices.ContainsFunc(i.plans, func(p *plan) bool { return p.image == f.Name }) {
-			return fmt.Errorf("%s is there twice: in the folder, and in the checkpoint in it: remove one of them", f.Name)
-		}
-		var text bytes.Buffer
-		if err := i.beside.WriteFile(f.Name, &text); err != nil {
-			return err
-		}
-		id, _, err := criu.DecodePagemap(text.Bytes())
-		if err != nil {
-			return fmt.Errorf("%s: %w", f.Name, err)
-		}
-		if err := i.writer.PutFile(f.Name, &text); err != nil {
-			return err
-		}
-		if err := i.copyBeside(criu.PagesImage(id)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (i *importing) copyBeside(name string) error {
-	from, to := io.Pipe()
-	done := make(chan error, 1)
-	go func() { done <- to.CloseWithError(i.beside.WriteFile(name, to)) }()
-	err := i.writer.PutFile(name, from)
-	_ = from.CloseWithError(err) // lets the other side end
-	<-done
-	return err
 }
 
 // command is that of the root.

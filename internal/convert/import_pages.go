@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -15,62 +14,6 @@ import (
 type zeros struct{}
 
 func (zeros) readPages(p []byte, _ int64) error { clear(p); return nil }
-
-// block is a block of a checkpoint.
-type block struct {
-	from   *image.Checkpoint
-	number int
-}
-
-// reader is a buffer with the block that was read into it last: neighbours mostly want the same one.
-type reader struct {
-	buffer image.Buffer
-	from   *image.Checkpoint
-	number int
-	data   []byte
-}
-
-var readers = sync.Pool{New: func() any { return new(reader) }}
-
-func (b block) readPages(p []byte, at int64) error {
-	r, _ := readers.Get().(*reader)
-	defer readers.Put(r)
-	if r.from != b.from || r.number != b.number {
-		data, err := b.from.ReadBlock(b.number, &r.buffer)
-		if err != nil {
-			r.from = nil
-			return err
-		}
-		r.from, r.number, r.data = b.from, b.number, data
-	}
-	copy(p, r.data[at:at+int64(len(p))])
-	return nil
-}
-
-// besideStretches lists the pages that a checkpoint has of a process, in order.
-func besideStretches(c *image.Checkpoint, pid int) []stretch {
-	var list []stretch
-	for _, r := range c.Ranges(pid) {
-		for at := r.Start; at < r.End; at += pageSize {
-			number, page, kind := c.Find(pid, at)
-			next := stretch{start: at, pages: 1, in: zeros{}}
-			if kind == image.Data {
-				next.in, next.at = block{c, number}, int64(page)*pageSize
-			}
-			if n := len(list); n > 0 && list[n-1].goesOn(next) {
-				list[n-1].pages++
-				continue
-			}
-			list = append(list, next)
-		}
-	}
-	return list
-}
-
-func (s stretch) goesOn(next stretch) bool {
-	_, zero := s.in.(zeros)
-	return s.end() == next.start && s.in == next.in && (zero || s.at+s.bytes() == next.at)
-}
 
 // job is pages for one block.
 type job struct {

@@ -93,68 +93,74 @@ func TestImportReadsArguments(t *testing.T) {
 	}
 }
 
+// images is a folder of CRIU that a test damages.
+type images struct {
+	*testing.T
+	dir string
+}
+
 // TestImportRefuses: whatever is wrong with the images is said, and there is no checkpoint.
 func TestImportRefuses(t *testing.T) {
 	for _, test := range []struct {
 		name   string
-		change func(t *testing.T, dir string)
+		change func(in images)
 		says   string
 	}{
-		{"an empty folder", func(t *testing.T, dir string) { removeAll(t, dir, "*") }, "no images of CRIU"},
-		{"a pre-dump", func(t *testing.T, dir string) { removeAll(t, dir, "pstree.img") }, "pre-dump"},
-		{"no memory", func(t *testing.T, dir string) { removeAll(t, dir, "pagemap-70.img") }, "page server"},
-		{"no pages", func(t *testing.T, dir string) { removeAll(t, dir, "pages-1.img") }, "pages-1.img"},
-		{"pages cut short", func(t *testing.T, dir string) {
-			if err := os.Truncate(filepath.Join(dir, "pages-1.img"), pageSize); err != nil {
-				t.Fatal(err)
+		{"an empty folder", func(in images) { removeAll(in.T, in.dir, "*") }, "no images of CRIU"},
+		{"a pre-dump", func(in images) { removeAll(in.T, in.dir, "pstree.img") }, "pre-dump"},
+		{"no memory", func(in images) { removeAll(in.T, in.dir, "pagemap-70.img") }, "page server"},
+		{"no pages", func(in images) { removeAll(in.T, in.dir, "pages-1.img") }, "pages-1.img"},
+		{"pages cut short", func(in images) {
+			if err := os.Truncate(filepath.Join(in.dir, "pages-1.img"), pageSize); err != nil {
+				in.Fatal(err)
 			}
 		}, "not whole"},
-		{"no core", func(t *testing.T, dir string) { removeAll(t, dir, "core-71.img") }, "core-71.img"},
-		{"no mappings", func(t *testing.T, dir string) { removeAll(t, dir, "mm-71.img") }, "not a whole dump"},
-		{"another image's content", func(t *testing.T, dir string) { copyFile(t, dir, "core-70.img", "mm-70.img") }, "begins with"},
-		{"garbage", func(t *testing.T, dir string) { put(t, dir, "pstree.img", []byte("garbage that is long enough")) }, "damaged"},
-		{"garbage behind a head", func(t *testing.T, dir string) {
-			put(t, dir, "mm-70.img", append(encodeImage(t, criu.MagicMM), 255, 255, 255, 127))
+		{"no core", func(in images) { removeAll(in.T, in.dir, "core-71.img") }, "core-71.img"},
+		{"no mappings", func(in images) { removeAll(in.T, in.dir, "mm-71.img") }, "not a whole dump"},
+		{"another image's content", func(in images) { copyFile(in.T, in.dir, "core-70.img", "mm-70.img") }, "begins with"},
+		{"garbage", func(in images) { put(in.T, in.dir, "pstree.img", []byte("garbage that is long enough")) }, "damaged"},
+		{"garbage behind a head", func(in images) {
+			put(in.T, in.dir, "mm-70.img", append(encodeImage(in, criu.MagicMM), 255, 255, 255, 127))
 		}, "damaged"},
-		{"pages of a parent that is not there", func(t *testing.T, dir string) {
-			putLayer(t, dir, 70, 1, memory{3: pageOf(1)}, map[uint64]bool{3: true})
+		{"pages of a parent that is not there", func(in images) {
+			putLayer(in, in.dir, 70, 1, memory{3: pageOf(1)}, map[uint64]bool{3: true})
 		}, "parent"},
-		{"a parent that lacks the page", func(t *testing.T, dir string) {
-			putLayer(t, dir, 70, 1, memory{3: pageOf(1)}, map[uint64]bool{3: true})
-			parent := t.TempDir()
-			putLayer(t, parent, 70, 1, memory{4: pageOf(1)}, nil)
-			link(t, parent, dir)
+		{"a parent that lacks the page", func(in images) {
+			putLayer(in, in.dir, 70, 1, memory{3: pageOf(1)}, map[uint64]bool{3: true})
+			parent := in.TempDir()
+			putLayer(in, parent, 70, 1, memory{4: pageOf(1)}, nil)
+			link(in.T, parent, in.dir)
 		}, "lacks the page"},
-		{"a circle", func(t *testing.T, dir string) { link(t, dir, dir) }, "circle"},
-		{"a dump with lazy pages", func(t *testing.T, dir string) {
+		{"a circle", func(in images) { link(in.T, in.dir, in.dir) }, "circle"},
+		{"a dump with lazy pages", func(in images) {
 			text, err := criu.EncodePagemap(1, []criu.PageRun{{Start: at(1), Pages: 1, Flags: criu.PageLazy}})
 			if err != nil {
-				t.Fatal(err)
+				in.Fatal(err)
 			}
-			put(t, dir, "pagemap-70.img", text)
+			put(in.T, in.dir, "pagemap-70.img", text)
 		}, "--lazy-pages"},
-		{"the same pages twice", func(t *testing.T, dir string) { copyFile(t, dir, "pagemap-70.img", "pagemap-71.img") }, "same image of pages"},
-		{"a pipe for an image", func(t *testing.T, dir string) {
-			removeAll(t, dir, "core-70.img")
-			if err := unix.Mkfifo(filepath.Join(dir, "core-70.img"), 0o600); err != nil {
-				t.Fatal(err)
+		{"the same pages twice", func(in images) { copyFile(in.T, in.dir, "pagemap-70.img", "pagemap-71.img") }, "same image of pages"},
+		{"a pipe for an image", func(in images) {
+			removeAll(in.T, in.dir, "core-70.img")
+			if err := unix.Mkfifo(filepath.Join(in.dir, "core-70.img"), 0o600); err != nil {
+				in.Fatal(err)
 			}
 		}, "not a regular file"},
-		{"holes", func(t *testing.T, dir string) {
-			f, err := os.OpenFile(filepath.Join(dir, "pages-1.img"), os.O_RDWR, 0)
+		{"holes", func(in images) {
+			f, err := os.OpenFile(filepath.Join(in.dir, "pages-1.img"), os.O_RDWR, 0)
 			if err != nil {
-				t.Fatal(err)
+				in.Fatal(err)
 			}
 			defer f.Close()
 			if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, pageSize, pageSize); err != nil {
-				t.Skipf("this file system has no holes: %v", err)
+				in.Skipf("this file system has no holes: %v", err)
 			}
 		}, "--allow-holes"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root := t.TempDir()
 			dir, _ := putLayers(t, rand.New(rand.NewPCG(1, 2)), root, 1, 70, 71)
-			test.change(t, dir)
+			test.change(images{t, dir})
 			to := filepath.Join(root, "checkpoint")
 			_, err := importTo(t, dir, to)
 			if err == nil || !strings.Contains(err.Error(), test.says) || !errors.Is(err, ErrImages) {
@@ -299,7 +305,7 @@ func newWriter(tb testing.TB, dir string, o image.WriterOptions) *image.Writer {
 
 // FuzzImages: no content of any image makes the import panic, take for ever, or plan for pages that are not there.
 func FuzzImages(f *testing.F) {
-	images := stateImages(f, 70)
+	state := stateImages(f, 70)
 	pagemap, err := criu.EncodePagemap(1, []criu.PageRun{{Start: at(1), Pages: 2, Flags: criu.PagePresent}, {Start: at(9), Pages: 1, Flags: criu.PageInParent}})
 	if err != nil {
 		f.Fatal(err)
@@ -319,7 +325,7 @@ func FuzzImages(f *testing.F) {
 	if err := os.Symlink(below, filepath.Join(dir, parentLink)); err != nil {
 		f.Fatal(err)
 	}
-	f.Add(images[inventoryImage], images["pstree.img"], images["core-70.img"], images["mm-70.img"], pagemap, parent)
+	f.Add(state[inventoryImage], state["pstree.img"], state["core-70.img"], state["mm-70.img"], pagemap, parent)
 	f.Fuzz(func(t *testing.T, inventory, pstree, core, mm, pagemap, parent []byte) {
 		put(t, dir, inventoryImage, inventory)
 		put(t, dir, "pstree.img", pstree)

@@ -30,13 +30,13 @@ type layers struct {
 
 // openLayers follows the links from dir. Where within is given, none of them may lead out of it.
 func openLayers(dir, within string) (*layers, error) {
-	real, err := filepath.EvalSymlinks(dir)
+	at, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return nil, fmt.Errorf("find CRIU's images: %w", err)
 	}
-	l := &layers{dirs: []string{real}}
+	l := &layers{dirs: []string{at}}
 	for {
-		link := filepath.Join(real, parentLink)
+		link := filepath.Join(at, parentLink)
 		if _, err := os.Lstat(link); errors.Is(err, fs.ErrNotExist) {
 			return l, nil
 		}
@@ -45,16 +45,16 @@ func openLayers(dir, within string) (*layers, error) {
 			err = errors.New("it leads out of the archive")
 		}
 		if err != nil {
-			l.missing = fmt.Errorf("the parent of %s cannot be used: %w", real, err)
+			l.missing = fmt.Errorf("the parent of %s cannot be used: %w", at, err)
 			return l, nil
 		}
 		if slices.Contains(l.dirs, next) {
 			return nil, fmt.Errorf("the parents of %s go round in a circle", dir)
 		}
-		if real = next; len(l.dirs) == maxLayers {
+		if at = next; len(l.dirs) == maxLayers {
 			return nil, fmt.Errorf("%s has more than %d parents", dir, maxLayers)
 		}
-		l.dirs = append(l.dirs, real)
+		l.dirs = append(l.dirs, at)
 	}
 }
 

@@ -26,6 +26,11 @@ func (e *Engine) DumpFor(ctx context.Context, p peer.Peer, o stasis.DumpOptions)
 	if o.Engine == stasis.EngineCRIU || o.AutoDedup {
 		return nil, fmt.Errorf("%w: the engine criu and auto_dedup are root's", wire.ErrDenied)
 	}
+	return e.dumpTheirs(ctx, p, o)
+}
+
+// dumpTheirs dumps a tree if it is all of a user's, also while it is frozen.
+func (e *Engine) dumpTheirs(ctx context.Context, p peer.Peer, o stasis.DumpOptions) (*stasis.DumpResult, error) {
 	if err := theirs(o.PID, p); err != nil {
 		return nil, err
 	}
@@ -42,6 +47,18 @@ func (e *Engine) DumpFor(ctx context.Context, p peer.Peer, o stasis.DumpOptions)
 		return nil
 	}
 	return e.Dump(ctx, o)
+}
+
+// DumpJobFor is DumpFor for a job, whose terminal or pipe, named as CRIU does, is held by a shim outside of its tree.
+func (e *Engine) DumpJobFor(ctx context.Context, p peer.Peer, o stasis.DumpOptions, consoles []string) (*stasis.DumpResult, error) {
+	if err := Harmless(p, &o.CRIU); err != nil {
+		return nil, err
+	}
+	o.CRIU.External = append(append([]string(nil), o.CRIU.External...), consoles...)
+	if p.Root() {
+		return e.Dump(ctx, o)
+	}
+	return e.dumpTheirs(ctx, p, o)
 }
 
 // PreDumpFor is PreDump on behalf of somebody, as DumpFor. The tree is never frozen, so it is looked at before anything is read and
@@ -120,6 +137,22 @@ func theirs(pid int, p peer.Peer) error {
 		return fmt.Errorf("%w: %w", stasis.ErrInput, err)
 	}
 	return nil
+}
+
+// Theirs makes sure that all of a process tree is a user's.
+func Theirs(pid int, p peer.Peer) error {
+	if p.Root() {
+		return nil
+	}
+	return theirs(pid, p)
+}
+
+// Harmless refuses options of CRIU that are root's, to everybody but root.
+func Harmless(p peer.Peer, o *stasis.CRIUOptions) error {
+	if p.Root() {
+		return nil
+	}
+	return harmless(o)
 }
 
 // harmless refuses options of CRIU that reach beyond the tree.

@@ -271,3 +271,70 @@ func BenchmarkReadDeltas(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkReadChain opens the last of chains of two lengths of the same content, 64 MiB of which a half was written again, and
+// reads all of it, as a restore does.
+func BenchmarkReadChain(b *testing.B) {
+	const size, again = 64 << 20, 8000
+	whole := heapPages(MaxPages, 1)
+	for _, length := range []int{2, 500} {
+		dir := b.TempDir()
+		path := func(i int) string { return filepath.Join(dir, fmt.Sprint(i)) }
+		resolve := func(id [16]byte) (store.Source, error) { return store.OpenFolder(path(int(le.Uint32(id[:])))) }
+		top := func(i int) *Checkpoint {
+			src, err := store.OpenFolder(path(i))
+			if err != nil {
+				b.Fatal(err)
+			}
+			c, err := OpenChain(src, resolve)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return c
+		}
+		r, unique, parent := rand.New(rand.NewPCG(1, 1)), stamps(0), (*Checkpoint)(nil)
+		for depth := range length {
+			target, err := store.CreateFolder(path(depth))
+			if err != nil {
+				b.Fatal(err)
+			}
+			o := WriterOptions{Shards: 2, Codec: newCodec(b, "lz4"), Parent: parent, NoCompare: true}
+			le.PutUint32(o.ID[:], uint32(depth))
+			w, err := NewWriter(target, o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for at := uint64(0); depth == 0 && at < size; at += MaxBlock {
+				put(b, w, 0, 7, unique.on(whole), Extent{at, MaxPages})
+			}
+			for left := again / (length - 1); depth > 0 && left > 0; left -= MaxPages {
+				var extents []Extent
+				for range min(left, MaxPages) {
+					extents = append(extents, Extent{r.Uint64N(size/PageSize) * PageSize, 1})
+				}
+				put(b, w, 0, 7, unique.on(whole[:len(extents)*PageSize]), extents...)
+			}
+			finish(b, w, map[int][]Range{7: {{0, size}}})
+			if parent != nil {
+				_ = parent.Close()
+			}
+			parent = top(depth)
+		}
+		_ = parent.Close()
+		b.Run(fmt.Sprint(length), func(b *testing.B) {
+			b.SetBytes(size)
+			for b.Loop() {
+				c := top(length - 1)
+				var buffer Buffer
+				for i := range c.Blocks() {
+					if _, err := c.ReadBlock(i, &buffer); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(len(c.manifest.Origins)), "origins")
+				b.ReportMetric(float64(c.Blocks()), "blocks")
+				_ = c.Close()
+			}
+		})
+	}
+}

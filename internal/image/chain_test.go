@@ -186,6 +186,7 @@ func TestChainsAgainstModel(t *testing.T) {
 				checkOrigins(t, c, i, p)
 				checkUses(t, p)
 			}
+			checkUsesSuffice(t, c)
 			if all.BytesReferenced == 0 || all.BytesShared == 0 || all.BytesDelta == 0 {
 				t.Errorf("something was not tried: %+v", all)
 			}
@@ -295,6 +296,42 @@ func TestAncestorsAreMapped(t *testing.T) {
 		damageIn(t, err, "img-0", 1<<20, "truncation")
 		if !strings.Contains(err.Error(), "../c0") {
 			t.Errorf("the error does not name the ancestor: %v", err)
+		}
+	}
+}
+
+// checkUsesSuffice wipes everything out of the ancestors that the last checkpoint does not need, and reads that one.
+func checkUsesSuffice(t *testing.T, c chain) {
+	t.Helper()
+	top := len(c) - 1
+	p := c.open(t, top)
+	wiped := make(chain, len(c))
+	for i, l := range c {
+		wiped[i] = l
+		if i == top {
+			continue
+		}
+		wiped[i].Memory = l.Copy()
+		for name, file := range l.Files {
+			wiped[i].Files[name] = append(bytes.Clone(file[:headerSize]), bytes.Repeat([]byte{0xee}, len(file)-headerSize)...)
+		}
+	}
+	for _, u := range p.Uses() {
+		if u.Origin == 0 {
+			continue
+		}
+		at := slices.IndexFunc(c, func(l link) bool { return hex.EncodeToString(l.id[:]) == p.Manifest().Origins[u.Origin-1].ID })
+		name := ShardName(u.Shard)
+		copy(wiped[at].Files[name][u.Offset:u.Offset+u.Len], c[at].Files[name][u.Offset:])
+	}
+	again := wiped.open(t, top)
+	checkMemory(t, again, c[top].memory)
+	if err := again.Verify(context.Background(), 2, nil); err != nil {
+		t.Error(err)
+	}
+	for _, f := range p.Files() {
+		if !bytes.Equal(fileOf(t, again, f.Name), fileOf(t, p, f.Name)) {
+			t.Errorf("%s differs", f.Name)
 		}
 	}
 }

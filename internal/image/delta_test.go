@@ -33,7 +33,7 @@ func TestDiff(t *testing.T) {
 		var olds, news [][]byte
 		for range 1 + r.IntN(MaxPages) {
 			old := noise(PageSize * 2)[r.IntN(PageSize):][:PageSize]
-			page := scribble(r, old, r.IntN(150))
+			page := scribble(r, old, r.IntN(500))
 			runs, ok := diff(nil, old, page)
 			if !ok {
 				gaveUp++

@@ -107,9 +107,9 @@
 //	        page of the base's block, one byte
 //
 // A piece says that some pages of a block belong at an address of a process. Pieces of different processes may share pages of a
-// block, and so may different addresses: equal pages are stored once. Groups of origin 0 have the blocks of the shard that the
-// index is in, others those of an ancestor; they can be in the index of any shard, and one shard of an ancestor can have several.
-// A block of pages without pieces is there because it has a base.
+// block, and so may different addresses: equal pages are mostly stored once. Groups of origin 0 have the blocks of the shard that
+// the index is in, others those of an ancestor; they can be in the index of any shard, and one shard of an ancestor can have
+// several. A block of pages without pieces is there because it has a base.
 //
 // So the indexes of a checkpoint are all that is needed to find every byte of it, however long its chain is: of its ancestors
 // only blocks are read, never indexes. What the parent's index has is taken over when the checkpoint is finished.

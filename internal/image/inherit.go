@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -149,8 +150,16 @@ func (p *plan) renumber(used []ancestorShard) ([]uint32, error) {
 // rebase makes of the path of an ancestor, as the parent has it, that from the new checkpoint. Addresses and absolute paths
 // hold from anywhere; an empty path says that nobody knows.
 func rebase(path, parent string) string {
-	if path == "" || filepath.IsAbs(path) || strings.Contains(path, "://") {
+	switch {
+	case path == "" || filepath.IsAbs(path) || strings.Contains(path, "://"):
 		return path
+	case parent == "":
+		return ""
+	case strings.Contains(parent, "://"):
+		if joined, err := url.JoinPath(parent, path); err == nil {
+			return joined
+		}
+		return ""
 	}
 	return filepath.Join(parent, path)
 }

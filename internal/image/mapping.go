@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ const resident = 32 << 20
 type shardFile struct {
 	store.File        // nil: dropped, there is only the mapping
 	mapped     []byte // nil: not mapped
+	touched    atomic.Bool
 }
 
 // newShardFile takes f over. Where it can't be mapped it is read.
@@ -45,6 +47,7 @@ func newShardFile(f store.File) *shardFile {
 // bytes returns n bytes of the shard, in the mapping or in buf's storage.
 func (s *shardFile) bytes(off int64, n int, buf *[]byte, mapped bool) ([]byte, error) {
 	if mapped && s.mapped != nil && off+int64(n) <= int64(len(s.mapped)) {
+		s.touched.Store(true)
 		return s.mapped[off : off+int64(n)], nil
 	}
 	if cap(*buf) < n {
@@ -55,6 +58,7 @@ func (s *shardFile) bytes(off int64, n int, buf *[]byte, mapped bool) ([]byte, e
 		if off+int64(n) > int64(len(s.mapped)) {
 			return nil, errTruncated
 		}
+		s.touched.Store(true)
 		copy(b, s.mapped[off:])
 		return b, nil
 	}
@@ -81,7 +85,7 @@ func (s *shardFile) drop() error {
 // letGo makes what was read no longer count as our memory. For a shared mapping this loses nothing: whoever still uses a part of
 // it gets it back from the page cache.
 func (s *shardFile) letGo() {
-	if s != nil && s.mapped != nil {
+	if s != nil && s.mapped != nil && s.touched.Swap(false) {
 		_ = unix.Madvise(s.mapped, unix.MADV_DONTNEED)
 	}
 }

@@ -22,6 +22,11 @@ const (
 	// another one is tried.
 	stopLimit = 200 * time.Millisecond
 
+	// stepLimit bounds the wait for a single step. There is no way back from
+	// there: the thread has the registers of another place. On a machine that is
+	// busy enough a step may take as long as it takes to get a CPU.
+	stepLimit = 30 * time.Second
+
 	// maxSteps bounds how often a single step is tried again.
 	maxSteps = 16
 )
@@ -103,7 +108,7 @@ func (t *tracee) step(regs *unix.PtraceRegs) error {
 		if err := unix.PtraceSingleStep(t.tid); err != nil {
 			return t.lost(err)
 		}
-		if err := t.wait(); err != nil {
+		if err := t.waitUntil(time.Now().Add(stepLimit)); err != nil {
 			return err
 		}
 		if err := unix.PtraceGetRegs(t.tid, regs); err != nil {
@@ -154,16 +159,20 @@ func (t *tracee) lost(err error) error {
 // limit for a traced thread, so it is asked again and again.
 func (t *tracee) wait() error { return t.waitUntil(time.Now().Add(stopLimit)) }
 
+// waitUntil asks once more when the time is over: on a busy machine it may be
+// over before the first time.
 func (t *tracee) waitUntil(deadline time.Time) error {
-	begun := time.Now()
-	for time.Now().Before(deadline) {
+	for last := false; ; {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(t.tid, &status, unix.WALL|unix.WNOHANG, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return t.lost(err)
+		case pid == 0 && last:
+			return fmt.Errorf("thread %d: %w in time", t.tid, errBusy)
 		case pid == 0:
+			last = time.Now().After(deadline)
 			time.Sleep(20 * time.Microsecond)
 		case status.Exited() || status.Signaled():
 			return fmt.Errorf("thread %d ended: %w", t.tid, proc.ErrGone)
@@ -172,7 +181,6 @@ func (t *tracee) waitUntil(deadline time.Time) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("thread %d: %w within %v", t.tid, errBusy, time.Since(begun).Round(time.Millisecond))
 }
 
 func ptrace(request, tid int, addr, data uintptr) error {

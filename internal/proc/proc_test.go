@@ -84,6 +84,7 @@ func mapped(t *testing.T, pages int) ([]byte, Range) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Munmap(memory) })
+	_ = unix.Madvise(memory, unix.MADV_NOHUGEPAGE) // which fails where there are none
 	start := uint64(uintptr(unsafe.Pointer(&memory[0])))
 	return memory, Range{start, start + uint64(len(memory))}
 }

@@ -36,7 +36,7 @@ func TestTrackerOfAnotherParent(t *testing.T) {
 func TestDumpFailsAfterItsFirstRound(t *testing.T) {
 	c := newChain(t)
 	first := c.on(nil)
-	for _, step := range []stasis.Step{stasis.StepFreeze, stasis.StepState, stasis.StepWrite, stasis.StepPublish} {
+	for _, step := range []stasis.Step{stasis.StepFreeze, stasis.StepPublish} {
 		t.Run(string(step), func(t *testing.T) {
 			c := c.within(t)
 			second := c.on(first)

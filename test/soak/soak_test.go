@@ -31,7 +31,7 @@ var (
 )
 
 const (
-	usualSteps = 20 // of each world
+	usualSteps = 15 // of each world
 	usualSeed  = 3
 	// limit is how many checkpoints there are before the walk begins a new chain.
 	limit = 16
@@ -47,6 +47,7 @@ var worlds = []struct {
 	{"churn", []string{"churn:threads=2,rate=3000", "mem:mib=4,rate=30,writers=2,touched=60,watch=no"}, true},
 	{"forks", []string{"mem:mib=2,rate=10,watch=no", "tree:mib=2,children=2,grandchildren=1", "threads:count=4"}, false},
 	{"huge", []string{"mem:mib=8,rate=20,thp=yes,touched=90,watch=no", "advised", "deepstack:kib=512"}, false},
+	{"direct", []string{"direct:mib=8,file=8,threads=4"}, false},
 	{"kinds", []string{"filemap", "anonshared", "memfd", "locked:kib=64", "protected", "churn:threads=1,rate=500"}, false},
 }
 

@@ -9,6 +9,7 @@ F(advised)
 F(hugetlb)
 F(deepstack)
 F(churn)
+F(direct)
 /* processes and threads */
 F(threads)
 F(tree)

@@ -1,0 +1,324 @@
+package jobs
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"stasis"
+	"stasis/internal/jobs/db"
+)
+
+// Options says where a manager works and how. The folders and the database are needed.
+type Options struct {
+	Database    string // path of the database
+	Dir         string // folder of the shims' folders, with the logs
+	Checkpoints string // folder of the checkpoints, as the catalog has it
+
+	Parallel     int           // dumps and restores at once; 0: half of the CPUs
+	MaxRetries   int           // attempts in a row to bring a job back; 0: 5
+	RestartDelay time.Duration // before the second attempt in a row, doubles with each; 0: a second
+	Keep         db.Keep       // for jobs that do not say it themselves
+	MaxChain     int           // likewise; 0: 32
+	DumpOnStop   bool          // Close makes a checkpoint of each job
+	CRIUPath     string        // "": the first that is new enough
+
+	Engine Engine       // nil: the library
+	Runner Runner       // nil: real processes
+	Log    *slog.Logger // nil: none
+}
+
+// Defaults of Options.
+const (
+	defaultRetries  = 5
+	defaultDelay    = time.Second
+	defaultMaxChain = 32
+)
+
+// What callers can act on, beside the kinds of package stasis.
+var (
+	ErrUnknown = errors.New("no such job")
+	ErrExists  = errors.New("there is a job of that name")
+	ErrState   = errors.New("the job is not in a state for that")
+)
+
+// Manager holds the jobs of a machine.
+type Manager struct {
+	o     Options
+	db    *db.DB
+	log   *slog.Logger
+	slots chan struct{} // one for each dump or restore under way
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	work   sync.WaitGroup // goroutines of jobs
+
+	mu     sync.RWMutex
+	jobs   map[string]*job // by name
+	closed bool
+
+	news news // tells of new events
+}
+
+// Open takes up all jobs: those that run are watched again, those that ended meanwhile are brought back as their policy says. A database
+// that is damaged is set aside; what it lacks is read from beside the checkpoints.
+func Open(ctx context.Context, o Options) (*Manager, error) {
+	if o.Parallel <= 0 {
+		o.Parallel = max(1, runtime.NumCPU()/2)
+	}
+	o.MaxRetries = cmp.Or(o.MaxRetries, defaultRetries)
+	o.RestartDelay = cmp.Or(o.RestartDelay, defaultDelay)
+	o.MaxChain = cmp.Or(o.MaxChain, defaultMaxChain)
+	if o.Engine == nil {
+		o.Engine = Library{}
+	}
+	if o.Runner == nil {
+		o.Runner = processes{}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []string{filepath.Dir(o.Database), o.Dir, o.Checkpoints} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make a folder for jobs: %w", err)
+		}
+	}
+	database, contents, damage, err := openDatabase(&o)
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{o: o, db: database, log: o.Log, slots: make(chan struct{}, o.Parallel), jobs: make(map[string]*job)}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if damage != "" {
+		m.event(db.Event{Kind: EventRebuilt, Text: damage})
+	}
+	if err := m.takeUp(ctx, contents); err != nil {
+		m.cancel()
+		m.work.Wait()
+		return nil, errors.Join(err, database.Close())
+	}
+	return m, nil
+}
+
+// openDatabase opens the database, or a new one where it is damaged; damage says so.
+func openDatabase(o *Options) (d *db.DB, c *db.Contents, damage string, err error) {
+	if d, c, err = db.Open(o.Database); !errors.Is(err, db.ErrDamaged) {
+		return d, c, "", err
+	}
+	aside, asideErr := db.SetAside(o.Database, time.Now())
+	if asideErr != nil {
+		return nil, nil, "", errors.Join(err, asideErr)
+	}
+	damage = fmt.Sprintf("the database was damaged and is made anew from the checkpoints; the old one is %s now (%v)", aside, err)
+	o.Log.Error("the database was damaged", "error", err, "set aside as", aside)
+	d, c, err = db.Open(o.Database)
+	return d, c, damage, err
+}
+
+// takeUp makes the jobs of what the database and the folders say.
+func (m *Manager) takeUp(ctx context.Context, contents *db.Contents) error {
+	known := make(map[string]bool)
+	for _, rec := range contents.Jobs {
+		known[rec.Spec.Name] = true
+		m.add(rec, contents.Checkpoints[rec.Spec.Name])
+	}
+	found, err := m.findJobs(known)
+	if err != nil {
+		return err
+	}
+	for _, rec := range found {
+		j := m.add(rec, nil)
+		j.event(EventRebuilt, "the job was not in the database and is known from its checkpoints again")
+	}
+	for _, j := range m.list() {
+		j.reconcile()
+	}
+	// Shims answer at once, but two hundred of them one after the other would take their time.
+	var asked sync.WaitGroup
+	for _, j := range m.list() {
+		asked.Go(func() { j.adopt(ctx) })
+	}
+	asked.Wait()
+	return ctx.Err()
+}
+
+// add makes a job of a record.
+func (m *Manager) add(rec db.Job, cps []db.Checkpoint) *job {
+	j := &job{m: m, op: make(chan struct{}, 1), rec: rec, cps: cps, kick: make(chan struct{}, 1)}
+	j.schedule, _ = parseSchedule(&rec.Spec) // it was checked when the job was made
+	m.mu.Lock()
+	m.jobs[rec.Spec.Name] = j
+	m.mu.Unlock()
+	m.work.Go(j.keepTime)
+	return j
+}
+
+// find finds a job by its name, its id, or an unambiguous beginning of the id.
+func (m *Manager) find(name string) (*job, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if j, ok := m.jobs[name]; ok {
+		return j, nil
+	}
+	var found *job
+	for _, j := range m.jobs {
+		if id := j.rec.ID; name != "" && strings.HasPrefix(id, name) { // the id never changes
+			if found != nil {
+				return nil, fmt.Errorf("%w: %q begins the ids of several: give more of it", stasis.ErrInput, name)
+			}
+			found = j
+		}
+	}
+	if found == nil {
+		return nil, unknown(name)
+	}
+	return found, nil
+}
+
+// unknown is the error about a job that is not there, or that does not exist for who asks.
+func unknown(name string) error {
+	return fmt.Errorf("%w: %s: \"stasis ps\" lists them all", ErrUnknown, name)
+}
+
+// Visible is a job that a user may see.
+func (m *Manager) Visible(name string, user uint32) (Info, error) {
+	j, err := m.find(name)
+	if err != nil {
+		return Info{}, err
+	}
+	if !j.mayBeSeenBy(user) {
+		return Info{}, unknown(name)
+	}
+	return j.info(), nil
+}
+
+// list lists the jobs, the newest first.
+func (m *Manager) list() []*job {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	all := make([]*job, 0, len(m.jobs))
+	for _, j := range m.jobs {
+		all = append(all, j)
+	}
+	slices.SortFunc(all, func(a, b *job) int { // created and id never change
+		return cmp.Or(b.rec.Created.Compare(a.rec.Created), strings.Compare(b.rec.ID, a.rec.ID))
+	})
+	return all
+}
+
+// Info is a job as it stands.
+type Info struct {
+	db.Job
+	Dumping     bool
+	Checkpoints int
+	Bytes       int64          // that its checkpoints take
+	Last        *db.Checkpoint // its newest good one
+	Next        time.Time      // when the next one is due; zero: never
+}
+
+// List gives the jobs of a user, or of all for user 0, the newest first.
+func (m *Manager) List(user uint32) []Info {
+	var infos []Info
+	for _, j := range m.list() {
+		if j.mayBeSeenBy(user) {
+			infos = append(infos, j.info())
+		}
+	}
+	return infos
+}
+
+// Get describes one job.
+func (m *Manager) Get(name string) (Info, error) {
+	j, err := m.find(name)
+	if err != nil {
+		return Info{}, err
+	}
+	return j.info(), nil
+}
+
+// Counts gives the number of jobs of a user (of all for user 0), and of those that are alive.
+func (m *Manager) Counts(user uint32) (all, alive int) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, j := range m.jobs {
+		if !j.mayBeSeenBy(user) {
+			continue
+		}
+		all++
+		if j.state() == db.StateRunning {
+			alive++
+		}
+	}
+	return all, alive
+}
+
+// Needed says whether somebody has to look after the jobs: one runs, or waits to be brought back.
+func (m *Manager) Needed() bool {
+	for _, j := range m.list() {
+		switch j.state() {
+		case db.StateDone, db.StateFailed, db.StateKilled, db.StateSuspended:
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// Checkpoints lists a job's checkpoints, the oldest first.
+func (m *Manager) Checkpoints(name string) ([]db.Checkpoint, error) {
+	j, err := m.find(name)
+	if err != nil {
+		return nil, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.cps), nil
+}
+
+// Close lets go of all jobs, which run on. Where the options say so it makes a checkpoint of each first, as far as the context allows.
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil
+	}
+	m.closed = true
+	m.mu.Unlock()
+	if m.o.DumpOnStop {
+		m.evacuate(ctx, m.list(), evacuation{reason: ReasonStop, after: stasis.AfterRun}, nil)
+	}
+	m.cancel()
+	m.news.close()
+	m.work.Wait()
+	return m.db.Close()
+}
+
+// slot waits for the right to dump or restore.
+func (m *Manager) slot(ctx context.Context) (release func(), err error) {
+	select {
+	case m.slots <- struct{}{}:
+		return func() { <-m.slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// checkpointDir is the folder of a job's checkpoints.
+func (m *Manager) checkpointDir(owner uint32, name string) string {
+	if owner == 0 {
+		return filepath.Join(m.o.Checkpoints, "jobs", name)
+	}
+	return filepath.Join(m.o.Checkpoints, "users", strconv.FormatUint(uint64(owner), 10), "jobs", name)
+}
+
+func (m *Manager) shimDir(name string) string { return filepath.Join(m.o.Dir, name) }
