@@ -153,7 +153,7 @@ func (s *shim) restore(r *Restore) (*Restored, error) {
 	s.children.Lock()
 	defer s.children.Unlock()
 	o := stasis.RestoreOptions{
-		Dir: r.Dir, CRIUPath: r.CRIUPath, Force: r.Force,
+		Dir: r.Dir, CRIUPath: r.CRIUPath, Force: r.Force, Track: r.Track,
 		AdjustCRIU: func(o *stasis.CRIUOptions) { giveConsole(o, end) },
 	}
 	checked := r.UID == 0
