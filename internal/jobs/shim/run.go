@@ -359,8 +359,8 @@ func (s *shim) signal(sig syscall.Signal, tree bool) error {
 	return nil
 }
 
-// bootID names this run of the machine.
-func bootID() string {
+// BootID names this run of the machine.
+func BootID() string {
 	text, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(text))
 }
