@@ -209,3 +209,41 @@ func TestEventsAreFollowed(t *testing.T) {
 		}
 	})
 }
+
+// What a crash leaves half done is put right at the next start: a checkpoint that was published but not written down yet, one that
+// somebody has deleted, and copies of files for one that never came to be.
+func TestFolderAndDatabaseAgreeAgain(t *testing.T) {
+	inBubble(t, func(w *world, dir string) {
+		t := w.t
+		m := w.open(t, dir, nil)
+		run(t, m, db.Spec{Name: "a"})
+		for range 3 {
+			if _, err := m.Dump(t.Context(), "a", DumpRequest{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		folder := filepath.Join(dir, "checkpoints", "jobs", "a")
+		if err := m.db.DeleteCheckpoints("a", 3); err != nil { // as if it had never been written
+			t.Fatal(err)
+		}
+		closeManager(t, m)
+		if err := os.RemoveAll(filepath.Join(folder, "000002")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(filepath.Join(folder, "000004.files"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		m = w.open(t, dir, nil)
+		defer closeManager(t, m)
+		list, err := m.Checkpoints("a")
+		if err != nil || len(list) != 2 || list[0].Seq != 1 || list[1].Seq != 3 || list[1].ID == "" {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		if _, err := os.Stat(filepath.Join(folder, "000004.files")); !os.IsNotExist(err) {
+			t.Fatalf("copies of files stay: %v", err)
+		}
+		if d, err := m.Dump(t.Context(), "a", DumpRequest{}); err != nil || d.Seq != 4 {
+			t.Fatalf("the next is %+v, %v", d, err)
+		}
+	})
+}

@@ -5,6 +5,8 @@ import (
 	"os/exec"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"stasis/internal/proc"
 	"stasis/internal/subject"
 )

@@ -50,3 +50,17 @@ func TestChain(t *testing.T) {
 		})
 	}
 }
+
+// TestChainLazy: the memory of a chain comes while the program runs, and all of
+// it is compared in the next dump, as no tracker can be armed then.
+func TestChainLazy(t *testing.T) {
+	require.Root(t)
+	require.CRIU(t)
+	for _, kind := range testkit.Kinds() {
+		if slices.Contains([]string{"memory-written", "tree", "redis"}, kind.Name) {
+			t.Run(kind.Name, func(t *testing.T) {
+				testkit.ChainTrip(t, kind, library{engine: stasis.EngineAuto, lazy: true})
+			})
+		}
+	}
+}

@@ -71,6 +71,7 @@ func serve(dir string) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the heir of orphans: %w", err)
 	}
+	unix.Umask(0o022) // the job's: a daemon's is stricter. What this process makes itself has modes of its own.
 	// Not signal.Ignore, which the job would inherit.
 	ignored := make(chan os.Signal, 1)
 	signal.Notify(ignored, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGTTOU, syscall.SIGTTIN)

@@ -96,7 +96,17 @@ func (s *shim) spawn(c *Command, con *console) (pid int, err error) {
 		return 0, fmt.Errorf("start %s: %w", c.Argv[0], err)
 	}
 	pid = process.Pid
+	spare(pid)
 	return pid, process.Release()
+}
+
+// spare undoes for a job that the daemon is protected from the kernel's out-of-memory killer: what is saved goes before what saves it.
+// A restored job has its own value from its checkpoint.
+func spare(pid int) {
+	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
+	if now, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(now), "-") {
+		_ = os.WriteFile(path, []byte("0"), 0) // the job may have ended
+	}
 }
 
 // lookPath finds the program as a shell with the job's own environment would.
