@@ -40,6 +40,8 @@ func work(dir string) {
 	if err != nil {
 		panic(err)
 	}
+	// Soft-dirty has one bit for a huge page, and what is copied is counted here.
+	_ = unix.Madvise(memory, unix.MADV_NOHUGEPAGE)
 	versions := make([]uint64, workerPages) // 0: dropped, and zeros
 	page := func(n int) []byte { return memory[n*proc.PageSize:][:proc.PageSize] }
 	random := rand.New(rand.NewPCG(1, 2))
