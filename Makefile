@@ -72,6 +72,10 @@ DURATION ?= 10m
 soak: criu deps ## random walks through chains of checkpoints for DURATION (10m), as root
 	$(GO) test -count=1 -v -timeout 0 ./test/soak -duration $(DURATION) $(SOAKFLAGS)
 
+.PHONY: test-kernels
+test-kernels: criu ## run the trackers' tests and a chain on Debian's kernels, in QEMU (takes its time; KERNELS=soft-dirty for one)
+	scripts/test-kernels $(KERNELS)
+
 .PHONY: lint
 lint: ## run golangci-lint, at the version pinned in scripts/install-deps
 	@scripts/install-deps lint

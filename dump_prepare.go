@@ -89,6 +89,8 @@ type process struct {
 	// pages have been compared with what the parent has; nil with a new tracker.
 	looked map[proc.Range]bool
 
+	direct bool // it reads files past the page cache
+
 	described []proc.Mapping // what CRIU was told instead of smaps; nil: nothing
 }
 

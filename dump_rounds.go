@@ -112,7 +112,7 @@ func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 		add := func(r proc.Range) { copier.Add(pid, r, shared(r)) }
 		roundErr := d.unknownPages(p, add)
 		if roundErr == nil {
-			roundErr = p.tracker.Round(p.ours, func(r proc.Run) { add(r.Range) })
+			roundErr = d.roundOf(p, add)
 		}
 		if roundErr != nil && !errors.Is(roundErr, proc.ErrGone) {
 			err = errors.Join(err, roundErr)

@@ -21,6 +21,8 @@ type Options struct {
 	Roots []string
 	// Force takes no account of checkpoints that can't be read or found, though they may need what is given up.
 	Force bool
+	// Thorough lets Dedup move what the top needs of blocks that it needs in part.
+	Thorough bool
 	// DryRun only tells what would be done.
 	DryRun bool
 
@@ -46,11 +48,12 @@ func (o *Options) step(name string, work func() error) error {
 
 // Report says what an operation did, or, with DryRun, would do.
 type Report struct {
-	Removed []Item `json:"removed"` // no checkpoints any more
-	Marked  []Item `json:"marked"`  // not restorable any more, because they gave up memory
-	Kept    []Kept `json:"kept"`    // of what remains for others
-	Freed   int64  `json:"freed"`   // bytes of disk that were given back
-	Later   []Kept `json:"later"`   // what could not be given back now, and why
+	Removed []Item `json:"removed"`          // no checkpoints any more
+	Marked  []Item `json:"marked"`           // not restorable any more, because they gave up memory
+	Kept    []Kept `json:"kept"`             // of what remains for others
+	Freed   int64  `json:"freed"`            // bytes of disk that were given back
+	Later   []Kept `json:"later"`            // what could not be given back now, and why
+	TopID   string `json:"top_id,omitempty"` // of Dedup: the id of the top, a new one after a thorough deduplication that wrote it anew
 }
 
 // newReport makes one without nulls for programs.
@@ -139,11 +142,12 @@ func (f *forest) collectOne(e *entry, wanted needs, o *Options, r *Report) error
 	for i, s := range e.m.Shards {
 		freed, err := punch(filepath.Join(e.dir, s.Name), wanted[shardOf{e.id, i}], o)
 		r.Freed += freed
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // whoever needs it has lost it already
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
 			r.Later = append(r.Later, Kept{Item: e.item(), Why: "its file system can't take parts out of files"})
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 	}
@@ -202,6 +206,26 @@ func punch(path string, keep []span, o *Options) (int64, error) {
 		return min(would, before), nil
 	}
 	return before - onDisk(f), nil
+}
+
+// checkHoles sees that the file system of a folder can take parts out of files, before anything is given up for that.
+func checkHoles(dir string) error {
+	f, err := os.CreateTemp(dir, ".holes.*")
+	if err != nil {
+		return fmt.Errorf("cannot change the checkpoint %s: %w", dir, err)
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return fmt.Errorf("cannot change the checkpoint %s: %w", dir, err)
+	}
+	_, err = f.Write(make([]byte, 2*hole))
+	if err == nil {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, hole)
+	}
+	if err != nil {
+		return fmt.Errorf("the file system of %s can't take parts out of files (%w): compact the newest checkpoint and remove the others instead", dir, err)
+	}
+	return nil
 }
 
 // onDisk is the space that a file takes, in bytes.

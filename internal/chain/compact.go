@@ -107,26 +107,35 @@ func compactInPlace(ctx context.Context, dir string, o *CompactOptions) (*Compac
 	if err := f.shareAncestors(ctx, e, reading); err != nil {
 		return nil, err
 	}
-	beside := besideName(e)
-	if err := f.clear(beside, l, &o.Options); err != nil {
-		return nil, err
+	done := &Compacted{Dir: dir}
+	err = f.replace(e, l, &o.Options, func(beside string) error {
+		done.Manifest, err = rewrite(ctx, dir, beside, o)
+		return err
+	})
+	if err != nil || o.DryRun {
+		return done, err
 	}
-	m, err := rewrite(ctx, dir, beside, o)
-	if err != nil {
-		return nil, err
-	}
-	if o.DryRun {
-		return &Compacted{Manifest: m, Dir: dir, Report: &Report{}}, nil
-	}
-	if err := o.step("swap "+dir, func() error { return swap(dir, beside) }); err != nil {
-		return nil, err
-	}
-	l.moved(dir, beside)
 	if err := reading.Unlock(); err != nil {
 		return nil, err
 	}
-	r, err := removeMoved(beside, l, &o.Options)
-	return &Compacted{Manifest: m, Dir: dir, Report: r}, err
+	done.Report, err = removeMoved(besideName(e), l, &o.Options)
+	return done, err
+}
+
+// replace lets write make another form of the checkpoint e in a folder beside it, and lets the two folders change places.
+func (f *forest) replace(e *entry, l *Lock, o *Options, write func(beside string) error) error {
+	beside := besideName(e)
+	if err := f.clear(beside, l, o); err != nil {
+		return err
+	}
+	if err := write(beside); err != nil || o.DryRun {
+		return err
+	}
+	if err := o.step("swap "+e.dir, func() error { return swap(e.dir, beside) }); err != nil {
+		return err
+	}
+	l.moved(e.dir, beside)
+	return nil
 }
 
 func (e *entry) failure() error {
@@ -224,23 +233,24 @@ func rewrite(ctx context.Context, from, to string, o *CompactOptions) (*image.Ma
 		return nil, err
 	}
 	m.Parent, m.Depth, m.Origins, m.Shards = "", 0, nil, nil
-	if err := o.step("write "+to, func() error { return copyAll(ctx, old, w, &m, o.Progress) }); err != nil {
+	all := func(image.BlockInfo) bool { return true }
+	if err := o.step("write "+to, func() error { return copyAll(ctx, old, w, all, &m, o.Progress) }); err != nil {
 		return nil, errors.Join(err, w.Abort())
 	}
-	return &m, verifyNew(ctx, to)
+	return &m, verifyNew(ctx, to, o.Roots)
 }
 
-func verifyNew(ctx context.Context, dir string) error {
-	c, err := Open(dir)
+func verifyNew(ctx context.Context, dir string, roots []string) error {
+	c, err := Open(dir, roots...)
 	if err != nil {
 		return err
 	}
 	return errors.Join(c.Verify(ctx, runtime.NumCPU(), nil), c.Close())
 }
 
-// copyAll gives everything that a checkpoint has to a Writer, and publishes.
-func copyAll(ctx context.Context, old *image.Checkpoint, w *image.Writer, m *image.Manifest, progress func(done, total int64)) error {
-	if err := copyMemory(ctx, old, w, progress); err != nil {
+// copyAll gives what a checkpoint has to a Writer, and publishes. Of the blocks of memory those are given that want tells.
+func copyAll(ctx context.Context, old *image.Checkpoint, w *image.Writer, want func(image.BlockInfo) bool, m *image.Manifest, progress func(done, total int64)) error {
+	if err := copyMemory(ctx, old, w, want, progress); err != nil {
 		return err
 	}
 	present := map[int][]image.Range{}
@@ -276,7 +286,7 @@ func copyFile(old *image.Checkpoint, w *image.Writer, name string) error {
 const run = 32
 
 // copyMemory copies all pages in blocks that are as large as they can be: those of a long chain have few wanted pages each.
-func copyMemory(ctx context.Context, old *image.Checkpoint, w *image.Writer, progress func(done, total int64)) error {
+func copyMemory(ctx context.Context, old *image.Checkpoint, w *image.Writer, want func(image.BlockInfo) bool, progress func(done, total int64)) error {
 	total := old.Blocks()
 	var next, done atomic.Int64
 	workers := runtime.NumCPU()
@@ -284,7 +294,7 @@ func copyMemory(ctx context.Context, old *image.Checkpoint, w *image.Writer, pro
 	var crew sync.WaitGroup
 	for i := range workers {
 		crew.Go(func() {
-			c := copier{old: old, w: w, blocks: map[int]*image.PageBlock{}}
+			c := copier{old: old, w: w, want: want, blocks: map[int]*image.PageBlock{}}
 			for errs[i] == nil && ctx.Err() == nil {
 				from := int(next.Add(run)) - run
 				if from >= total {
@@ -309,17 +319,22 @@ func copyMemory(ctx context.Context, old *image.Checkpoint, w *image.Writer, pro
 type copier struct {
 	old    *image.Checkpoint
 	w      *image.Writer
+	want   func(image.BlockInfo) bool
 	buf    image.Buffer
 	blocks map[int]*image.PageBlock // being filled, by process
 }
 
 func (c *copier) copy(from, until int) error {
 	for i := from; i < until; i++ {
+		info := c.old.Block(i)
+		if !c.want(info) {
+			continue
+		}
 		data, err := c.old.ReadBlock(i, &c.buf)
 		if err != nil {
 			return err
 		}
-		for _, p := range c.old.Block(i).Pieces {
+		for _, p := range info.Pieces {
 			if err := c.add(p, data); err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,12 +15,18 @@ type DedupPlan struct {
 	Top   Item   `json:"top"`
 	Lost  []Item `json:"lost"`  // checkpoints that can't be used any more afterwards, pre-dumps among them
 	Bytes int64  `json:"bytes"` // of disk that would be given back, about
+	// Partly is how many bytes more lie in blocks of which the top needs a part and nobody else anything: about what a thorough
+	// deduplication gives back, less what it writes.
+	Partly int64 `json:"partly"`
 }
 
 // Dedup gives back the space of memory that the ancestors of the checkpoint in dir hold and neither it needs nor any checkpoint that
 // is not one of its ancestors. Ancestors that lose memory can't be restored, verified or dumped on any more: confirm, which may be
 // nil, is told before anything is done, and its error ends it. They are marked before they lose the first byte.
-func Dedup(dir string, o Options, confirm func(*DedupPlan) error) (*Report, error) {
+//
+// Thorough writes the checkpoint in dir anew, in place and with a new id, so that it needs no block in part; see [Compact] for what that
+// means for those on top of it.
+func Dedup(ctx context.Context, dir string, o Options, confirm func(*DedupPlan) error) (*Report, error) {
 	dirs, err := checkpointsIn([]string{dir})
 	if err != nil {
 		return nil, err
@@ -44,7 +51,9 @@ func Dedup(dir string, o Options, confirm func(*DedupPlan) error) (*Report, erro
 		}
 	}
 	if o.DryRun {
-		return first.run(nil, &o)
+		r, err := first.run(nil, &o)
+		r.Freed = plan.Bytes
+		return r, err
 	}
 	l, err := LockExclusive(first.concerned()...)
 	if err != nil {
@@ -60,13 +69,47 @@ func Dedup(dir string, o Options, confirm func(*DedupPlan) error) (*Report, erro
 			return nil, fmt.Errorf("%s would be lost as well since a moment ago: look again", e.dir)
 		}
 	}
-	return second.run(l, &o)
+	for _, e := range second.lost {
+		if err := checkHoles(e.dir); err != nil {
+			return nil, err
+		}
+	}
+	freed := int64(0)
+	if second.sparse != nil && len(second.sparse.blocks) > 0 {
+		if freed, err = second.sparse.takeOver(ctx, second.forest, second.top, l, &o); err != nil {
+			return nil, err
+		}
+		if second, err = second.again(dirs[0], l, o); err != nil {
+			return nil, err
+		}
+	}
+	r, err := second.run(l, &o)
+	r.Freed += freed
+	return r, err
+}
+
+// again plans for the top that took the place of the old one. Of what is lost nothing is added by that.
+func (d *dedup) again(dir string, l *Lock, o Options) (*dedup, error) {
+	if err := l.exclude(dir); err != nil { // it is another folder now
+		return nil, err
+	}
+	o.Thorough = false
+	next, err := planDedup(dir, &o)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range next.lost {
+		if !l.has(e.dir) {
+			return nil, fmt.Errorf("%s would be lost as well since a moment ago: look again", e.dir)
+		}
+	}
+	return next, nil
 }
 
 // AutoDedup is Dedup without a question, for a dump that was asked for it. It comes after the new checkpoint in top exists and the
 // lock on its parent was let go.
 func AutoDedup(top string, roots ...string) (*Report, error) {
-	return Dedup(top, Options{Roots: roots}, nil)
+	return Dedup(context.Background(), top, Options{Roots: roots}, nil)
 }
 
 // dedup is a deduplication that was thought through.
@@ -76,6 +119,8 @@ type dedup struct {
 	data   []*entry // ancestors that are there for others only already
 	lost   []*entry // ancestors that lose memory
 	wanted needs    // of the ancestors
+	sparse *sparse  // nil: it is not thorough
+	partly int64
 }
 
 // concerned lists the folders that have to be held.
@@ -106,10 +151,37 @@ func planDedup(dir string, o *Options) (*dedup, error) {
 			return nil, unknown
 		}
 	}
-	if d.wanted, err = f.needsOf(ids, ancestors, o); err != nil {
+	if d.wanted, err = d.needs(ids, ancestors, o); err != nil {
 		return nil, err
 	}
 	return d, d.findLost(ancestors, ids, o)
+}
+
+// needs gathers what the top and all that are not its ancestors need of these.
+func (d *dedup) needs(ids map[string]bool, ancestors map[*entry]bool, o *Options) (needs, error) {
+	ancestors[d.top] = true
+	others, err := d.forest.needsOf(ids, ancestors, o)
+	delete(ancestors, d.top)
+	if err != nil {
+		return nil, err
+	}
+	s, err := findSparse(d.top, others, o)
+	if err != nil {
+		return nil, err
+	}
+	d.partly = s.gain - s.cost
+	if o.Thorough {
+		d.sparse = s
+		others.add(s.needs, ids)
+	} else {
+		u, err := o.uses(d.top)
+		if err != nil {
+			return nil, err
+		}
+		others.add(u.all, ids)
+	}
+	others.settle()
+	return others, nil
 }
 
 // findLost finds the ancestors that lose memory. Those that would lose files alone, or less memory than a file system gives back, are left
@@ -151,12 +223,16 @@ func (d *dedup) describe(o *Options) (*DedupPlan, error) {
 			return nil, err
 		}
 	}
-	plan.Bytes = r.Freed
+	plan.Bytes, plan.Partly = r.Freed, d.partly
+	if d.sparse != nil {
+		plan.Bytes = max(r.Freed-d.sparse.cost, 0)
+	}
 	return plan, nil
 }
 
 func (d *dedup) run(l *Lock, o *Options) (*Report, error) {
 	r := newReport()
+	r.TopID = d.top.id
 	for _, e := range d.lost {
 		mark := &dedupMark{Top: d.top.id, Path: d.top.dir, When: time.Now().UTC()}
 		if !o.DryRun {

@@ -3,11 +3,13 @@ package chain
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"stasis/internal/image"
 	"stasis/internal/store"
 )
 
@@ -215,14 +217,14 @@ func TestDedup(t *testing.T) {
 	}
 	refused := errors.New("no")
 	var plan *DedupPlan
-	if _, err := Dedup(line[2], Options{}, func(p *DedupPlan) error { plan = p; return refused }); !errors.Is(err, refused) {
+	if _, err := Dedup(t.Context(), line[2], Options{}, func(p *DedupPlan) error { plan = p; return refused }); !errors.Is(err, refused) {
 		t.Fatalf("it was not asked: %v", err)
 	}
 	w.check("after a refusal")
 	if len(plan.Lost) != 2 || plan.Bytes <= 0 || plan.Top.Dir != line[2] {
 		t.Errorf("the plan is %+v", plan)
 	}
-	if r, err := Dedup(line[2], Options{DryRun: true}, nil); err != nil || len(r.Marked) != 2 || r.Freed <= 0 {
+	if r, err := Dedup(t.Context(), line[2], Options{DryRun: true}, nil); err != nil || len(r.Marked) != 2 || r.Freed <= 0 {
 		t.Errorf("dry: %+v, %v", r, err)
 	}
 	w.check("after a dry run")
@@ -246,7 +248,7 @@ func TestDedup(t *testing.T) {
 	if r, err := AutoDedup(line[2]); err != nil || len(r.Marked) > 0 || r.Freed != 0 {
 		t.Errorf("twice: %+v, %v", r, err)
 	}
-	if _, err := Dedup(line[0], Options{}, nil); !errors.As(err, new(*DedupedError)) {
+	if _, err := Dedup(t.Context(), line[0], Options{}, nil); !errors.As(err, new(*DedupedError)) {
 		t.Errorf("for a checkpoint that is deduplicated itself: %v", err)
 	}
 	// They can be removed, and go with the last that needs them.
@@ -276,4 +278,66 @@ func TestDedupLeavesWhatLosesNothing(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 	w.check("with nothing to give up")
+}
+
+// TestThoroughDedup sees that memory written here and there is given back as well.
+func TestThoroughDedup(t *testing.T) {
+	w := newWorld(t, 9)
+	var dirs []string
+	m := &model{kind: image.KindFull, pages: map[int]map[uint64]uint64{7: {}}}
+	parent := ""
+	for i := range uint64(4) {
+		next := *m
+		next.pages = map[int]map[uint64]uint64{7: maps.Clone(m.pages[7])}
+		for page := range uint64(256) {
+			if page%4 == i || i == 0 {
+				next.pages[7][page] = 3*(1000*i+page) + 1 // does not compress
+			}
+		}
+		dir := filepath.Join(w.places[0], fmt.Sprint("d", i))
+		w.dump(dir, parent, &next)
+		dirs, parent, m = append(dirs, dir), dir, &next
+	}
+	top, second := dirs[3], w.ckpts[dirs[2]].id
+	r, err := Dedup(t.Context(), top, Options{}, func(p *DedupPlan) error {
+		if p.Partly < 256<<10 {
+			t.Errorf("only %d bytes more could be given back", p.Partly)
+		}
+		return nil
+	})
+	if err != nil || r.Freed > 256<<10 {
+		t.Fatalf("not thorough, it gave back %+v, %v", r, err)
+	}
+	maps.DeleteFunc(w.ckpts, func(dir string, _ *model) bool { return dir != top })
+	w.check("after a deduplication")
+	before := int64(0)
+	for _, dir := range dirs {
+		before += disk(t, dir)
+	}
+	if r, err = Dedup(t.Context(), top, Options{Thorough: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.check("after a thorough one")
+	c, err := Open(top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now := c.Manifest(); now.Parent != second || now.ID == w.ckpts[top].id || now.ID != r.TopID {
+		t.Errorf("the parent is %s, not %s, and the id %s", now.Parent, second, now.ID)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	total := int64(0)
+	for _, dir := range dirs {
+		total += disk(t, dir)
+	}
+	// 256 pages, and what belongs to the files.
+	if total > 256*image.PageSize*5/4 || r.Freed < before-total-4*hole || r.Freed > before-total+4*hole {
+		t.Errorf("%d KiB of %d are left: %+v", total>>10, before>>10, r)
+	}
+	if again, err := Dedup(t.Context(), top, Options{Thorough: true}, nil); err != nil || again.Freed != 0 {
+		t.Errorf("once more: %+v, %v", again, err)
+	}
+	w.removeAll()
 }

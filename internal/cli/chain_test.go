@@ -187,6 +187,16 @@ func TestDedup(t *testing.T) {
 	b.shows([]string{"dedup", "three"}, "0 B given back") // nothing is lost any more, so nobody is asked
 }
 
+func TestThoroughDedup(t *testing.T) {
+	b := newBench(t)
+	b.three()
+	b.shows([]string{"dedup", "three", "--thorough", "-y"}, "one deduplicated", "given back")
+	b.shows([]string{"verify", "three"}, "whole")
+	b.shows([]string{"compact", "three"}, "needs no others")
+	b.shows([]string{"rm", "one", "pre2", "two3"})
+	b.shows([]string{"verify", "three"}, "whole")
+}
+
 func TestDedupAsks(t *testing.T) {
 	for answer, code := range map[string]int{"y\n": exitOK, "no\n": exitInput, "\n": exitInput} {
 		b := newBench(t)

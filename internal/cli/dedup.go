@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -22,23 +23,30 @@ func (a *app) dedupCommand() *cobra.Command {
 their sizes and get holes. DIR is a folder or the name of a checkpoint in the default folder.
 
 Ancestors that lose memory can't be restored any more, nor dumped on. They are named, and you are asked before anything is done;
-without a terminal, --yes is needed. Whatever other checkpoints need that are no ancestors of DIR stays.`,
+without a terminal, --yes is needed. Whatever other checkpoints need that are no ancestors of DIR stays.
+
+Memory comes back in blocks of up to 64 pages: one of which a page is needed stays. --thorough writes DIR anew, with such remains in it, and
+so gives back what a program leaves that writes here and there. DIR then has a new id: the next dump with it as its parent compares
+all memory once.`,
 		Example:           "  stasis dedup newest\n  stasis dedup /srv/three --yes",
 		Args:              oneArg("the checkpoint"),
 		ValidArgsFunction: a.completeCheckpoint,
-		RunE:              func(_ *cobra.Command, args []string) error { return a.runDedup(args[0], o, yes) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.runDedup(cmd.Context(), args[0], o, yes) },
 	}
 	addChangeFlags(cmd, &o)
+	cmd.Flags().BoolVar(&o.Thorough, "thorough", false, "also give back blocks that are needed in part: write DIR anew with what it needs of them")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	return cmd
 }
 
-func (a *app) runDedup(arg string, o chain.Options, yes bool) error {
+func (a *app) runDedup(ctx context.Context, arg string, o chain.Options, yes bool) error {
 	dir, err := a.locate(arg)
 	if err != nil {
 		return err
 	}
-	report, err := chain.Dedup(dir, o, func(p *chain.DedupPlan) error {
+	partly := int64(0)
+	report, err := chain.Dedup(ctx, dir, o, func(p *chain.DedupPlan) error {
+		partly = p.Partly
 		if yes || o.DryRun {
 			return nil
 		}
@@ -47,8 +55,17 @@ func (a *app) runDedup(arg string, o chain.Options, yes bool) error {
 	if err != nil {
 		return err
 	}
-	return a.showReport(report, o.DryRun, dir)
+	if err := a.showReport(report, o.DryRun, dir); err != nil || a.output == outputJSON || a.quiet {
+		return err
+	}
+	if !o.Thorough && partly > worthwhile {
+		fmt.Fprintf(a.err, "about %s more are in blocks that are needed in part: --thorough gives them back\n", inBytes(partly))
+	}
+	return nil
 }
+
+// worthwhile is how many bytes are worth a hint.
+const worthwhile = 1 << 20
 
 // confirmDedup asks whether checkpoints may be lost. Pre-dumps were none, and nobody is asked about them.
 func (a *app) confirmDedup(p *chain.DedupPlan) error {

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
@@ -18,12 +19,8 @@ import (
 // writeMemory writes the page maps and the pages of the processes whose memory is in blocks. Every page has its place already, so
 // blocks can be read in the order in which they lie, by several workers.
 func (f *folder) writeMemory() (err error) {
-	files := make(map[int]*os.File, len(f.layouts))
-	defer func() {
-		for _, file := range files {
-			err = errors.Join(err, finishFile(file, err))
-		}
-	}()
+	files := &pageFiles{dir: f.dir, open: map[string]*pageFile{}}
+	defer func() { err = files.finish(err) }()
 	for pid, l := range f.layouts {
 		text, err := criu.EncodePagemap(l.pagesID, l.runs())
 		if err != nil {
@@ -32,11 +29,12 @@ func (f *folder) writeMemory() (err error) {
 		if err := f.writeFile(criu.PagemapImage(pid), text); err != nil {
 			return err
 		}
-		if files[pid], err = f.create(criu.PagesImage(l.pagesID)); err != nil {
-			delete(files, pid)
+		if err := files.create(criu.PagesImage(l.pagesID), l.size); err != nil {
 			return err
 		}
-		if err := f.copyOwn(l, files[pid]); err != nil {
+	}
+	for pid, l := range f.layouts {
+		if err := f.copyOwn(l, files); err != nil {
 			return fmt.Errorf("process %d: %w", pid, err)
 		}
 	}
@@ -44,15 +42,17 @@ func (f *folder) writeMemory() (err error) {
 }
 
 // copyOwn copies the pages that CRIU has to their new places.
-func (f *folder) copyOwn(l *layout, to *os.File) error {
+func (f *folder) copyOwn(l *layout, files *pageFiles) error {
 	name := criu.PagesImage(l.pagesID)
-	s := &scatter{to: to, slots: l.slots}
-	if f.has(name) {
-		if err := f.checkpoint.WriteFile(name, counted{s, f.ctx, &f.meter}); err != nil {
-			return explained(err)
+	return files.use(name, func(to *pageFile) error {
+		s := &scatter{to: to.file, slots: l.slots}
+		if f.has(name) {
+			if err := f.checkpoint.WriteFile(name, counted{s, f.ctx, &f.meter}); err != nil {
+				return err
+			}
 		}
-	}
-	return s.whole(name)
+		return s.whole(name)
+	})
 }
 
 // scatter writes the pages that CRIU has one after the other to their places.
@@ -98,19 +98,24 @@ func (s *scatter) whole(name string) error {
 var _ io.Writer = (*scatter)(nil)
 
 // copyBlocks copies the pages of all blocks to their places.
-func (f *folder) copyBlocks(files map[int]*os.File) error {
+func (f *folder) copyBlocks(files *pageFiles) error {
 	group, ctx := errgroup.WithContext(f.ctx)
 	var next atomic.Int64
 	for range max(f.options.Workers, 1) {
 		group.Go(func() error {
-			var buffer image.Buffer
+			aligned, err := unix.Mmap(-1, 0, image.MaxBlock, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+			if err != nil {
+				return fmt.Errorf("make a buffer: %w", err)
+			}
+			defer func() { _ = unix.Munmap(aligned) }()
+			w := &blockWriter{folder: f, files: files, aligned: aligned}
 			for ctx.Err() == nil {
 				i := int(next.Add(1) - 1)
 				if i >= f.checkpoint.Blocks() {
 					return nil
 				}
-				if err := f.copyBlock(i, &buffer, files); err != nil {
-					return explained(err)
+				if err := w.copy(i); err != nil {
+					return err
 				}
 			}
 			return context.Cause(ctx)
@@ -119,23 +124,31 @@ func (f *folder) copyBlocks(files map[int]*os.File) error {
 	return group.Wait()
 }
 
-// copyBlock reads a block if any page of it is wanted here.
-func (f *folder) copyBlock(i int, buffer *image.Buffer, files map[int]*os.File) error {
+// blockWriter copies blocks, one after the other.
+type blockWriter struct {
+	*folder
+	files   *pageFiles
+	buffer  image.Buffer
+	aligned []byte // to a page
+}
+
+// copy reads a block if any page of it is wanted here, and writes these pages.
+func (w *blockWriter) copy(i int) error {
 	var data []byte
-	for _, piece := range f.checkpoint.Block(i).Pieces {
-		err := f.layouts[piece.PID].each(piece.Addr, uint64(piece.Pages), func(s slot, skip uint64) (err error) {
+	for _, piece := range w.checkpoint.Block(i).Pieces {
+		l := w.layouts[piece.PID]
+		err := l.each(piece.Addr, uint64(piece.Pages), func(s slot, skip uint64) (err error) {
 			if s.from != fromBlocks {
 				return nil
 			}
 			if data == nil {
-				if data, err = f.checkpoint.ReadBlock(i, buffer); err != nil {
+				if data, err = w.checkpoint.ReadBlock(i, &w.buffer); err != nil {
 					return err
 				}
 			}
-			from := (uint64(piece.First) + skip) * pageSize
-			f.meter.add(int64(s.Pages * pageSize))
-			_, err = files[piece.PID].WriteAt(data[from:from+s.Pages*pageSize], s.at)
-			return err
+			from, n := (uint64(piece.First)+skip)*pageSize, s.Pages*pageSize
+			w.meter.add(int64(n))
+			return w.files.use(criu.PagesImage(l.pagesID), func(to *pageFile) error { return to.writeAt(data[from:from+n], s.at, w.aligned) })
 		})
 		if err != nil {
 			return err

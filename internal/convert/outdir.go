@@ -133,10 +133,19 @@ func finishFile(f *os.File, err error) error {
 	return explained(err)
 }
 
-// explained says what to do about a full disk.
+// roomError is a full disk, with what to do about it.
+type roomError struct{ error }
+
+func (e roomError) Unwrap() error { return e.error }
+func (e roomError) Error() string {
+	return e.error.Error() + ": make room there, or choose another place; nothing was left behind"
+}
+
+// explained says what to do about a full disk, once.
 func explained(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: make room there, or choose another place; nothing was left behind", err)
+	known := roomError{}
+	if !errors.As(err, &known) && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+		return roomError{err}
 	}
 	return err
 }
@@ -148,8 +157,8 @@ func checkFree(path string, need int64) error {
 		return nil //nolint:nilerr // a file system that does not tell is tried
 	}
 	if free := st.Bavail * uint64(st.Bsize); uint64(need) > free {
-		return fmt.Errorf("%s are needed in %s, and %s are free: %w: make room there, or choose another place",
-			mebibytes(uint64(need)), filepath.Dir(path), mebibytes(free), unix.ENOSPC)
+		return explained(fmt.Errorf("%s are needed in %s, and %s are free: %w",
+			mebibytes(uint64(need)), filepath.Dir(path), mebibytes(free), unix.ENOSPC))
 	}
 	return nil
 }

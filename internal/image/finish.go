@@ -106,6 +106,9 @@ func (w *Writer) describe(m *Manifest, tails []tail, format int, origins []Origi
 	m.Parent, m.Origins = "", origins
 	if w.parent != nil {
 		m.Parent = hex.EncodeToString(w.parent.id[:])
+		if w.insteadOf {
+			m.Parent = w.parent.manifest.Parent
+		}
 	}
 	m.Format, m.ID, m.Host.PageSize, m.Codec = format, hex.EncodeToString(w.id[:]), PageSize, w.codec.Name()
 	m.Figures.BytesRaw, m.Figures.BytesStored = w.raw.Load(), 0

@@ -28,6 +28,9 @@ type WriterOptions struct {
 	NoCompare bool // don't look whether what is put is as the parent has it
 	NoShare   bool // don't look whether pages that are put are equal to each other
 	NoDelta   bool // don't store pages as differences to those of the parent
+
+	// InsteadOf says that the checkpoint is to take the place of Parent: its manifest names Parent's own parent.
+	InsteadOf bool
 }
 
 // Writer writes one checkpoint. PutPages, PutZero, PutFile and Written may be called from any number of goroutines at once.
@@ -43,6 +46,7 @@ type Writer struct {
 
 	parent     *Checkpoint // may be nil
 	parentPath string
+	insteadOf  bool
 	noCompare  bool
 	noDelta    bool
 	table      *pageTable // nil: equal pages are not looked for
@@ -75,7 +79,7 @@ type shard struct {
 
 // NewWriter begins a checkpoint in t, which it owns from then on: Finish commits it, Abort (also here, on an error) aborts it.
 func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
-	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, noCompare: o.NoCompare, noDelta: o.NoDelta}
+	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta}
 	w.scratches.New = func() any { return new(scratch) }
 	if !o.NoShare {
 		w.table = newPageTable()

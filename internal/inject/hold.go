@@ -22,7 +22,7 @@ import (
 const (
 	// holdLimit bounds how long a process may be held back by one thread that
 	// does not stop, such as one in vfork(2).
-	holdLimit = 50 * time.Millisecond
+	holdLimit = 100 * time.Millisecond
 
 	// maxHold is when the helper lets a process go by itself: whoever asked
 	// for the hold is stuck.

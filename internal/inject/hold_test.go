@@ -119,7 +119,7 @@ func TestHoldOfProcessesThatCannotBeHeld(t *testing.T) {
 	if err := unix.Kill(s.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
 		release, err := h.Hold(s.PID)
 		if errors.Is(err, proc.ErrGone) {
 			break

@@ -159,16 +159,20 @@ func (t *tracee) lost(err error) error {
 // limit for a traced thread, so it is asked again and again.
 func (t *tracee) wait() error { return t.waitUntil(time.Now().Add(stopLimit)) }
 
+// waitUntil asks once more when the time is over: on a busy machine it may be
+// over before the first time.
 func (t *tracee) waitUntil(deadline time.Time) error {
-	begun := time.Now()
-	for time.Now().Before(deadline) {
+	for last := false; ; {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(t.tid, &status, unix.WALL|unix.WNOHANG, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return t.lost(err)
+		case pid == 0 && last:
+			return fmt.Errorf("thread %d: %w in time", t.tid, errBusy)
 		case pid == 0:
+			last = time.Now().After(deadline)
 			time.Sleep(20 * time.Microsecond)
 		case status.Exited() || status.Signaled():
 			return fmt.Errorf("thread %d ended: %w", t.tid, proc.ErrGone)
@@ -177,7 +181,6 @@ func (t *tracee) waitUntil(deadline time.Time) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("thread %d: %w within %v", t.tid, errBusy, time.Since(begun).Round(time.Millisecond))
 }
 
 func ptrace(request, tid int, addr, data uintptr) error {

@@ -318,3 +318,16 @@ func TestCRIUSendsOverTLS(t *testing.T) {
 		t.Errorf("%d segments of shared memory", s.got.Segments)
 	}
 }
+
+// A dump that fails before it has sent anything ends the server too.
+func TestServerEndsWhenTheDumpFails(t *testing.T) {
+	require.Root(t)
+	require.CRIU(t)
+	s := serveCRIU(t, "lz4", "", ServerOptions{}, nil)
+	if _, err := criuDump(t, 1<<22-1, s); err == nil {
+		t.Fatal("CRIU dumped a process that is not there")
+	}
+	if err := s.wait(t); err == nil || !strings.Contains(err.Error(), "no memory was sent") {
+		t.Errorf("the server says: %v", err)
+	}
+}

@@ -75,8 +75,8 @@ func beginsReceiving(h head) error {
 	case cmdOpen, cmdOpenAnswer, cmdParent:
 		_, err := decodePagemap(h.id)
 		return err
-	case cmdClose, cmdForceClose:
-		return refuse("it sent nothing")
+	case cmdClose, cmdForceClose: // a dump that failed before it came to memory
+		return nil
 	case cmdGet:
 		return refuse("it asks for pages, and this server takes them: start it with --lazy-pages")
 	}
@@ -135,7 +135,9 @@ func (r *receiver) run(h head) error {
 	}
 	if err := r.finish(); err != nil {
 		// So that CRIU says that the server had a reason. That it can't be told changes nothing.
-		_ = r.c.sendStatus(-1)
+		if r.c.sendStatus(-1) == nil && h.cmd == cmdClose {
+			r.c.waitForEnd()
+		}
 		return err
 	}
 	r.sum.Unheard = r.c.sendStatus(0)
@@ -260,7 +262,7 @@ func (r *receiver) takeRun(h head) error {
 // finish publishes the checkpoint.
 func (r *receiver) finish() error {
 	if len(r.seen) == 0 {
-		return refuse("no memory was sent")
+		return errors.New("no memory was sent: its dump failed before it came to that")
 	}
 	if err := r.endCurrent(); err != nil {
 		return err

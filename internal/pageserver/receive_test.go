@@ -249,6 +249,7 @@ func TestNonsenseIsRefused(t *testing.T) {
 		"ends in shared pages":    {[][]byte{open(m), long(cmdRun, flagPresent, 2, page, m), one[:77]}, "middle"},
 		"ends in a head":          {[][]byte{open(p), closing[:30]}, "middle"},
 		"ends without a word":     {[][]byte{open(p), long(cmdRun, flagPresent, 1, page, p), one}, "without saying"},
+		"ends at once":            {[][]byte{closing}, "no memory was sent"},
 		"asks and ends":           {[][]byte{long(cmdParent, 0, 0, 0, p), closing}, "no memory was sent"},
 	} {
 		t.Run(name, func(t *testing.T) {

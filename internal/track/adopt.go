@@ -41,13 +41,13 @@ func (w *WriteProtect) Follows(mappings []proc.Mapping) bool {
 		if !armed {
 			continue // it may have gone, or be another userfaultfd's
 		}
-		any, follows := false, false
+		there, follows := false, false
 		if err := w.pagemap.Scan(m.Range, func(r proc.Run) {
-			any, follows = true, follows || r.Categories&proc.WPAllowed != 0
+			there, follows = true, follows || r.Categories&proc.WPAllowed != 0
 		}); err != nil {
 			return false
 		}
-		if any {
+		if there {
 			return follows
 		}
 	}

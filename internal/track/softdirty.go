@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"stasis/internal/inject"
 	"stasis/internal/proc"
@@ -52,6 +53,13 @@ type SoftDirty struct {
 }
 
 var _ Tracker = (*SoftDirty)(nil)
+
+// A thread that waits for its child of vfork(2) does not stop, and in general not
+// for long.
+const (
+	holdAttempts = 3
+	holdPause    = 5 * time.Millisecond
+)
 
 // Holder stops the threads of a process; [inject.Helper] is one.
 type Holder interface {
@@ -103,6 +111,10 @@ func (s *SoftDirty) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
 // not visit meanwhile: the process would stand still as long as the visitor works.
 func (s *SoftDirty) round(of []proc.Range) ([]looked, error) {
 	release, err := s.hold.Hold(s.pid)
+	for again := 1; again < holdAttempts && errors.Is(err, inject.ErrUnsupported); again++ {
+		time.Sleep(holdPause)
+		release, err = s.hold.Hold(s.pid)
+	}
 	if errors.Is(err, inject.ErrUnsupported) {
 		return s.look(of, nil)
 	}

@@ -68,7 +68,7 @@ func TestAProcessThatCannotBeStopped(t *testing.T) {
 	s := newScene(t, "memory", KindSoftDirty)
 	s.fill(1)
 	s.round()
-	real := softDirty(s).hold
+	works := softDirty(s).hold
 	softDirty(s).hold = brokenHold{hold: fmt.Errorf("thread 3: %w", inject.ErrUnsupported)}
 	s.Ask("write 3")
 	for range 2 { // and again, because the bits are left alone
@@ -76,7 +76,7 @@ func TestAProcessThatCannotBeStopped(t *testing.T) {
 			t.Errorf("%s counts as written, want page 3", brief(got))
 		}
 	}
-	softDirty(s).hold = real
+	softDirty(s).hold = works
 	s.Ask("write 4")
 	if got := s.round(); len(got) != 2 || !got[3] || !got[4] {
 		t.Errorf("%s counts as written, want pages 3 and 4", brief(got))
@@ -87,12 +87,12 @@ func TestAHoldThatWasLost(t *testing.T) {
 	s := newScene(t, "memory", KindSoftDirty)
 	s.fill(1)
 	s.round()
-	real := softDirty(s).hold
+	works := softDirty(s).hold
 	softDirty(s).hold = brokenHold{release: errors.New("the helper has ended")}
 	if err := s.tracker.Round(nil, func(proc.Run) {}); err == nil {
 		t.Error("no error")
 	}
-	softDirty(s).hold = real
+	softDirty(s).hold = works
 	if got := s.round(); len(got) != pagesInTable {
 		t.Errorf("%d pages count as written, want all %d", len(got), pagesInTable)
 	}

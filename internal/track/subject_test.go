@@ -101,6 +101,10 @@ func memory(say func(string, ...any), hear func() (string, bool)) {
 		switch verb {
 		case "write":
 			a.write(n)
+		case "fill":
+			for page := range n {
+				a.write(page)
+			}
 		case "read":
 			a.read(n)
 		case "drop":

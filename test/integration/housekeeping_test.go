@@ -70,6 +70,12 @@ func TestHousekeeping(t *testing.T) {
 	if _, err := stasis.Restore(t.Context(), stasis.RestoreOptions{Dir: dirs[0]}); !errors.As(err, new(*chain.DedupedError)) {
 		t.Errorf("the first, which was deduplicated: %v", err)
 	}
+	more, err := chain.Dedup(t.Context(), dirs[3], chain.Options{Thorough: true}, nil)
+	if err != nil || more.Freed < 10*report.Freed { // the program writes here and there
+		t.Fatalf("a thorough dedup gave back %+v, %v", more, err)
+	}
+	t.Logf("a thorough one gave back %d KiB", more.Freed>>10)
+	restore("after a thorough deduplication", dirs[3], rewinds[3])
 	if _, err := chain.Compact(t.Context(), dirs[3], chain.CompactOptions{}); err != nil {
 		t.Fatal(err)
 	}

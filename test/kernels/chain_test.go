@@ -84,6 +84,7 @@ func TestChain(t *testing.T) {
 }
 
 func chain(t *testing.T, kind track.Kind) {
+	t.Helper()
 	w, folder := startWorker(t), t.TempDir()
 	w.do("fill")
 	var parent string

@@ -43,7 +43,7 @@ func work(dir string) {
 	versions := make([]uint64, workerPages) // 0: dropped, and zeros
 	page := func(n int) []byte { return memory[n*proc.PageSize:][:proc.PageSize] }
 	random := rand.New(rand.NewPCG(1, 2))
-	for answered := ""; ; time.Sleep(time.Millisecond) {
+	for answered := ""; ; <-time.After(time.Millisecond) {
 		raw, _ := os.ReadFile(filepath.Join(dir, "order"))
 		order := string(raw)
 		if order == answered || order == "" {
@@ -159,7 +159,7 @@ func (w *worker) do(format string, args ...any) {
 	w.orders++
 	order := fmt.Sprintf("%d ", w.orders) + fmt.Sprintf(format, args...)
 	write(filepath.Join(w.dir, "order"), order)
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; <-time.After(time.Millisecond) {
 		raw, _ := os.ReadFile(filepath.Join(w.dir, "answer"))
 		number, answer, _ := strings.Cut(string(raw), " ")
 		if number == fmt.Sprint(w.orders) {

@@ -4,7 +4,7 @@
  */
 #include "subject.h"
 
-#define PIECE (16 * PAGE) /* of one read */
+#define PIECE (128 * PAGE) /* of one read */
 #define THREADS_MAX 16
 
 static struct {
