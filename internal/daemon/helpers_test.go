@@ -156,7 +156,7 @@ func be(uid int) error {
 }
 
 // httpAs calls as a user.
-func (b *bench) httpAs(t *testing.T, uid int) *http.Client {
+func (b *bench) httpAs(t testing.TB, uid int) *http.Client {
 	t.Helper()
 	if uid != 0 {
 		require.Root(t)

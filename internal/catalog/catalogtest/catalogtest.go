@@ -5,11 +5,14 @@ package catalogtest
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/zeebo/xxh3"
 
 	"stasis/internal/chain"
 	"stasis/internal/codec"
@@ -83,5 +86,28 @@ func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Many makes n checkpoints c-00000 … in a folder, a second apart, as copies of one with other ids. They have no shards: they are good
+// for lists only.
+func Many(t testing.TB, dir string, n int) {
+	t.Helper()
+	first := filepath.Join(dir, "first")
+	at := time.Unix(1_700_000_000, 0).UTC()
+	id := Make(t, first, Options{Created: at})
+	text, err := os.ReadFile(filepath.Join(first, "manifest.json"))
+	check(t, err)
+	check(t, os.RemoveAll(first))
+	const key = `"checksum": "`
+	for i := range n {
+		one := strings.Replace(string(text), id, fmt.Sprintf("%032x", i+1), 1)
+		one = strings.Replace(one, at.Format(time.RFC3339), at.Add(time.Duration(i)*time.Second).Format(time.RFC3339), 1)
+		digits := strings.LastIndex(one, key) + len(key)
+		one = one[:digits] + strings.Repeat("0", 16) + one[digits+16:]
+		one = one[:digits] + fmt.Sprintf("%016x", xxh3.HashString(one)) + one[digits+16:]
+		folder := filepath.Join(dir, fmt.Sprintf("c-%05d", i))
+		check(t, os.MkdirAll(folder, 0o700))
+		check(t, os.WriteFile(filepath.Join(folder, "manifest.json"), []byte(one), 0o600))
 	}
 }
