@@ -183,7 +183,6 @@ func TestAnotherTracker(t *testing.T) {
 	protect()
 	third := c.on(second)
 	for _, l := range []*link{pre, onPre, third} {
-		t.Logf("%s: %q", l.dir, l.result.Notes)
 		if notes := strings.Join(l.result.Notes, "; "); !strings.Contains(notes, "userfaultfd of another program") {
 			t.Errorf("the notes do not say that another program has a userfaultfd there: %s", notes)
 		}
@@ -195,7 +194,6 @@ func TestAnotherTracker(t *testing.T) {
 	fifth := c.on(fourth)
 	c.relied(fifth)
 	for _, l := range []*link{onPre, third, fourth, fifth} {
-		t.Logf("%s", l.dir)
 		c.right(l)
 	}
 }
