@@ -30,13 +30,13 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 	if d.opts.Parent == "" {
 		return nil
 	}
-	if d.parentLock, err = chain.LockShared(ctx, d.opts.Parent); err != nil {
-		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
+	if d.parentLock, err = chain.LockShared(ctx, d.opts.Parent); err == nil {
+		d.parent, err = chain.Open(d.opts.Parent)
 	}
-	if d.parent, err = chain.Open(d.opts.Parent); err != nil {
-		if isDamage(err) {
-			return d.fail(StepPrepare, nil, err)
-		}
+	switch {
+	case isDamage(err):
+		return d.fail(StepPrepare, nil, err)
+	case err != nil:
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
 	}
 	m := d.parent.Manifest()

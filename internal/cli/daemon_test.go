@@ -75,7 +75,7 @@ func TestNoDaemon(t *testing.T) {
 	}
 	b.says(exitInput, []string{"daemon", "stop"}, "no daemon answers", "stasis daemon start")
 	b.says(exitInput, []string{"daemon", "status", "--socket", "relative"}, "absolute path")
-	b.says(exitInput, []string{"daemon", "strat"}, "did you mean start?")
+	b.says(exitInput, []string{"daemon", "strt"}, "did you mean start")
 }
 
 const asProgram = "STASIS_TEST_AS_PROGRAM"
@@ -83,9 +83,9 @@ const asProgram = "STASIS_TEST_AS_PROGRAM"
 // TestMain runs the tests, or the program where this process was started as one.
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
-		os.Exit(Run(os.Args[1:])) //nolint:forbidigo // this is main here
+		os.Exit(Run(os.Args[1:]))
 	}
-	os.Exit(m.Run()) //nolint:forbidigo // this is main here
+	os.Exit(m.Run())
 }
 
 // TestDaemonLives starts the real program as a daemon, asks it, upgrades it by killing it, and stops it; then a command starts one on demand.

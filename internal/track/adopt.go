@@ -22,7 +22,7 @@ func Adopt(pid, fd int) (*WriteProtect, error) {
 		pagemap.Close()
 		return nil, err
 	}
-	return &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap, layout: layout, begun: true}, nil
+	return &WriteProtect{pid: pid, fd: uffd.FromFD(fd), pagemap: pagemap, layout: layout, adopted: true}, nil
 }
 
 // Fd returns the descriptor that keeps the tracking alive. It stays the
@@ -33,6 +33,7 @@ func (w *WriteProtect) Fd() int { return w.fd.Fd() }
 // has now. It is not when the process has executed another program: the tracker
 // then follows nothing, and all memory counts as written.
 func (w *WriteProtect) Follows(mappings []proc.Mapping) bool {
+	w.findForeign(mappings)
 	for _, m := range mappings {
 		armed, err := w.arm(m.Range)
 		if err != nil {

@@ -81,11 +81,43 @@ func (w *WriteProtect) findForeign(mappings []proc.Mapping) {
 		return
 	}
 	w.begun = true
+	var last proc.Range
+	if w.adopted {
+		last = w.unwritable()
+	}
 	for _, m := range mappings {
-		if w.pagemap.Tracked(m.Start) {
+		if w.pagemap.Tracked(m.Start) && !(w.adopted && w.has(m.Range, last)) {
 			w.foreign = append(w.foreign, m.Range)
 		}
 	}
+}
+
+// has says whether memory that is watched is watched by this tracker. Nothing
+// tells that but an attempt to register it, which may do no more than that: so
+// it ends at the mapping last, with which it cannot succeed. The kernel looks at
+// all mappings in their order before it registers any, and says EBUSY of one that
+// is somebody else's, EPERM or EINVAL of one that nobody can register.
+func (w *WriteProtect) has(r, last proc.Range) bool {
+	if last.Start < r.End {
+		return false // there is none, or it lies before: better safe
+	}
+	err := w.fd.Register(r.Start, last.End-r.Start, uffd.RegisterWP)
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL)
+}
+
+// unwritable is the memory in which the kernel gives a process its clock: no
+// process can write to it, or make it writable, and so it cannot be registered.
+func (w *WriteProtect) unwritable() proc.Range {
+	maps, err := proc.Maps(w.pid)
+	if err != nil {
+		return proc.Range{}
+	}
+	for _, m := range maps {
+		if m.Path == "[vvar]" {
+			return m.Range
+		}
+	}
+	return proc.Range{}
 }
 
 func overlaps(list []proc.Range, r proc.Range) bool {

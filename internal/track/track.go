@@ -59,7 +59,8 @@ type WriteProtect struct {
 	fd      *uffd.FD
 	pagemap *proc.Pagemap
 	layout  *proc.Layout
-	begun   bool         // there has been a round, perhaps of an earlier command
+	adopted bool         // an earlier command has armed it
+	begun   bool         // it was looked at what is somebody else's
 	foreign []proc.Range // what another userfaultfd had before the first one
 	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
 	refused uint64       // bytes of the mappings of the last round that another userfaultfd has
