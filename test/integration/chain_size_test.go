@@ -74,9 +74,9 @@ func TestChainIsIncremental(t *testing.T) {
 			}
 			second := take("second", "first", false)
 			third := take("third", "second", false)
-			previous := first
 			for name, m := range map[string]measured{"second": second, "third": third} {
-				if previous = first; name == "third" {
+				previous := first
+				if name == "third" {
 					previous = second
 				}
 				// At most all pages written from one dump's begin to the other's end, each in every round, and at
