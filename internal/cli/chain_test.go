@@ -134,8 +134,8 @@ func TestVerifyLooksForAncestors(t *testing.T) {
 	}
 	b.says(exitDamaged, []string{"verify", "three"}, "needs its ancestor", "is missing", filepath.Join(b.dir, "one"), "put its folder back")
 	b.shows([]string{"checkpoints"}, "unreadable: 1 ancestor")
-	b.shows([]string{"verify", "three", "--ancestors", away}, "three is whole")
-	b.shows([]string{"compact", "three", "--ancestors", filepath.Join(away, "uno")}, "needs no others now")
+	b.shows([]string{"verify", "three", "--also", away}, "three is whole")
+	b.shows([]string{"compact", "three", "--also", filepath.Join(away, "uno")}, "needs no others now")
 	b.shows([]string{"verify", "three"}, "three is whole")
 }
 

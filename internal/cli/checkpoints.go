@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -115,11 +116,17 @@ func checkpointRows(shown, all []chain.Info) [][]string {
 			created = i.Created.Local().Format(time.DateTime)
 		}
 		rows = append(rows, []string{
-			filepath.Base(i.Dir), created, shorten(fmt.Sprintf("%s (%d)", i.Command, i.PID), 40), inBytes(i.BytesMemory), inBytes(i.BytesDisk),
+			filepath.Base(i.Dir), created, fmt.Sprintf("%s (%d)", shorten(withoutFolder(i.Command), 30), i.PID), inBytes(i.BytesMemory), inBytes(i.BytesDisk),
 			buildsOn(i, names), neededBy(len(i.Dependents)), stateOf(i),
 		})
 	}
 	return rows
+}
+
+// withoutFolder drops the folder of the program from a command.
+func withoutFolder(command string) string {
+	program, arguments, _ := strings.Cut(command, " ")
+	return strings.TrimSpace(filepath.Base(program) + " " + arguments)
 }
 
 func buildsOn(i chain.Info, names map[string]string) string {

@@ -44,9 +44,9 @@ one go on: what they need of it stays beside it, in a folder whose name begins w
 	flags.IntVar(&f.streams, "stream", 0, "write `N` files (default: as many as the old one has)")
 	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: that of the old one)")
 	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
-	flags.StringArrayVar(&f.ancestors, "ancestors", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
+	flags.StringArrayVar(&f.ancestors, "also", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
 	must(cmd.MarkFlagDirname("dir"))
-	must(cmd.MarkFlagDirname("ancestors"))
+	must(cmd.MarkFlagDirname("also"))
 	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }

@@ -83,7 +83,7 @@ func (f *restoreFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.lazy, "lazy", false, "let the processes run at once, and bring their memory meanwhile")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "return when the restore is complete, and print the process id (also --restore-detached)")
 	flags.BoolVar(&f.force, "force", false, "restore although a check found a conflict that can be coped with, such as another kernel or a changed file")
-	flags.StringArrayVar(&f.near, "also", nil, "look for the checkpoints that this one builds on in `DIR`, too; may be repeated")
+	flags.StringArrayVar(&f.near, "also", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
 	flags.StringVar(&f.pidfile, "pidfile", "", "write the process id of the root to `FILE`")
 	flags.StringArrayVar(&f.inherit, "inherit-fd", nil, "descriptor N of this command for an external resource, `fd[N]:KEY`; may be repeated")
 	flags.BoolVarP(&f.sibling, "restore-sibling", "S", false, "with --detach: the root becomes a child of the caller of this command")

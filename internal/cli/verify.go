@@ -28,8 +28,8 @@ A restore checks what it reads as well: it never needs this, but this finds dama
 			return a.runVerify(cmd.Context(), args[0], ancestors)
 		},
 	}
-	cmd.Flags().StringArrayVar(&ancestors, "ancestors", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
-	must(cmd.MarkFlagDirname("ancestors"))
+	cmd.Flags().StringArrayVar(&ancestors, "also", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
+	must(cmd.MarkFlagDirname("also"))
 	return cmd
 }
 

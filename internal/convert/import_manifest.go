@@ -328,8 +328,8 @@ func unixSocket(fd int, sk *sk_unix.UnixSkEntry) image.Socket {
 	return s
 }
 
-// x86Words has the words of CRIU's list of x86 capabilities that are CPUID's, with the names of /proc/cpuinfo by bit.
-// The others are the kernel's inventions.
+// x86Words has some words of CRIU's list of x86 capabilities, with the names of /proc/cpuinfo by bit: those whose place in the list
+// was seen on a real processor. A name too few makes a restore warn of less, one too many would make it fail.
 var x86Words = map[int][32]string{
 	0: {"fpu", "vme", "de", "pse", "tsc", "msr", "pae", "mce", "cx8", "apic", "", "sep", "mtrr", "pge", "mca", "cmov",
 		"pat", "pse36", "pn", "clflush", "", "dts", "acpi", "mmx", "fxsr", "sse", "sse2", "ss", "ht", "tm", "ia64", "pbe"},

@@ -44,6 +44,7 @@ type Options struct {
 // Limits of the daemon that nobody needs to configure.
 const (
 	maxMessage   = 4 << 20          // bytes of a request
+	worthIt      = 1 << 20          // bytes from which an answer is compressed: on a socket less is faster as it is
 	headerTime   = 10 * time.Second // to send the headers of a request
 	idleConn     = 2 * time.Minute  // after which a connection without a call is closed
 	maxHeader    = 64 << 10         // bytes of the headers of a request

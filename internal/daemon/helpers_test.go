@@ -66,23 +66,23 @@ func (l *logged) String() string {
 }
 
 // openDir makes a folder that every user may enter, other than those of t.TempDir.
-func openDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "stasis-daemon-")
+func openDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "stasis-daemon-") //nolint:usetesting // others may not enter that one
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
 	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return dir
 }
 
 // serve starts a daemon that change has had a look at.
-func serve(t testing.TB, change func(*Options)) *bench {
-	t.Helper()
-	dir := openDir(t)
+func serve(tb testing.TB, change func(*Options)) *bench {
+	tb.Helper()
+	dir := openDir(tb)
 	c := config.Default()
 	c.Checkpoint.Dir = filepath.Join(dir, "checkpoints")
 	c.Daemon.Socket = filepath.Join(dir, "s.sock")
@@ -95,25 +95,25 @@ func serve(t testing.TB, change func(*Options)) *bench {
 	}
 	listening, err := Listen(&c.Daemon, 0)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if b.Daemon, err = New(opts); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	go func() {
 		err := b.Serve(listening.Listeners...)
 		listening.Close()
 		b.served <- err
 	}()
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		b.Abandon()
 		select {
 		case <-b.served:
 		case <-time.After(20 * time.Second):
-			t.Error("the daemon does not stop")
+			tb.Error("the daemon does not stop")
 		}
-		if t.Failed() {
-			t.Logf("the daemon's log:\n%s", b.log)
+		if tb.Failed() {
+			tb.Logf("the daemon's log:\n%s", b.log)
 		}
 	})
 	return b
@@ -156,17 +156,17 @@ func be(uid int) error {
 }
 
 // httpAs calls as a user.
-func (b *bench) httpAs(t *testing.T, uid int) *http.Client {
-	t.Helper()
+func (b *bench) httpAs(tb testing.TB, uid int) *http.Client {
+	tb.Helper()
 	if uid != 0 {
-		require.Root(t)
+		require.Root(tb)
 	}
 	transport := &http.Transport{Protocols: new(http.Protocols)}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return dial(ctx, b.config.Daemon.Socket, uid)
 	}
-	t.Cleanup(transport.CloseIdleConnections)
+	tb.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
 }
 

@@ -79,7 +79,7 @@ func TestClientThatNeverReads(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
 		_, err = fmt.Fprintf(conn, "POST /stasis.v1.CheckpointService/Dump HTTP/1.1\r\nHost: x\r\nContent-Type: application/connect+json\r\nContent-Length: %d\r\n\r\n%s", len(envelope), envelope)
 		if err != nil {
 			t.Fatal(err)
@@ -339,7 +339,7 @@ var procedures = map[string]proto.Message{
 func FuzzRequests(f *testing.F) {
 	for name := range procedures {
 		for i, body := range []string{"{}", `{"pid": 2, "name": "x"}`, `{"checkpoint": "one"}`, `{"pageToken": "AAAA", "pageSize": -1}`, `{"retention": {"keepLast": -5}}`,
-			`{"settings": {"streams": -1, "maxPause": "-1s", "criu": {"raw": ["\n"]}}}`, "", "[", "null", ""} {
+			`{"settings": {"streams": -1, "maxPause": "-1s", "criu": {"raw": ["\n"]}}}`, "\x08\x80\x80\x80\x80\x10", "[", "null", ""} {
 			f.Add(name, byte(i), []byte(body))
 		}
 	}

@@ -21,7 +21,7 @@ import (
 // handler puts everything together that is served.
 func (d *Daemon) handler() http.Handler {
 	options := []connect.HandlerOption{
-		connect.WithReadMaxBytes(maxMessage), connect.WithRecover(d.recovered), connect.WithInterceptors(&edge{daemon: d}),
+		connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(worthIt), connect.WithRecover(d.recovered), connect.WithInterceptors(&edge{daemon: d}),
 	}
 	services := []string{stasisv1connect.SystemServiceName, stasisv1connect.CheckpointServiceName}
 	mux := http.NewServeMux()

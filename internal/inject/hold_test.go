@@ -26,6 +26,9 @@ func TestHold(t *testing.T) {
 	s.Hear()
 	for range 20 {
 		release, err := h.Hold(s.PID)
+		for again := 0; again < 50 && errors.Is(err, ErrUnsupported); again++ {
+			release, err = h.Hold(s.PID) // a busy machine, or an emulated one
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

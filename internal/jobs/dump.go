@@ -224,7 +224,7 @@ func (j *job) dumpOptions(r DumpRequest, rec db.Job, consoles []string, cp *db.C
 		PID: rec.PID, Dir: cp.Dir, Name: fmt.Sprintf("%s-%d", j.name(), cp.Seq), After: cmp.Or(r.After, stasis.AfterRun),
 		Streams: set.Streams, Compression: set.Compression, Level: set.Level, Engine: stasis.Engine(set.Engine), CRIU: set.CRIU,
 		MaxRounds: set.MaxRounds, MaxPause: set.MaxPause, FinalBuffer: set.FinalBuffer, Nice: set.Nice, Bandwidth: set.Bandwidth,
-		MaxChain: cmp.Or(set.MaxChain, j.m.o.MaxChain), CRIUPath: j.m.o.CRIUPath, Progress: r.Progress,
+		MaxChain: j.maxChain(&set), CRIUPath: j.m.o.CRIUPath, Progress: r.Progress,
 	}
 	j.mu.Lock()
 	scheduled := j.schedule != nil

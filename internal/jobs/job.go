@@ -143,7 +143,7 @@ func (j *job) adopt(ctx context.Context) {
 	if !wasAlive(rec.State) {
 		return
 	}
-	if s, now, ok := takeProcess(rec.PID, rec.Start); ok && rec.State == db.StateRunning {
+	if s, now, ok := takeProcess(rec.PID, rec.Start); ok && rec.State == db.StateRunning && rec.Boot == shim.BootID() {
 		if !rec.Managed {
 			j.event(EventAdopted, "the job runs as process %d, but what held its terminal is gone: it has no log until it is restored", rec.PID)
 		}
@@ -200,7 +200,7 @@ func wasAlive(s db.State) bool {
 // running notes that a run has begun, or was found, and watches it.
 func (j *job) running(s Shim, now shim.Status) {
 	j.update(func(rec *db.Job) {
-		rec.State, rec.PID, rec.Start, rec.Exit = db.StateRunning, now.PID, now.Start, nil
+		rec.State, rec.PID, rec.Start, rec.Boot, rec.Exit = db.StateRunning, now.PID, now.Start, shim.BootID(), nil
 		if rec.Started.IsZero() {
 			rec.Started = time.Now().UTC()
 		}

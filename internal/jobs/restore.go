@@ -302,11 +302,11 @@ func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreReques
 		return nil, err
 	}
 	j.mu.Lock()
-	spec := j.rec.Spec
+	spec, scheduled := j.rec.Spec, j.schedule != nil
 	j.mu.Unlock()
 	now, restored, err := s.Restore(ctx, shim.Restore{
 		Dir: cp.Dir, Terminal: spec.Terminal, ConsoleFlags: cp.ConsoleFlags, CRIUPath: j.m.o.CRIUPath, Force: r.Force,
-		UID: j.rec.Owner, GID: spec.GID,
+		UID: j.rec.Owner, GID: spec.GID, Track: scheduled && j.maxChain(&spec.Settings) != 1,
 	})
 	if err != nil {
 		if errors.Is(err, shim.ErrDamaged) {
@@ -327,6 +327,9 @@ func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreReques
 	})
 	return &RestoredJob{Checkpoint: cp, PID: now.PID, Restored: restored}, nil
 }
+
+// maxChain is how many checkpoints a chain of the job may have.
+func (j *job) maxChain(set *db.Settings) int { return cmp.Or(set.MaxChain, j.m.o.MaxChain) }
 
 // begun notes a run that has just begun.
 func (j *job) begun(s Shim, now shim.Status, change func(*db.Job)) {

@@ -153,7 +153,9 @@ func busy(say func(string, ...any), hear func() (string, bool)) {
 		all.Go(func() {
 			random := rand.New(rand.NewPCG(uint64(thread), 7))
 			for !stop.Load() {
-				n := random.IntN(pages)
+				// Not everywhere at once: most pages rest between two rounds, and
+				// every page has its turn.
+				n := (int(version.Load()/2000)*64 + random.IntN(256)) % pages
 				moving.RLock()
 				switch random.IntN(50) {
 				case 0:

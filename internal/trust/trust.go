@@ -33,16 +33,16 @@ func (e *Error) Error() string {
 // another user could have written there. The path is absolute; symbolic links in it are followed, and those and where they are
 // have to be root's, too.
 func Folder(path string) error {
-	real, err := resolve(filepath.Clean(path))
+	at, err := resolve(filepath.Clean(path))
 	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(real)
+	entries, err := os.ReadDir(at)
 	if err != nil {
 		return fmt.Errorf("look who could have written the checkpoint: %w", err)
 	}
 	for _, e := range entries {
-		if err := file(filepath.Join(real, e.Name())); err != nil {
+		if err := file(filepath.Join(at, e.Name())); err != nil {
 			return err
 		}
 	}

@@ -30,11 +30,7 @@ func newJobBench(t *testing.T) *jobBench {
 	t.Helper()
 	require.Root(t)
 	require.CRIU(t)
-	dir, err := os.MkdirTemp("", "stasis-") // a socket's path is short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := t.TempDir()
 	b := &jobBench{T: t, stasis: buildStasis(t), env: []string{
 		"STASIS_CONFIG=" + filepath.Join(dir, "none.yaml"), "STASIS_DAEMON_SOCKET=" + filepath.Join(dir, "sock"),
 		"STASIS_CHECKPOINT_DIR=" + filepath.Join(dir, "checkpoints"), "STASIS_JOBS_DIR=" + filepath.Join(dir, "jobs"),

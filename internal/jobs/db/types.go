@@ -98,6 +98,7 @@ type Job struct {
 	State    State     `json:"state"`
 	PID      int       `json:"pid,omitempty"`     // of its first process
 	Start    uint64    `json:"start,omitempty"`   // its start time, clock ticks since boot: with PID it names a process for good
+	Boot     string    `json:"boot,omitempty"`    // id of the machine's run in which PID and Start mean something
 	Managed  bool      `json:"managed,omitempty"` // was taken up while it ran: until it is restored it has no log and no terminal here
 	Created  time.Time `json:"created"`
 	Started  time.Time `json:"started,omitzero"` // or restored

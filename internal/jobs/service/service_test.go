@@ -21,6 +21,7 @@ import (
 	v1 "stasis/api/stasis/v1"
 	"stasis/api/stasis/v1/stasisv1connect"
 	"stasis/internal/config"
+	"stasis/internal/engine"
 	"stasis/internal/image"
 	"stasis/internal/jobs"
 	"stasis/internal/peer"
@@ -210,6 +211,13 @@ func TestUsersRunAsThemselves(t *testing.T) {
 	}
 	if err := stream.Err(); err != nil || log.String() != "1000\n1000\n1000\n" {
 		t.Fatalf("it ran as %q, %v", log.String(), err)
+	}
+	// What is theirs has to pass as theirs, console included, or none of their jobs could be dumped.
+	for _, piped := range []bool{true, false} {
+		job := start(t, as(1000), &v1.JobSpec{Command: []string{"sleep", "1000"}, NoTerminal: piped})
+		if err := engine.Theirs(int(job.GetPid()), peer.Peer{UID: 1000, GID: 1000}); err != nil {
+			t.Errorf("without a terminal is %v: %v", piped, err)
+		}
 	}
 	zero := uint32(0)
 	for name, spec := range map[string]*v1.JobSpec{

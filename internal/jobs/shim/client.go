@@ -113,7 +113,7 @@ func LastStatus(dir string) (Status, error) {
 	if err := json.Unmarshal(text, &status); err != nil {
 		return status, fmt.Errorf("read the shim's last state: %w", err)
 	}
-	if status.At != bootID() {
+	if status.At != BootID() {
 		status.PID, status.Start = 0, 0 // they mean nothing any more
 	}
 	return status, nil

@@ -87,7 +87,7 @@ func serve(dir string) error {
 	s := &shim{
 		dir: dir, quit: make(chan struct{}),
 		hub:    hub{log: log, viewers: make(map[*viewer]struct{})},
-		status: Status{Protocol: protocolVersion, Shim: os.Getpid(), At: bootID()},
+		status: Status{Protocol: protocolVersion, Shim: os.Getpid(), At: BootID()},
 	}
 	s.changed = sync.NewCond(&s.mu)
 	if err := s.save(); err != nil {

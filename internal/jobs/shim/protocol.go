@@ -68,6 +68,7 @@ type Restore struct {
 	ConsoleFlags int    `json:"console_flags"` // open(2) flags of the console that CRIU does not keep
 	CRIUPath     string `json:"criu_path,omitempty"`
 	Force        bool   `json:"force,omitempty"`
+	Track        bool   `json:"track,omitempty"` // keep track of what is written, for the next checkpoint
 	// UID, if not 0, is the user, and GID the group, of a job that is not root's: the restored tree must have no more rights than they.
 	UID uint32 `json:"uid,omitempty"`
 	GID uint32 `json:"gid,omitempty"`

@@ -153,7 +153,7 @@ func (s *shim) restore(r *Restore) (*Restored, error) {
 	s.children.Lock()
 	defer s.children.Unlock()
 	o := stasis.RestoreOptions{
-		Dir: r.Dir, CRIUPath: r.CRIUPath, Force: r.Force,
+		Dir: r.Dir, CRIUPath: r.CRIUPath, Force: r.Force, Track: r.Track,
 		AdjustCRIU: func(o *stasis.CRIUOptions) { giveConsole(o, end) },
 	}
 	checked := r.UID == 0
@@ -359,8 +359,8 @@ func (s *shim) signal(sig syscall.Signal, tree bool) error {
 	return nil
 }
 
-// bootID names this run of the machine.
-func bootID() string {
+// BootID names this run of the machine.
+func BootID() string {
 	text, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(text))
 }
