@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stasis/client"
 	"stasis/internal/config"
 	"stasis/internal/require"
 )
@@ -159,5 +161,71 @@ func TestDaemonLives(t *testing.T) {
 			t.Fatal("the daemon on demand does not leave")
 		}
 		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// TestSocketActivation: systemd has made the socket; the daemon serves on it, says that it is ready, and leaves it there.
+func TestSocketActivation(t *testing.T) {
+	require.Root(t)
+	dir := t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "handed.sock")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false)
+	file, err := listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.Close()
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notify.Close()
+	// LISTEN_PID is that of the daemon itself, which only a shell in between can know.
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" daemon start --foreground`, self)
+	cmd.ExtraFiles = []*os.File{file}
+	cmd.Env = append(os.Environ(), asProgram+"=1", "STASIS_CONFIG="+emptyConfig(t), "STASIS_DAEMON_SOCKET="+filepath.Join(dir, "own.sock"),
+		"STASIS_CHECKPOINT_DIR="+filepath.Join(dir, "checkpoints"), "STASIS_JOBS_DIR="+filepath.Join(dir, "jobs"),
+		"STASIS_JOBS_STATE="+filepath.Join(dir, "state.db"), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+	var log strings.Builder
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+	defer func() { _ = cmd.Process.Kill() }()
+	says := func(want string) {
+		t.Helper()
+		_ = notify.SetReadDeadline(time.Now().Add(20 * time.Second))
+		text := make([]byte, 100)
+		if n, err := notify.Read(text); err != nil || string(text[:n]) != want {
+			t.Errorf("it says %q to systemd, not %q: %v", text[:n], want, err)
+		}
+	}
+	says("READY=1")
+	c, err := client.Connect(t.Context(), client.Options{Socket: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	says("STOPPING=1")
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v: %s", err, &log)
+	}
+	if _, err := os.Stat(socket); err != nil {
+		t.Errorf("systemd's socket is gone: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "own.sock")); err == nil {
+		t.Error("it made a socket of its own as well")
 	}
 }

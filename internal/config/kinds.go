@@ -115,7 +115,7 @@ func path(key, example, help string, at func(*Config) *string) setting {
 	}
 }
 
-func address(key, example, help string, loopback bool, at func(*Config) *string) setting {
+func address(key, example, help string, at func(*Config) *string) setting {
 	return setting{
 		key: key, example: example, help: help,
 		get: func(c *Config) string { return *at(c) },
@@ -123,9 +123,6 @@ func address(key, example, help string, loopback bool, at func(*Config) *string)
 			if text != "" {
 				if _, _, err := net.SplitHostPort(text); err != nil {
 					return fmt.Errorf("%q: it is an address with a port, such as %s", text, example)
-				}
-				if loopback && !Loopback(text) {
-					return fmt.Errorf("%q: it asks nobody who they are, so it is served on loopback only, such as %s", text, example)
 				}
 			}
 			*at(c) = text

@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
 	"strings"
 
@@ -83,7 +82,7 @@ var settings = []setting{
 
 	path("daemon.socket", "/run/stasis/stasis.sock", "where the daemon serves its API",
 		func(c *Config) *string { return &c.Daemon.Socket }),
-	address("daemon.tcp", ":8443", "serve on this host:port as well, with mutual TLS only", false,
+	address("daemon.tcp", ":8443", "serve on this host:port as well, with mutual TLS only",
 		func(c *Config) *string { return &c.Daemon.TCP }),
 	path("daemon.tls_cert", "/etc/stasis/tls/daemon.pem", "the daemon's certificate",
 		func(c *Config) *string { return &c.Daemon.TLSCert }),
@@ -99,8 +98,6 @@ var settings = []setting{
 		func(c *Config) *duration { return &c.Daemon.StopTimeout }),
 	count("daemon.max_calls", "16", "how many calls one user may have under way", 1<<16,
 		func(c *Config) *int { return &c.Daemon.MaxCalls }),
-	address("daemon.page", "127.0.0.1:7080", "serve a page for people there, on loopback only", true,
-		func(c *Config) *string { return &c.Daemon.Page }),
 
 	path("jobs.dir", "/srv/jobs", "where the logs of jobs are",
 		func(c *Config) *string { return &c.Jobs.Dir }),
@@ -151,16 +148,6 @@ func (c *Config) checkTLS() error {
 		return fmt.Errorf("the configuration sets daemon.tcp to %s without TLS: set daemon.tls_cert, daemon.tls_key and daemon.tls_ca as well", d.TCP)
 	}
 	return nil
-}
-
-// Loopback says whether an address can be reached from this machine only.
-func Loopback(hostPort string) bool {
-	host, _, err := net.SplitHostPort(hostPort)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 func find(key string) (*setting, bool) {

@@ -57,7 +57,6 @@ type Daemon struct {
 	IdleTimeout     time.Duration // after which a daemon that was started on demand leaves
 	StopTimeout     time.Duration // that running calls and the jobs' last checkpoints have when it stops
 	MaxCalls        int           // at once, of one user
-	Page            string        // host:port on loopback of the page for people; "": none
 }
 
 // Jobs holds the settings of jobs.
