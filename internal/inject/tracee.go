@@ -42,17 +42,36 @@ type tracee struct {
 	signal  unix.Signal // taken from the target while it was held, given back at its release
 }
 
+// seize makes this thread the tracer of another one. A thread that an earlier
+// call of this program could not stop in time is let go when that call's own
+// thread ends, which may be a moment after the call.
+func seize(tid int) error {
+	for begun := time.Now(); ; time.Sleep(time.Millisecond) {
+		err := ptrace(unix.PTRACE_SEIZE, tid, 0, suspendSeccomp)
+		if err != nil { // without the right to suspend a filter, or in a kernel without filters
+			err = ptrace(unix.PTRACE_SEIZE, tid, 0, 0)
+		}
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.ESRCH):
+			return errBusy // the thread has ended, or is about to
+		case errors.Is(err, unix.EPERM) && tracedByUs(tid) && time.Since(begun) < stopLimit:
+		default:
+			return fmt.Errorf("seize thread %d: %w", tid, err)
+		}
+	}
+}
+
+func tracedByUs(tid int) bool {
+	task, err := proc.ReadTask(tid)
+	return err == nil && task.TracerPID == unix.Getpid()
+}
+
 // stop seizes and stops a thread and holds back its signals.
 func stop(tid int) (*tracee, error) {
-	err := ptrace(unix.PTRACE_SEIZE, tid, 0, suspendSeccomp)
-	if err != nil { // without the right to suspend a filter, or in a kernel without filters
-		err = ptrace(unix.PTRACE_SEIZE, tid, 0, 0)
-	}
-	if err != nil {
-		if errors.Is(err, unix.ESRCH) {
-			return nil, errBusy // the thread has ended, or is about to
-		}
-		return nil, fmt.Errorf("seize thread %d: %w", tid, err)
+	if err := seize(tid); err != nil {
+		return nil, err
 	}
 	if err := ptrace(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
 		return nil, fmt.Errorf("stop thread %d: %w", tid, err)

@@ -156,12 +156,16 @@ func (j *job) dump(ctx context.Context, r DumpRequest) (*Dumped, error) {
 	}()
 	dumped, err := j.dumpAs(ctx, r, rec, s)
 	if err != nil {
-		j.dumpFailed(rec.LastSeq, err, ending, over)
+		j.dumpFailed(rec.LastSeq, err, ending)
 		return nil, err
 	}
 	j.record(dumped, r)
 	if ending {
-		<-over // it was killed before the dump returned
+		select {
+		case <-over: // it was killed before the dump returned
+		case <-j.m.ctx.Done(): // the next manager finds it so
+			return dumped, nil
+		}
 		j.update(func(rec *db.Job) { rec.State, rec.PID, rec.Start = db.StateSuspended, 0, 0 })
 		j.letShimGo()
 	}
@@ -285,21 +289,15 @@ func (j *job) record(d *Dumped, r DumpRequest) {
 }
 
 // dumpFailed says why there is no checkpoint. A job that has ended meanwhile tells that itself.
-func (j *job) dumpFailed(seq uint64, err error, ending bool, over chan struct{}) {
+func (j *job) dumpFailed(seq uint64, err error, ending bool) {
 	text := fmt.Sprintf("checkpoint %d failed: %v", seq, err)
 	j.update(func(rec *db.Job) { rec.Message = text })
 	j.event(EventDumpFailed, "%s", text)
 	if !ending {
 		return
 	}
-	j.mu.Lock()
-	j.expected = false
-	exit := j.rec.Exit
-	j.mu.Unlock()
-	select {
-	case <-over: // it ended all the same, while nobody else looked
-		j.ended(exit)
-	default:
+	if j.unexpect(err) == nil { // it ended all the same, while nobody else looked
+		j.ended(j.lastExit())
 	}
 }
 

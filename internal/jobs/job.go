@@ -229,8 +229,8 @@ func (j *job) watch(s Shim, run int, over chan struct{}) {
 	j.mu.Lock()
 	expected := j.expected
 	j.rec.Exit = exit
+	close(over) // in one step with the look at expected: see unexpect
 	j.mu.Unlock()
-	close(over)
 	if !expected {
 		j.ended(exit)
 	}

@@ -393,22 +393,9 @@ func (j *job) endRun(ctx context.Context, sig syscall.Signal, tree bool, patienc
 		err = fmt.Errorf("job %s was killed and does not end", j.name())
 	}
 	if err != nil {
-		select {
-		case <-over: // it ended by itself in between
-			return nil
-		default:
-		}
-		j.mu.Lock()
-		j.expected = false
-		exit := j.rec.Exit
-		j.mu.Unlock()
-		select {
-		case <-over:
-			j.m.work.Go(func() { j.ended(exit) })
-		default:
-		}
+		return j.unexpect(err)
 	}
-	return err
+	return nil
 }
 
 // killWithin bounds the wait for the end of a killed job.

@@ -260,9 +260,7 @@ func (m *Manager) Kill(ctx context.Context, name string, sig syscall.Signal, tre
 
 // killed notes that a job has ended on request.
 func (j *job) killed() {
-	j.mu.Lock()
-	exit := j.rec.Exit
-	j.mu.Unlock()
+	exit := j.lastExit()
 	j.update(func(rec *db.Job) { rec.State, rec.PID, rec.Start = db.StateKilled, 0, 0 })
 	j.tell(db.Event{Kind: EventExited, Text: "the job was ended on request, " + shim.Describe(exit), Exit: exit})
 	j.letShimGo()
@@ -279,6 +277,13 @@ func (j *job) ask(ctx context.Context, sig syscall.Signal, tree bool) error {
 		return nil
 	}
 	return j.unexpect(errors.Join(err, fmt.Errorf("%w: job %s got %s and runs on: use --signal KILL", ErrState, j.name(), unix.SignalName(sig))))
+}
+
+// lastExit is how the last run ended.
+func (j *job) lastExit() *db.Exit {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.rec.Exit
 }
 
 // unexpect undoes that the end of the run is expected, unless it has just come; then there is no error any more.

@@ -86,7 +86,7 @@ func (w *WriteProtect) findForeign(mappings []proc.Mapping) {
 		last = w.unwritable()
 	}
 	for _, m := range mappings {
-		if w.pagemap.Tracked(m.Start) && !(w.adopted && w.has(m.Range, last)) {
+		if w.pagemap.Tracked(m.Start) && (!w.adopted || !w.has(m.Range, last)) {
 			w.foreign = append(w.foreign, m.Range)
 		}
 	}

@@ -2,6 +2,7 @@ package track
 
 import (
 	"errors"
+	"fmt"
 	"os/exec"
 	"testing"
 
@@ -133,51 +134,53 @@ func TestTwoTrackers(t *testing.T) {
 // TestAdoptedTrackerKnowsItsOwn: of what is watched when it is taken up.
 func TestAdoptedTrackerKnowsItsOwn(t *testing.T) {
 	for _, foreign := range []bool{false, true} {
-		s := subject.Start(t, "memory")
-		var base uint64
-		s.Scan(s.Hear(), &base)
-		kept, err := NewWriteProtect(s.PID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer kept.Close()
-		s.Ask("write 1")
-		s.Ask("write 2")
-		if foreign {
-			other, err := NewWriteProtect(s.PID)
+		t.Run(fmt.Sprintf("foreign=%t", foreign), func(t *testing.T) {
+			s := subject.Start(t, "memory")
+			var base uint64
+			s.Scan(s.Hear(), &base)
+			kept, err := NewWriteProtect(s.PID)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer other.Close()
-			written(t, other, s.PID, base)
-		}
-		written(t, kept, s.PID, base)
-		s.Ask("write 2")
-		fd, err := unix.FcntlInt(uintptr(kept.Fd()), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		adopted, err := Adopt(s.PID, fd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer adopted.Close()
-		memory := proc.Mapping{Range: proc.Range{Start: base, End: base + pages*proc.PageSize}}
-		if follows := adopted.Follows([]proc.Mapping{memory}); follows == foreign {
-			t.Errorf("another tracker there: %t; it says that it follows: %t", foreign, follows)
-		}
-		got := written(t, adopted, s.PID, base)
-		if !foreign && (len(got) != 1 || !got[2]) || foreign && len(got) != 0 {
-			t.Errorf("another tracker there: %t; it found %v", foreign, got)
-		}
-		changed := 0
-		err = adopted.Look([]proc.Range{memory.Range}, func(r proc.Run, isChanged bool) {
-			if isChanged {
-				changed += int(r.Len() / proc.PageSize)
+			defer kept.Close()
+			s.Ask("write 1")
+			s.Ask("write 2")
+			if foreign {
+				other, err := NewWriteProtect(s.PID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close()
+				written(t, other, s.PID, base)
+			}
+			written(t, kept, s.PID, base)
+			s.Ask("write 2")
+			fd, err := unix.FcntlInt(uintptr(kept.Fd()), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			adopted, err := Adopt(s.PID, fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer adopted.Close()
+			memory := proc.Mapping{Range: proc.Range{Start: base, End: base + pages*proc.PageSize}}
+			if follows := adopted.Follows([]proc.Mapping{memory}); follows == foreign {
+				t.Errorf("another tracker there: %t; it says that it follows: %t", foreign, follows)
+			}
+			got := written(t, adopted, s.PID, base)
+			if !foreign && (len(got) != 1 || !got[2]) || foreign && len(got) != 0 {
+				t.Errorf("another tracker there: %t; it found %v", foreign, got)
+			}
+			changed := 0
+			err = adopted.Look([]proc.Range{memory.Range}, func(r proc.Run, isChanged bool) {
+				if isChanged {
+					changed += int(r.Len() / proc.PageSize)
+				}
+			})
+			if want := map[bool]int{false: 0, true: 2}[foreign]; err != nil || changed != want {
+				t.Errorf("another tracker there: %t; %d pages count as written, should be %d (%v)", foreign, changed, want, err)
 			}
 		})
-		if want := map[bool]int{false: 0, true: 2}[foreign]; err != nil || changed != want {
-			t.Errorf("another tracker there: %t; %d pages count as written, should be %d (%v)", foreign, changed, want, err)
-		}
 	}
 }

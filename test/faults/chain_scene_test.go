@@ -45,7 +45,7 @@ func newChainOf(t *testing.T, features ...string) *chained {
 func (c *chained) within(t *testing.T) *chained {
 	t.Helper()
 	part := *c
-	part.scene = c.scene.in(t)
+	part.scene = c.in(t)
 	part.look()
 	return &part
 }

@@ -31,7 +31,7 @@ var (
 )
 
 const (
-	usualSteps = 15 // of each world
+	usualSteps = 12 // of each world
 	usualSeed  = 3
 	// limit is how many checkpoints there are before the walk begins a new chain.
 	limit = 16
@@ -108,14 +108,9 @@ type link struct {
 
 func newWalk(t *testing.T, features []string, exec bool, random *rand.Rand) *walk {
 	t.Helper()
-	room, err := os.MkdirTemp("", "stasis-soak-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &walk{t: t, random: random, p: testkit.StartSubject(t, features...), exec: exec, room: room, done: map[string]int{}}
+	w := &walk{t: t, random: random, p: testkit.StartSubject(t, features...), exec: exec, room: t.TempDir(), done: map[string]int{}}
 	t.Cleanup(func() {
 		_ = stasis.StopTracker(w.p.PID())
-		_ = os.RemoveAll(room)
 		if t.Failed() {
 			for i, line := range w.log {
 				t.Logf("step %d: %s", i, line)
