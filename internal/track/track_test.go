@@ -83,6 +83,7 @@ func TestAProcessThatIsGone(t *testing.T) {
 }
 
 func TestAvailable(t *testing.T) {
+	available(t, KindUserfaultfd)
 	if err := Available(); err != nil {
 		t.Fatal(err)
 	}
@@ -91,6 +92,7 @@ func TestAvailable(t *testing.T) {
 // TestTwoTrackers: memory has one tracker. Another one follows nothing of it,
 // and takes no knowledge from the first.
 func TestTwoTrackers(t *testing.T) {
+	available(t, KindUserfaultfd)
 	s := subject.Start(t, "memory")
 	var base uint64
 	s.Scan(s.Hear(), &base)
@@ -132,6 +134,7 @@ func TestTwoTrackers(t *testing.T) {
 
 // TestAdoptedTrackerKnowsItsOwn: of what is watched when it is taken up.
 func TestAdoptedTrackerKnowsItsOwn(t *testing.T) {
+	available(t, KindUserfaultfd)
 	for _, foreign := range []bool{false, true} {
 		s := subject.Start(t, "memory")
 		var base uint64
