@@ -84,6 +84,7 @@ func TestAProcessThatIsGone(t *testing.T) {
 }
 
 func TestAvailable(t *testing.T) {
+	available(t, KindUserfaultfd)
 	if err := Available(); err != nil {
 		t.Fatal(err)
 	}
@@ -92,6 +93,7 @@ func TestAvailable(t *testing.T) {
 // TestTwoTrackers: memory has one tracker. Another one follows nothing of it,
 // and takes no knowledge from the first.
 func TestTwoTrackers(t *testing.T) {
+	available(t, KindUserfaultfd)
 	s := subject.Start(t, "memory")
 	var base uint64
 	s.Scan(s.Hear(), &base)
@@ -133,6 +135,7 @@ func TestTwoTrackers(t *testing.T) {
 
 // TestAdoptedTrackerKnowsItsOwn: of what is watched when it is taken up.
 func TestAdoptedTrackerKnowsItsOwn(t *testing.T) {
+	available(t, KindUserfaultfd)
 	for _, foreign := range []bool{false, true} {
 		t.Run(fmt.Sprintf("foreign=%t", foreign), func(t *testing.T) {
 			s := subject.Start(t, "memory")
