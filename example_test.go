@@ -3,7 +3,6 @@ package stasis_test
 import (
 	"context"
 	"fmt"
-	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +17,7 @@ func program() (pid int, end func()) {
 	cmd := exec.Command("sleep", "1000")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	return cmd.Process.Pid, func() {
 		_ = syscall.Kill(cmd.Process.Pid, syscall.SIGKILL)
@@ -32,7 +31,7 @@ func reap(pid int) { _, _ = syscall.Wait4(pid, nil, 0, nil) }
 func folder() string {
 	dir, err := os.MkdirTemp("", "stasis-example-")
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	return dir
 }
@@ -47,12 +46,12 @@ func Example() {
 	ctx := context.Background()
 	checkpoint := filepath.Join(dir, "one")
 	if _, err := stasis.Dump(ctx, stasis.DumpOptions{PID: pid, Dir: checkpoint}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	reap(pid)
 	back, err := stasis.Restore(ctx, stasis.RestoreOptions{Dir: checkpoint})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	fmt.Println("it has its pid again:", back.PID == pid)
 	// Output: it has its pid again: true
@@ -69,18 +68,18 @@ func ExamplePreDump() {
 	ctx := context.Background()
 	before, after := filepath.Join(dir, "pre"), filepath.Join(dir, "final")
 	if _, err := stasis.PreDump(ctx, stasis.PreDumpOptions{PID: pid, Dir: before}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	result, err := stasis.Dump(ctx, stasis.DumpOptions{PID: pid, Dir: after, Parent: before})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	figures := result.Manifest.Figures
 	fmt.Println("most of its memory is in the pre-dump:", figures.BytesReferenced > figures.BytesMemory/2)
 
 	reap(pid)
 	if _, err := stasis.Restore(ctx, stasis.RestoreOptions{Dir: after}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	// Output: most of its memory is in the pre-dump: true
 }
@@ -105,7 +104,7 @@ func ExampleDump_chain() {
 				}
 			},
 		}); err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 		parent = next
 	}
@@ -113,7 +112,7 @@ func ExampleDump_chain() {
 	_ = syscall.Kill(pid, syscall.SIGKILL)
 	reap(pid)
 	if _, err := stasis.Restore(ctx, stasis.RestoreOptions{Dir: filepath.Join(dir, "1"), Track: true}); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	fmt.Println("back as it was at dump 1")
 	// Output:

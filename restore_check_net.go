@@ -81,7 +81,8 @@ func (c *conflicts) checkConnections(ctx context.Context, m *Manifest) error {
 	for begun := time.Now(); ; {
 		list, err := proc.Connections()
 		if err != nil {
-			return nil // CRIU will say so
+			c.warn("whether its connections are free cannot be seen: %v", err)
+			return nil
 		}
 		list = slices.DeleteFunc(list, func(x proc.Connection) bool { return !wanted[ends{x.Local, x.Remote}] })
 		owned := slices.ContainsFunc(list, func(x proc.Connection) bool { return x.Inode != 0 })
