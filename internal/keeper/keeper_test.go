@@ -53,7 +53,7 @@ func pipes(t *testing.T, n int) (keep, watch []int) {
 func closed(t *testing.T, fd int, within time.Duration) bool {
 	t.Helper()
 	poll := []unix.PollFd{{Fd: int32(fd)}}
-	for deadline := time.Now().Add(within); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(within); ; <-time.After(time.Millisecond) {
 		if _, err := unix.Poll(poll, 0); err != nil && !errors.Is(err, unix.EINTR) {
 			t.Fatal(err)
 		}
