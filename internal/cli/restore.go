@@ -23,6 +23,7 @@ type restoreFlags struct {
 	pidfile string
 	inherit []string
 	near    []string
+	track   bool
 	criu    stasis.CRIUOptions
 }
 
@@ -83,6 +84,7 @@ func (f *restoreFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.lazy, "lazy", false, "let the processes run at once, and bring their memory meanwhile")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "return when the restore is complete, and print the process id (also --restore-detached)")
 	flags.BoolVar(&f.force, "force", false, "restore although a check found a conflict that can be coped with, such as another kernel or a changed file")
+	flags.BoolVar(&f.track, "track-mem", false, "keep track of what is written from the first instruction on, for a dump on top of this checkpoint")
 	flags.StringArrayVar(&f.near, "also", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
 	flags.StringVar(&f.pidfile, "pidfile", "", "write the process id of the root to `FILE`")
 	flags.StringArrayVar(&f.inherit, "inherit-fd", nil, "descriptor N of this command for an external resource, `fd[N]:KEY`; may be repeated")
@@ -116,7 +118,7 @@ func (a *app) runRestore(cmd *cobra.Command, pathFlag string, f *restoreFlags) (
 	}
 	defer func() { err = errors.Join(err, pidfile.Close()) }()
 
-	options := stasis.RestoreOptions{Streams: f.streams, Lazy: f.lazy, Force: f.force, Sibling: f.sibling, CRIUPath: a.criuPath, Near: f.near}
+	options := stasis.RestoreOptions{Streams: f.streams, Lazy: f.lazy, Force: f.force, Sibling: f.sibling, CRIUPath: a.criuPath, Near: f.near, Track: f.track}
 	cleanUp := func() error { return nil }
 	if f.path == standardStream {
 		received, err := a.receive(ctx)
