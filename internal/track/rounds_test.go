@@ -248,7 +248,11 @@ func TestRoundsOfABusyProcess(t *testing.T) {
 		t.Run(string(kind), func(t *testing.T) {
 			rested := 0
 			for again := range 5 {
-				s := newScene(t, "busy", kind)
+				role := "busy"
+				if kind == KindSoftDirty && SoftDirtyComplete() != nil {
+					role = "busy without mprotect"
+				}
+				s := newScene(t, role, kind)
 				memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", s.PID))
 				if err != nil {
 					t.Fatal(err)
@@ -369,24 +373,25 @@ func TestChoose(t *testing.T) {
 	yes := func() error { return nil }
 	no := func() error { return fmt.Errorf("%w: the kernel is old", ErrUnavailable) }
 	for _, c := range []struct {
-		asked           Kind
-		userfaultfd, sd func() error
-		want            Kind
+		asked                     Kind
+		userfaultfd, sd, complete func() error
+		want                      Kind
 	}{
-		{KindAuto, yes, yes, KindUserfaultfd}, {"", yes, no, KindUserfaultfd},
-		{KindAuto, no, yes, KindSoftDirty}, {KindAuto, no, no, KindNone},
-		{KindUserfaultfd, yes, no, KindUserfaultfd}, {KindSoftDirty, yes, yes, KindSoftDirty}, {KindNone, yes, yes, KindNone},
+		{KindAuto, yes, yes, yes, KindUserfaultfd}, {"", yes, no, no, KindUserfaultfd},
+		{KindAuto, no, yes, yes, KindSoftDirty}, {KindAuto, no, yes, no, KindNone}, {KindAuto, no, no, no, KindNone},
+		{KindUserfaultfd, yes, no, no, KindUserfaultfd}, {KindSoftDirty, yes, yes, yes, KindSoftDirty},
+		{KindSoftDirty, no, yes, no, KindSoftDirty}, {KindNone, yes, yes, yes, KindNone},
 	} {
-		if got, err := choose(c.asked, c.userfaultfd, c.sd); got != c.want || err != nil {
+		if got, err := choose(c.asked, c.userfaultfd, c.sd, c.complete); got != c.want || err != nil {
 			t.Errorf("%q with %v and %v: %q, %v; want %q", c.asked, c.userfaultfd(), c.sd(), got, err, c.want)
 		}
 	}
 	for _, kind := range []Kind{KindUserfaultfd, KindSoftDirty} {
-		if _, err := choose(kind, no, no); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "the kernel is old") {
+		if _, err := choose(kind, no, no, no); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "the kernel is old") {
 			t.Errorf("%s where it cannot be had: %v", kind, err)
 		}
 	}
-	if _, err := choose("dirty", yes, yes); err == nil || !strings.Contains(err.Error(), "soft-dirty") {
+	if _, err := choose("dirty", yes, yes, yes); err == nil || !strings.Contains(err.Error(), "soft-dirty") {
 		t.Errorf("an unknown tracker: %v", err)
 	}
 }
@@ -397,6 +402,7 @@ func TestTheTrial(t *testing.T) {
 	require.Root(t)
 	err := SoftDirtyAvailable()
 	t.Logf("soft-dirty: %v", err)
+	t.Logf("soft-dirty in all cases: %v", SoftDirtyComplete())
 	t.Logf("userfaultfd: %v", Available())
 	if err != nil && !errors.Is(err, ErrUnavailable) {
 		t.Errorf("no reason to use another tracker: %v", err)

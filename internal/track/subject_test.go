@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/proc"
+	"stasis/internal/subject"
 )
 
 // The subjects' memory: some page tables.
@@ -142,7 +143,11 @@ func memory(say func(string, ...any), hear func() (string, bool)) {
 
 // busy writes, drops, moves and protects pages with several threads, without a
 // pause, until it is told to stop. A page's content is new with each write.
-func busy(say func(string, ...any), hear func() (string, bool)) {
+func busy(protect bool) subject.Role {
+	return func(say func(string, ...any), hear func() (string, bool)) { beBusy(protect, say, hear) }
+}
+
+func beBusy(protect bool, say func(string, ...any), hear func() (string, bool)) {
 	const threads = 3
 	a := newArena()
 	var version atomic.Uint64
@@ -173,7 +178,7 @@ func busy(say func(string, ...any), hear func() (string, bool)) {
 				moving.RUnlock()
 				if random.IntN(5000) == 0 {
 					moving.Lock()
-					if random.IntN(2) == 0 {
+					if !protect || random.IntN(2) == 0 {
 						// A table over another: pages that nobody writes look clean there.
 						from := random.IntN(tables)
 						a.move(from*pagesInTable, (from+1+random.IntN(tables-1))%tables*pagesInTable, pagesInTable)
