@@ -62,17 +62,18 @@ func TestHousekeeping(t *testing.T) {
 		t.Errorf("the second, which was removed: %v", err)
 	}
 	report, err := chain.AutoDedup(dirs[3])
-	if err != nil || report.Freed <= 0 {
-		t.Fatalf("dedup gave back %+v, %v", report, err)
+	if err != nil {
+		t.Fatal(err)
 	}
+	// By chance a program that writes here and there leaves no whole block that nobody needs.
 	t.Logf("dedup gave back %d KiB", report.Freed>>10)
 	restore("after deduplication", dirs[3], rewinds[3])
+	more, err := chain.Dedup(t.Context(), dirs[3], chain.Options{Thorough: true}, nil)
+	if err != nil || more.Freed < 1<<20 {
+		t.Fatalf("a thorough dedup gave back %+v, %v", more, err)
+	}
 	if _, err := stasis.Restore(t.Context(), stasis.RestoreOptions{Dir: dirs[0]}); !errors.As(err, new(*chain.DedupedError)) {
 		t.Errorf("the first, which was deduplicated: %v", err)
-	}
-	more, err := chain.Dedup(t.Context(), dirs[3], chain.Options{Thorough: true}, nil)
-	if err != nil || more.Freed < 10*report.Freed { // the program writes here and there
-		t.Fatalf("a thorough dedup gave back %+v, %v", more, err)
 	}
 	t.Logf("a thorough one gave back %d KiB", more.Freed>>10)
 	restore("after a thorough deduplication", dirs[3], rewinds[3])
