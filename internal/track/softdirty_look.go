@@ -51,6 +51,7 @@ func (s *SoftDirty) look(of []proc.Range, next *state) ([]looked, error) {
 		for i := range l.found {
 			l.found[i].changed = true
 		}
+		s.state = state{} // and so does the next look, whatever happens to the canaries
 	}
 	return l.found, nil
 }
