@@ -124,6 +124,11 @@ func (d *dump) prepare(ctx context.Context) error {
 	if d.trackerKind, err = track.Choose(track.Kind(d.opts.Tracker)); err != nil {
 		return d.fail(StepPrepare, ErrInput, err)
 	}
+	if d.trackerKind == track.KindSoftDirty {
+		if err := track.SoftDirtyComplete(); err != nil {
+			d.note("tracker %s: %v", d.trackerKind, err)
+		}
+	}
 	if d.preDump && d.trackerKind == track.KindNone {
 		return d.fail(StepPrepare, ErrInput, errors.New("a pre-dump is of no use where nothing tracks what the process writes from then on: dump at once"))
 	}
