@@ -89,7 +89,8 @@ func (s *sparse) takeOver(ctx context.Context, f *forest, e *entry, l *Lock, o *
 		if err != nil {
 			return err
 		}
-		w, err := image.NewWriter(target, image.WriterOptions{
+		// It has an id of its own, of which its ancestors elsewhere have to know.
+		w, err := image.NewWriter(f.noting(target, e), image.WriterOptions{
 			Shards: len(m.Shards), Codec: compress, ID: newID(), Parent: old, ParentPath: filepath.Join("..", filepath.Base(beside)),
 			InsteadOf: true, NoCompare: true, NoDelta: true,
 		})
@@ -113,4 +114,13 @@ func (s *sparse) takeOver(ctx context.Context, f *forest, e *entry, l *Lock, o *
 		return 0, err
 	}
 	return r.Freed - folderSpace(e.dir), nil
+}
+
+// noting is [Lock.Noting] for another form of the checkpoint e in its place.
+func (f *forest) noting(t store.Target, e *entry) store.Target {
+	ancestors := &Lock{}
+	for _, a := range f.ancestors(e) {
+		ancestors.dirs = append(ancestors.dirs, a.dir)
+	}
+	return ancestors.Noting(t, e.dir)
 }
