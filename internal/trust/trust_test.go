@@ -2,6 +2,7 @@ package trust
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,7 +29,24 @@ func start(t *testing.T, files ...*os.File) int {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	waitAsleep(t, cmd.Process.Pid)
 	return cmd.Process.Pid
+}
+
+// waitAsleep waits until sleep(1) does what it is for: before that it maps and
+// unmaps files.
+func waitAsleep(t *testing.T, pid int) {
+	t.Helper()
+	call := fmt.Sprintf("%d ", unix.SYS_CLOCK_NANOSLEEP)
+	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
+		now, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+		if err == nil && strings.HasPrefix(string(now), call) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("sleep does not sleep: %q, %v", now, err)
+		}
+	}
 }
 
 // A tree with something that a restore would make anew at a path is not a user's to dump.
