@@ -109,7 +109,7 @@ var settings = []setting{
 		func(c *Config) *int { return &c.Jobs.MaxChain }),
 	count("jobs.max_retries", "3", "how often in a row it is tried to bring a job back", 1<<20,
 		func(c *Config) *int { return &c.Jobs.MaxRetries }),
-	span("jobs.restart_delay", "5s", "pause before the first attempt to bring a job back; it doubles with each",
+	span("jobs.restart_delay", "5s", "pause before the second attempt in a row to bring a job back (the first is immediate); it doubles with each",
 		func(c *Config) *duration { return &c.Jobs.RestartDelay }),
 	truth("jobs.dump_on_stop", "make a checkpoint of each job when the daemon is stopped by SIGTERM",
 		func(c *Config) *bool { return &c.Jobs.DumpOnStop }),
