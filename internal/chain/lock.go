@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -180,26 +181,19 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-// flockWait takes a shared lock, and waits for it as long as ctx lasts.
+// flockWait takes a shared lock, and waits for it as long as ctx lasts. It asks again and again instead of waiting in the kernel: a wait
+// there can't be called off, and would take the lock for a moment after its caller has gone.
 func flockWait(ctx context.Context, f *os.File) error {
-	if err := flock(f, unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, ErrBusy) {
-		return err
-	}
-	// A copy of the descriptor, so that the caller may close its own while the kernel still waits with this one.
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() {
-		waiting := os.NewFile(uintptr(fd), f.Name())
-		done <- errors.Join(flock(waiting, unix.LOCK_SH), waiting.Close())
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err() // the lock, when it comes, goes with its copy
+	const longest = 5 * time.Millisecond
+	for pause := 50 * time.Microsecond; ; pause = min(2*pause, longest) {
+		if err := flock(f, unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, ErrBusy) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
