@@ -188,9 +188,9 @@ func (r *reader) image(name string) []byte {
 		return nil
 	}
 	err := errTooLarge
-	var text bytes.Buffer
+	text := bytes.NewBuffer([]byte{}) // nil is for what is not there
 	if r.sizes[i].Size <= maxImage {
-		err = r.checkpoint.WriteFile(name, &text)
+		err = r.checkpoint.WriteFile(name, text)
 	}
 	if err != nil {
 		r.note(name, err)

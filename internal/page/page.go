@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"mime"
 	"net"
 	"net/http"
 	"path"
@@ -42,6 +41,11 @@ var reads = map[string]bool{
 	stasisv1connect.CheckpointServiceGroupsProcedure: true,
 	stasisv1connect.CheckpointServiceListProcedure:   true,
 	stasisv1connect.CheckpointServiceMapProcedure:    true,
+}
+
+// types are those of the page's files. The machine's own tables of types differ.
+var types = map[string]string{
+	".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml",
 }
 
 // Options say what a page shows.
@@ -145,7 +149,7 @@ func (p *Page) serveFile(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no such file", http.StatusNotFound)
 		return
 	}
-	w.Header().Set("Content-Type", mime.TypeByExtension(path.Ext(name)))
+	w.Header().Set("Content-Type", types[path.Ext(name)])
 	_, _ = w.Write(text)
 }
 

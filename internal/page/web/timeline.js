@@ -23,10 +23,8 @@ function scaleOf(values) {
   const some = values.filter(v => v > 0);
   if (some.length === 0) return { low: 0, high: 1, lines: [] };
   const log = Math.log2;
-  let low = Math.floor(log(Math.min(...some)) - 0.01), high = Math.ceil(log(Math.max(...some)));
-  const step = Math.max(1, Math.ceil((high - low) / 3));
-  high = low + Math.max(1, Math.ceil((high - low) / step)) * step;
-  const lines = [];
+  const low = Math.floor(log(Math.min(...some)) - 0.5), high = Math.ceil(log(Math.max(...some)));
+  const step = Math.max(1, Math.ceil((high - low) / 3)), lines = [];
   for (let at = low; at <= high; at += step) lines.push(at);
   return { low, high, lines, height: v => v > 0 ? Math.max(0.03, (log(v) - low) / (high - low)) : 0, value: at => 2 ** at };
 }
@@ -44,7 +42,7 @@ function showAxis(scales, width) {
     box.style.top = `${top}px`;
     box.style.height = `${heights[i]}px`;
     const name = make("b", {}, track.name);
-    name.style.top = "-19px";
+    name.style.top = "-23px";
     box.append(name);
     const base = make("i", { class: "base" });
     base.style.top = `${top - 2 + heights[i]}px`;
@@ -136,26 +134,40 @@ function reveal(scroll, element) {
 
 export const choosingPoints = choose => choosing($("timeline"), true, choose);
 
+let factsBefore = ""; // what showFacts showed last
+
 // showFacts tells of one checkpoint.
 export function showFacts(c, list, select) {
   const f = c?.figures ?? {}, parent = c && list.find(o => o.id === c.parent);
   text($("detail-title"), c ? `Checkpoint ${nameOf(c)}` : "Checkpoint");
-  if (!c) return $("facts").replaceChildren();
-  const first = !c.parent, stored = number(c.bytes), rounds = f.rounds ?? [];
+  if (!c) {
+    $("figures").replaceChildren();
+    $("facts").replaceChildren();
+    factsBefore = "";
+    return;
+  }
+  const first = !c.parent, rounds = f.rounds ?? [];
   let builds = first ? "nothing: it begins a chain" : c.parent.slice(0, 8);
   if (parent) {
     builds = make("button", { type: "button", class: "link" }, nameOf(parent));
     builds.addEventListener("click", () => select(parent.dir));
   }
+  const figures = [
+    ["Size", bytes(c.bytes)], [first ? "Changed (all is new)" : "Changed", bytes(changedOf(c))], ["Pause", span(seconds(f.pause))],
+    ["Memory", bytes(f.bytesMemory)],
+  ];
   const facts = [
-    ["Size", bytes(stored), "big"], ["Changed", first ? `${bytes(changedOf(c))} (all)` : bytes(changedOf(c)), "big"],
-    ["Pause", span(seconds(f.pause)), "big"], ["Memory", bytes(f.bytesMemory), "big"],
     ["Made", moment(new Date(c.created))], ["Kind", c.kind === "CHECKPOINT_KIND_PRE_DUMP" ? "pre-dump, memory only" : "full, can be restored"],
     ["Builds on", builds], ["Chain", plural(number(c.chainLength), "checkpoint")],
-    ["Images of CRIU’s", `${bytes(f.bytesFiles)} besides`], ["Took", span(seconds(f.took))], ["Copies", rounds.map(r => bytes(r.bytes)).join(", then ") || "none"],
+    ["Images of CRIU’s", `${bytes(f.bytesFiles)} besides`], ["Took", span(seconds(f.took))], ["Copies", rounds.length ? `${rounds.length}, ${bytes(rounds.reduce((n, r) => n + number(r.bytes), 0))} in all` : "none"],
     ["Processes", `${plural(number(c.processes), "process").replace("processs", "processes")}: ${c.command ?? ""} (${c.rootPid ?? ""})`],
     ["Stored as", `${c.compression}, ${plural(number(c.streams), "stream")}, ${c.engine}`],
     ["Folder", c.dir, "wide"], ["Id", c.id, "wide"],
   ];
-  $("facts").replaceChildren(...facts.map(([name, value, kind]) => make("div", { class: kind === "wide" ? "wide" : "" }, make("dt", {}, name), make("dd", { class: kind === "big" ? "big" : "" }, value))));
+  const row = ([name, value, kind = ""]) => make("div", { class: kind }, make("dt", {}, name), make("dd", typeof value === "string" ? { title: value } : {}, value));
+  const now = JSON.stringify([c.dir, figures, facts.map(([name, value]) => [name, value.textContent ?? value])]);
+  if (now === factsBefore) return; // a link in it may have the focus
+  factsBefore = now;
+  $("figures").replaceChildren(...figures.map(row));
+  $("facts").replaceChildren(...facts.map(row));
 }
