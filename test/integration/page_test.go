@@ -39,7 +39,7 @@ func openBrowser(t *testing.T) *browser {
 	t.Helper()
 	path := require.Program(t, "chromium")
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
-		chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.DisableGPU,
+		chromedp.ExecPath(path), chromedp.WSURLReadTimeout(pageLimit), chromedp.UserDataDir(t.TempDir()), chromedp.DisableGPU,
 		chromedp.NoSandbox, // it needs a user other than root
 		// What leads outside of this machine leads nowhere.
 		chromedp.Flag("proxy-server", "http://127.0.0.1:9"), chromedp.Flag("proxy-bypass-list", "127.0.0.1"),
@@ -156,8 +156,8 @@ func TestPage(t *testing.T) {
 	b := newJobBench(t)
 	require.Program(t, "chromium")
 	b.env = append(b.env, "STASIS_DAEMON_PAGE=127.0.0.1:0")
-	script := `a=$(head -c 3000000 /dev/zero | tr '\0' x); i=0; while :; do i=$((i+1)); b="$i$(head -c 60000 /dev/urandom | od -x)"; sleep 0.05; done`
-	b.run("run", "--name", "letters", "--", "bash", "-c", script)
+	script := "import os, time\na = [os.urandom(4096) for _ in range(700)]\nwhile True:\n    a[int(time.time() * 20) % 700] = os.urandom(4096)\n    time.sleep(0.05)"
+	b.run("run", "--name", "letters", "--", require.Program(t, "python3"), "-c", script)
 	for range 3 {
 		b.run("dump", "job", "letters")
 	}
@@ -174,7 +174,7 @@ func TestPage(t *testing.T) {
 	link := strings.TrimSpace(b.run("daemon", "page"))
 	p.do(chromedp.EmulateViewport(1400, 900), chromedp.Navigate(link))
 	p.wait("three checkpoints", "document.querySelectorAll('#timeline [role=option]').length === 3")
-	p.wait("a map", "document.querySelectorAll('#mappings tr').length > 5")
+	p.mapIsThere()
 	if hash := get[string](p, "location.href"); strings.Contains(hash, "#") {
 		t.Errorf("the code is still in the address: %s", hash)
 	}
@@ -260,60 +260,73 @@ func (b *jobBench) checkMaps() (newest string) {
 	return list.Msg.GetCheckpoints()[0].GetName()
 }
 
+// mapIsThere waits until the memory map is that of the checkpoint that is chosen.
+func (b *browser) mapIsThere() {
+	b.Helper()
+	b.wait("its map", "'point-' + document.querySelector('#map-box:not(.busy)')?.dataset.shows === "+chosen+"?.id && document.querySelectorAll('#mappings tr').length > 5")
+}
+
+// chosen is the checkpoint that is.
+const chosen = "document.querySelector('#timeline [aria-selected=true]')"
+
 const picture = "document.getElementById('map').toDataURL()"
 
 // byKeyboard uses the page without a mouse.
-func (p *browser) byKeyboard() {
-	p.Helper()
-	p.tab("jobs")
-	p.press(kb.End)
-	p.wait("checkpoints of no job", "document.getElementById('detail-title').innerText === 'Checkpoint by-hand'")
-	p.press(kb.Home)
-	p.wait("those of the job", "document.querySelectorAll('#timeline [role=option]').length === 3 && document.getElementById('group-title').innerText === 'letters'")
-	p.wait("its map", "!document.querySelector('#map-box.busy') && document.getElementById('readout').innerText.includes('bash')")
-	p.tab("timeline")
-	p.press(kb.Home)
-	chosen := "document.querySelector('#timeline [aria-selected=true]')"
-	p.wait("the first is chosen", chosen+"?.getAttribute('aria-posinset') === '1' && document.getElementById('facts').innerText.includes('it begins a chain')")
-	if label := get[string](p, chosen+".getAttribute('aria-label')"); !strings.Contains(label, "begins a chain") || !strings.Contains(label, "pause ") || !strings.Contains(label, "full") {
-		p.Errorf("the first checkpoint is called %q", label)
+func (b *browser) byKeyboard() {
+	b.Helper()
+	b.tab("jobs")
+	b.press(kb.End)
+	b.wait("checkpoints of no job", "document.getElementById('detail-title').innerText === 'Checkpoint by-hand'")
+	b.press(kb.Home)
+	b.wait("those of the job", "document.querySelectorAll('#timeline [role=option]').length === 3 && document.getElementById('group-title').innerText === 'letters'")
+	b.mapIsThere()
+	b.tab("timeline")
+	b.press(kb.Home)
+	b.wait("the first is chosen", chosen+"?.getAttribute('aria-posinset') === '1' && document.getElementById('facts').innerText.includes('it begins a chain')")
+	if label := get[string](b, chosen+".getAttribute('aria-label')"); !strings.Contains(label, "begins a chain") || !strings.Contains(label, "pause ") || !strings.Contains(label, "full") {
+		b.Errorf("the first checkpoint is called %q", label)
 	}
-	if got := get[string](p, "document.getElementById('timeline').getAttribute('aria-activedescendant')"); got != get[string](p, chosen+".id") {
-		p.Errorf("the active one is said to be %q", got)
+	if got := get[string](b, "document.getElementById('timeline').getAttribute('aria-activedescendant')"); got != get[string](b, chosen+".id") {
+		b.Errorf("the active one is said to be %q", got)
 	}
-	if get[string](p, "document.getElementById('follow').getAttribute('aria-pressed')") != "false" {
-		p.Error("it goes on following the newest although another was chosen")
+	if get[string](b, "document.getElementById('follow').getAttribute('aria-pressed')") != "false" {
+		b.Error("it goes on following the newest although another was chosen")
 	}
-	p.tab("kind")
-	before := get[string](p, picture)
-	p.press(kb.ArrowRight)
-	p.wait("colours of change", "document.querySelector('#colours [value=change]').checked")
-	p.wait("all is new in the first", "document.getElementById('legend').innerText.includes('New') && !document.getElementById('legend').innerText.includes('Stored again')")
-	if get[string](p, picture) == before {
-		p.Error("the picture is the same in both colours")
+	b.mapIsThere()
+	b.tab("kind")
+	before := get[string](b, picture)
+	b.press(kb.ArrowRight)
+	b.wait("colours of change", "document.querySelector('#colours [value=change]').checked")
+	b.wait("all is new in the first", "document.getElementById('legend').innerText.includes('New') && !document.getElementById('legend').innerText.includes('Stored again')")
+	if get[string](b, picture) == before {
+		b.Error("the picture is the same in both colours")
 	}
-	p.press(kb.ArrowLeft)
-	p.wait("colours of kinds", "document.getElementById('legend').innerText.includes('Heap')")
-	p.press(kb.ArrowRight)
-	p.tab("map")
-	p.press(kb.End)
-	last := get[string](p, "document.getElementById('map').getAttribute('aria-valuemax')")
-	if got := get[string](p, "document.getElementById('map').getAttribute('aria-valuenow')"); got != last || last == "1" {
-		p.Errorf("End leads to cell %s of %s", got, last)
+	b.press(kb.ArrowLeft)
+	b.wait("colours of kinds", "document.getElementById('legend').innerText.includes('Heap')")
+	b.press(kb.ArrowRight)
+	b.tab("map")
+	b.press(kb.End)
+	last := get[string](b, "document.getElementById('map').getAttribute('aria-valuemax')")
+	if got := get[string](b, "document.getElementById('map').getAttribute('aria-valuenow')"); got != last || last == "1" {
+		b.Errorf("End leads to cell %s of %s", got, last)
 	}
-	p.press(kb.Home, kb.ArrowRight)
-	if got := get[string](p, "document.getElementById('map').getAttribute('aria-valuenow')"); got != "2" {
-		p.Errorf("Home and right lead to cell %s", got)
+	b.press(kb.Home, kb.ArrowRight)
+	if got := get[string](b, "document.getElementById('map').getAttribute('aria-valuenow')"); got != "2" {
+		b.Errorf("Home and right lead to cell %s", got)
 	}
-	if got, said := p.text("readout"), get[string](p, "document.getElementById('map').getAttribute('aria-valuetext')"); got != said || !strings.Contains(got, "100 % new") || !strings.Contains(got, "0x") {
-		p.Errorf("the cell is %q, and read out %q", got, said)
+	if got, said := b.text("readout"), get[string](b, "document.getElementById('map').getAttribute('aria-valuetext')"); got != said || !strings.Contains(got, "% new") || !strings.Contains(got, "0x") {
+		b.Errorf("the cell is %q, and read out %q", got, said)
 	}
-	get[any](p, "document.getElementById('jobs').focus()")
-	p.tab("timeline")
-	p.press(kb.ArrowRight)
-	p.wait("what the second has not changed", "document.getElementById('legend').innerText.includes('stored by an ancestor') && document.querySelector('#facts button') !== null")
-	if get[string](p, focused) != "timeline" {
-		p.Errorf("the focus went to %s", get[string](p, focused))
+	get[any](b, "document.getElementById('jobs').focus()")
+	b.tab("timeline")
+	b.press(kb.ArrowRight)
+	b.wait("the second is chosen", chosen+"?.getAttribute('aria-posinset') === '2' && document.querySelector('#facts button') !== null")
+	b.mapIsThere()
+	if got := b.text("legend"); strings.Contains(got, "New") || !strings.Contains(got, "stored by an ancestor") {
+		b.Errorf("the legend of the second says %q", got)
+	}
+	if get[string](b, focused) != "timeline" {
+		b.Errorf("the focus went to %s", get[string](b, focused))
 	}
 }
 
@@ -324,25 +337,25 @@ const places = `JSON.stringify(['head', 'timeline-frame', 'detail', 'facts', 'me
 }))`
 
 // staysInPlace sees that a new checkpoint changes neither what is chosen nor where things are.
-func (p *browser) staysInPlace(dump func()) {
-	p.Helper()
-	before, title := get[string](p, places), p.text("detail-title")
+func (b *browser) staysInPlace(dump func()) {
+	b.Helper()
+	before, title := get[string](b, places), b.text("detail-title")
 	dump()
-	p.wait("a fourth checkpoint", "document.querySelectorAll('#timeline [role=option]').length === 4")
-	if after := get[string](p, places); after != before {
-		p.Errorf("parts of the page moved from\n%s to\n%s", before, after)
+	b.wait("a fourth checkpoint", "document.querySelectorAll('#timeline [role=option]').length === 4")
+	if after := get[string](b, places); after != before {
+		b.Errorf("parts of the page moved from\n%s to\n%s", before, after)
 	}
-	if got := p.text("detail-title"); got != title {
-		p.Errorf("it showed %q and now %q", title, got)
+	if got := b.text("detail-title"); got != title {
+		b.Errorf("it showed %q and now %q", title, got)
 	}
 }
 
 // tree looks at what a screen reader gets: everything that can be used has a name, and lists have their options.
-func (p *browser) tree() {
-	p.Helper()
-	tree, err := chromedp.Call(p.ctx, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
+func (b *browser) tree() {
+	b.Helper()
+	tree, err := chromedp.Call(b.ctx, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
 	if err != nil {
-		p.Fatal(err)
+		b.Fatal(err)
 	}
 	count := map[string]int{}
 	plain := func(v *accessibility.Value) (text string) {
@@ -359,7 +372,7 @@ func (p *browser) tree() {
 		count[role]++
 		count[role+" "+name]++
 		if slices.Contains([]string{"listbox", "option", "button", "radio", "slider", "link", "region", "navigation", "table", "heading", "columnheader", "list", "image"}, role) && strings.TrimSpace(name) == "" {
-			p.Errorf("a %s has no name", role)
+			b.Errorf("a %s has no name", role)
 		}
 	}
 	for what, want := range map[string]int{
@@ -367,7 +380,7 @@ func (p *browser) tree() {
 		"main": 1, "table": 1, "list Legend": 1, "button Follow the newest": 1, "heading Memory": 1, "status": 1, "region Mappings": 1, "columnheader": 8,
 	} {
 		if count[what] != want {
-			p.Errorf("%d of %q, expected %d", count[what], what, want)
+			b.Errorf("%d of %q, expected %d", count[what], what, want)
 		}
 	}
 }
@@ -399,13 +412,13 @@ const poorContrast = `(() => {
 })()`
 
 // refused: a link that was used, and the page without one, say what to do, and show nothing.
-func (p *browser) refused(link string) {
-	p.Helper()
-	tab, cancel := chromedp.NewContext(p.ctx)
+func (b *browser) refused(link string) {
+	b.Helper()
+	tab, cancel := chromedp.NewContext(b.ctx)
 	defer cancel()
-	other := &browser{T: p.T, ctx: tab}
+	other := &browser{T: b.T, ctx: tab}
 	if err := chromedp.Do(tab); err != nil { // the tab lives as long as the context of the first thing that is done in it
-		p.Fatal(err)
+		b.Fatal(err)
 	}
 	other.do(chromedp.Navigate(link))
 	other.wait("a link that was used", "!document.getElementById('locked').hidden && document.body.innerText.includes('was used before')")
@@ -413,8 +426,8 @@ func (p *browser) refused(link string) {
 	other.do(chromedp.Navigate("about:blank"), chromedp.Navigate(address))
 	other.wait("no link", "!document.getElementById('locked').hidden && document.body.innerText.includes('sudo stasis daemon page')")
 	if get[bool](other, "document.body.innerText.includes('letters')") {
-		p.Error("a tab without a link shows jobs")
+		b.Error("a tab without a link shows jobs")
 	}
-	p.do(chromedp.Reload())
-	p.wait("after a reload the tab still has its session", "document.querySelectorAll('#timeline [role=option]').length === 4")
+	b.do(chromedp.Reload())
+	b.wait("after a reload the tab still has its session", "document.querySelectorAll('#timeline [role=option]').length === 4")
 }
