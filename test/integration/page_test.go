@@ -157,7 +157,8 @@ func TestPage(t *testing.T) {
 	require.Program(t, "chromium")
 	b.env = append(b.env, "STASIS_DAEMON_PAGE=127.0.0.1:0")
 	script := "import os, time\na = [os.urandom(4096) for _ in range(700)]\nwhile True:\n    a[int(time.time() * 20) % 700] = os.urandom(4096)\n    time.sleep(0.05)"
-	b.run("run", "--name", "letters", "--", require.Program(t, "python3"), "-c", script)
+	const markup = "<img src=x onerror=alert(1)>" // what somebody calls his job must not become part of the page
+	b.run("run", "--name", "letters", "--", require.Program(t, "python3"), "-c", script, markup)
 	for range 3 {
 		b.run("dump", "job", "letters")
 	}
@@ -181,6 +182,9 @@ func TestPage(t *testing.T) {
 	if got := p.text("jobs"); !strings.Contains(got, "letters") || !strings.Contains(got, "running") || !strings.Contains(got, "Without a job") {
 		t.Errorf("the jobs are %q", got)
 	}
+	if got := p.text("group-command"); !strings.Contains(got, markup) || get[int](p, "document.querySelectorAll('#group-command *').length") != 0 {
+		t.Errorf("the command is shown as %q", got)
+	}
 	if got := p.text("detail-title"); got != "Checkpoint "+newest {
 		t.Errorf("at first it shows %q, and the newest is %s", got, newest)
 	}
@@ -202,7 +206,7 @@ func TestPage(t *testing.T) {
 	if said := p.console(); len(said) > 0 {
 		t.Errorf("on the console: %s", strings.Join(said, "\n"))
 	}
-	p.refused(link)
+	p.refused(link, func() string { return strings.TrimSpace(b.run("daemon", "page")) })
 	b.run("daemon", "stop")
 	p.wait("it says that the daemon is gone", "document.getElementById('connection-text').innerText.includes('does not answer; what you see is as of')")
 }
@@ -412,7 +416,7 @@ const poorContrast = `(() => {
 })()`
 
 // refused: a link that was used, and the page without one, say what to do, and show nothing.
-func (b *browser) refused(link string) {
+func (b *browser) refused(link string, fresh func() string) {
 	b.Helper()
 	tab, cancel := chromedp.NewContext(b.ctx)
 	defer cancel()
@@ -428,6 +432,8 @@ func (b *browser) refused(link string) {
 	if get[bool](other, "document.body.innerText.includes('letters')") {
 		b.Error("a tab without a link shows jobs")
 	}
+	get[any](other, "location.href = '"+fresh()+"'")
+	other.wait("a new link in the same tab", "document.getElementById('locked').hidden && document.getElementById('jobs').innerText.includes('letters')")
 	b.do(chromedp.Reload())
 	b.wait("after a reload the tab still has its session", "document.querySelectorAll('#timeline [role=option]').length === 4")
 }

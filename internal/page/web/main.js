@@ -17,6 +17,8 @@ const state = {
   heard: 0, // when the daemon answered last
 };
 
+let timer = 0, running = false, stopped = false; // of asking again and again
+
 const groupNow = () => state.groups.find(g => g.key === state.group);
 const checkpointNow = () => state.list.find(c => c.dir === state.chosen);
 
@@ -29,6 +31,8 @@ function showConnection(error) {
 }
 
 function lock(why) {
+  clearTimeout(timer);
+  stopped = true;
   $("panes").hidden = true;
   $("locked").hidden = false;
   text($("locked-why"), why);
@@ -114,16 +118,12 @@ async function attempt(work) {
     showConnection(null);
   } catch (error) {
     if (error instanceof Refused) {
-      clearTimeout(timer);
-      stopped = true;
       lock(error.message);
       return;
     }
     showConnection(error);
   }
 }
-
-let timer = 0, running = false, stopped = false;
 
 async function refresh() {
   clearTimeout(timer);
