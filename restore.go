@@ -14,6 +14,7 @@ import (
 	"stasis/internal/guard"
 	"stasis/internal/image"
 	"stasis/internal/pager"
+	"stasis/internal/settings"
 	"stasis/internal/store"
 	"stasis/internal/track"
 	"stasis/internal/workdir"
@@ -126,8 +127,12 @@ type restore struct {
 	result     RestoreResult
 	done       bool
 
-	arm      *criu.Arm                   // with Track
-	trackers map[int]*track.WriteProtect // by the pid that this machine sees; filled while CRIU lets the tree go
+	arm      *criu.Arm                   // nil when there is nothing to do in threads that are let go
+	trackers map[int]*track.WriteProtect // with Track; by the pid that this machine sees; filled while CRIU lets the tree go
+
+	applier       settings.Applier
+	eventfds      []criu.Eventfd          // that CRIU is to make in another way
+	personalities map[int]*image.Settings // of processes that need a call for them; by the pid inside
 
 	guardStarts func() (*guard.Guard, error) // nil when CRIU has all memory
 }
@@ -226,6 +231,9 @@ func (r *restore) unpack(context.Context) error {
 		if err := r.unpackFile(file.Name); err != nil {
 			return err
 		}
+	}
+	if err := r.mendImages(); err != nil {
+		return err
 	}
 	if !r.hasMemory() {
 		return nil
@@ -326,6 +334,7 @@ func (r *restore) rootIs(pid int) error {
 // CRIU does not listen to a failure here and would let the tree go, so it is
 // ended on the spot.
 func (r *restore) beforeResume(ctx context.Context, session *criu.Session) error {
+	r.applySettings()
 	if r.opts.Lazy {
 		return nil
 	}
@@ -347,6 +356,7 @@ func (r *restore) fill(ctx context.Context) error {
 
 func (r *restore) resumed() {
 	r.result.ToResume = time.Since(r.begun)
+	r.result.Warnings = append(r.result.Warnings, r.applier.Notes()...)
 	r.result.Manifest = r.checkpoint.Manifest()
 	r.result.PIDs = r.pids()
 	r.result.BytesMemory = r.result.Manifest.Figures.BytesMemory
