@@ -87,6 +87,10 @@ type RestoreResult struct {
 // left running. No process runs on memory that was not verified: a page of a
 // damaged checkpoint is never given to a process, and the tree is killed
 // instead.
+//
+// The processes get the identity and the files that stand in the checkpoint, so
+// whoever can write it decides as whom they run. Who wrote it is for the caller
+// to know: Restore does not ask.
 func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
 	r := &restore{opts: opts, begun: time.Now()}
 	defer r.cleanUp()
