@@ -48,13 +48,15 @@ type RestoreOptions struct {
 	// Sibling makes the root of the tree a child of this process' parent.
 	Sibling bool
 
-	CRIUPath string // "": the first that is new enough
+	CRIUPath string // program; "": the first that is new enough
 	// AdjustCRIU, if set, changes the options that the dump was made with.
 	AdjustCRIU func(*CRIUOptions)
 
-	Progress func(Progress)         // as for a dump
-	AtStep   func(Step) error       // as for a dump
-	Resumed  func(r *RestoreResult) // called when the tree runs; with Lazy long before Restore returns
+	Progress func(Progress)   // as for a dump
+	AtStep   func(Step) error // as for a dump
+	// Resumed, if set, is called when the tree runs, with Lazy long before
+	// Restore returns. The result has no Took yet.
+	Resumed func(r *RestoreResult)
 }
 
 // Source is a checkpoint that can be read; see [OpenFolder].
@@ -86,7 +88,8 @@ type RestoreResult struct {
 // It returns when all memory is in place. When it fails, nothing of the tree is
 // left running. No process runs on memory that was not verified: a page of a
 // damaged checkpoint is never given to a process, and the tree is killed
-// instead.
+// instead. The error wraps ErrInput, ErrDamaged, or ErrConflict where something
+// that runs here is in the way.
 //
 // The processes get the identity and the files that stand in the checkpoint, so
 // whoever can write it decides as whom they run. Who wrote it is for the caller
