@@ -142,7 +142,10 @@ func stopAll(pid int) (threads map[int]*tracee, err error) {
 			break
 		}
 		for _, t := range fresh {
-			err := t.waitUntil(deadline)
+			status, err := t.waitUntil(deadline)
+			if err == nil {
+				t.keep(status)
+			}
 			switch {
 			case errors.Is(err, proc.ErrGone):
 				delete(threads, t.tid)
