@@ -86,8 +86,9 @@ type RestoreResult struct {
 // left running. No process runs on memory that was not verified: a page of a
 // damaged checkpoint is never given to a process, and the tree is killed
 // instead.
-func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
-	r := &restore{opts: opts, begun: time.Now()}
+func Restore(ctx context.Context, opts RestoreOptions) (_ *RestoreResult, err error) {
+	r := &restore{opts: opts, begun: time.Now(), spans: beginSpans(ctx, "stasis.restore")}
+	defer func() { r.endSpans(err) }()
 	defer r.cleanUp()
 	for _, step := range []struct {
 		name Step
@@ -114,6 +115,7 @@ func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
 type restore struct {
 	opts  RestoreOptions
 	begun time.Time
+	spans *spans // that are open; nil where nobody listens
 
 	lock       *chain.Lock // nil when the checkpoint is not in a folder
 	checkpoint *image.Checkpoint
@@ -373,7 +375,9 @@ func (r *restore) finish() (*RestoreResult, error) {
 }
 
 // do runs a step; its error says which step it was.
-func (r *restore) do(step Step, work func() error) error {
+func (r *restore) do(step Step, work func() error) (err error) {
+	r.spans.begin("restore." + string(step))
+	defer func() { r.spans.end(err) }()
 	if r.opts.Progress != nil {
 		r.opts.Progress(Progress{Step: step})
 	}
