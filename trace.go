@@ -23,8 +23,9 @@ import (
 //	stasis.restore
 //	  restore.open, restore.check …         each step, by its name
 //
-// Attributes are numbers, ids and names of methods. What a process is called, its
-// arguments, its environment and its memory are never among them.
+// Attributes are numbers, ids and names of methods; never a process' arguments,
+// its environment or its memory. The text of an error is that which callers get:
+// it can name a program and files.
 const tracerName = "stasis"
 
 // spans are those of one dump or restore that are open. They belong to one

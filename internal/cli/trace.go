@@ -49,4 +49,5 @@ func (a *app) endTrace(err error) {
 	}
 	a.span.End()
 	a.traces.Stop()
+	a.traces = nil
 }

@@ -142,7 +142,7 @@ func TestTraces(t *testing.T) {
 	receiver := collect(t)
 	var traces *tracing.Tracing
 	b := serve(t, func(o *Options) {
-		traces = tracing.Start(tracing.Options{Collector: receiver.URL, Version: "test", Flush: 20*time.Second, Log: o.Log})
+		traces = tracing.Start(tracing.Options{Collector: receiver.URL, Version: "test", Flush: 20 * time.Second, Log: o.Log})
 		o.Interceptors = traces.Interceptors()
 	})
 	if traces == nil {
@@ -150,6 +150,7 @@ func TestTraces(t *testing.T) {
 	}
 	c, pid := b.checkpoints(t, 0), sleeper(t, 0)
 	const dumpTrace, restoreTrace, failedTrace = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c", "2af7651916cd43dd8448eb211c80319c"
+	const killTrace = "3af7651916cd43dd8448eb211c80319c"
 
 	dump := connect.NewRequest(&v1.DumpRequest{Pid: int32(pid), Name: "traced", After: v1.After_AFTER_RUN})
 	dump.Header().Set("Traceparent", "00-"+dumpTrace+"-b7ad6b7169203331-01")
@@ -159,6 +160,7 @@ func TestTraces(t *testing.T) {
 		t.Fatal(err)
 	}
 	kill := connect.NewRequest(&v1.DumpRequest{Pid: int32(pid), Name: "last", After: v1.After_AFTER_KILL})
+	kill.Header().Set("Traceparent", "00-"+killTrace+"-b7ad6b7169203331-01")
 	stream, err = c.Dump(t.Context(), kill)
 	if _, _, err := dumped(t, stream, err); err != nil {
 		t.Fatal(err)
@@ -225,6 +227,12 @@ func TestTraces(t *testing.T) {
 	}
 	if id := f.values(t, "stasis.dump")["stasis.checkpoint.id"]; id.AsString() != result.GetCheckpoint().GetId() {
 		t.Errorf("checkpoint %v", id)
+	}
+
+	f = receiver.trace(t, killTrace)
+	want["dump.end"] = "stasis.dump"
+	if !maps.Equal(f.parents, want) {
+		t.Errorf("parents are %v, want %v", f.parents, want)
 	}
 
 	f = receiver.trace(t, restoreTrace)

@@ -359,8 +359,9 @@ func (j *job) begun(s Shim, now shim.Status, change func(*db.Job)) {
 
 // startAnew starts the job's command.
 func (j *job) startAnew(ctx context.Context) (_ *RestoredJob, err error) {
-	ctx, end := j.span(ctx, "job.start")
-	defer func() { end(err) }()
+	var now shim.Status
+	ctx, end := j.startSpan(ctx)
+	defer func() { end(&now, err) }()
 	j.mu.Lock()
 	spec := j.rec.Spec
 	j.mu.Unlock()
@@ -377,7 +378,7 @@ func (j *job) startAnew(ctx context.Context) (_ *RestoredJob, err error) {
 	if err != nil {
 		return fail(err)
 	}
-	now, err := s.Start(ctx, shim.Command{
+	now, err = s.Start(ctx, shim.Command{
 		Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir, UID: spec.UID, GID: spec.GID, Terminal: spec.Terminal,
 	})
 	if err != nil {

@@ -2,11 +2,14 @@ package jobs
 
 import (
 	"context"
+	"errors"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+
+	"stasis/internal/jobs/shim"
 )
 
 // The spans of jobs, below that of the call that asked for it, or the first of their trace where the schedule did, or a crash:
@@ -16,7 +19,21 @@ import (
 //	job.restore     one restore, which the shim makes
 //	job.start       one start from the beginning
 //
-// They name the job, and never its command.
+// They name the job, and never its command: a start that fails does not say what was to be started.
+
+// errNotStarted stands for errors that name the command.
+var errNotStarted = errors.New("the command could not be started")
+
+// startSpan begins the span of a start.
+func (j *job) startSpan(ctx context.Context) (_ context.Context, end func(now *shim.Status, err error)) {
+	ctx, endAny := j.span(ctx, "job.start")
+	return ctx, func(now *shim.Status, err error) {
+		if err != nil {
+			err = errNotStarted
+		}
+		endAny(err, attribute.Int("stasis.pid", now.PID))
+	}
+}
 
 // span begins a span of a job. end takes what came of it.
 func (j *job) span(ctx context.Context, name string, attributes ...attribute.KeyValue) (_ context.Context, end func(error, ...attribute.KeyValue)) {
