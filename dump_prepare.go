@@ -34,6 +34,7 @@ type dump struct {
 	notes   []string // for the result
 
 	reporting sync.Mutex // held while opts.Progress runs
+	spans     *spans     // that are open; nil where nobody listens
 
 	// prepare
 	criu        *criu.Binary

@@ -94,8 +94,9 @@ type RestoreResult struct {
 // The processes get the identity and the files that stand in the checkpoint, so
 // whoever can write it decides as whom they run. Who wrote it is for the caller
 // to know: Restore does not ask.
-func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
-	r := &restore{opts: opts, begun: time.Now()}
+func Restore(ctx context.Context, opts RestoreOptions) (_ *RestoreResult, err error) {
+	r := &restore{opts: opts, begun: time.Now(), spans: beginSpans(ctx, "stasis.restore")}
+	defer func() { r.endSpans(err) }()
 	defer r.cleanUp()
 	for _, step := range []struct {
 		name Step
@@ -122,6 +123,7 @@ func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
 type restore struct {
 	opts  RestoreOptions
 	begun time.Time
+	spans *spans // that are open; nil where nobody listens
 
 	lock       *chain.Lock // nil when the checkpoint is not in a folder
 	checkpoint *image.Checkpoint
@@ -390,7 +392,9 @@ func (r *restore) finish() (*RestoreResult, error) {
 }
 
 // do runs a step; its error says which step it was.
-func (r *restore) do(step Step, work func() error) error {
+func (r *restore) do(step Step, work func() error) (err error) {
+	r.spans.begin("restore." + string(step))
+	defer func() { r.spans.end(err) }()
 	if r.opts.Progress != nil {
 		r.opts.Progress(Progress{Step: step})
 	}
