@@ -22,7 +22,7 @@ import (
 )
 
 // APIVersion is the version of the API: the last part of the name of its package, and the number of its last addition.
-const APIVersion = "v1.1"
+const APIVersion = "v1.2"
 
 // systemService tells about the daemon and its machine.
 type systemService struct{ daemon *Daemon }
