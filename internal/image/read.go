@@ -16,6 +16,7 @@ type Buffer struct {
 	stored []byte // as in the shard
 	raw    []byte // decompressed
 	delta  *deltaSpace
+	family *familySpace
 }
 
 // Blocks is the number of blocks that have pages of the checkpoint. They are numbered from 0 by the process and address of the
