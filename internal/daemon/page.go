@@ -89,6 +89,13 @@ func (b *browsers) start(d *Daemon) (string, error) {
 	return b.address, nil
 }
 
+// served is the address at which the page is served, or "".
+func (b *browsers) served() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.address
+}
+
 // close ends the page.
 func (b *browsers) close() error {
 	b.mu.Lock()

@@ -102,10 +102,7 @@ const maxImage = 32 << 20
 // or is damaged, is left out, with a note.
 func Of(c *image.Checkpoint, cells int) *Map {
 	m := new(Map)
-	r := &reader{checkpoint: c, files: make(map[uint32]string), segments: make(map[uint64]bool)}
-	for _, f := range c.Files() {
-		r.sizes = append(r.sizes, f)
-	}
+	r := &reader{checkpoint: c, sizes: c.Files(), files: make(map[uint32]string), segments: make(map[uint64]bool)}
 	r.readFiles()
 	commands := make(map[int]string)
 	pids := c.PIDs()

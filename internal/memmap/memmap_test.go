@@ -110,7 +110,9 @@ func checkpointOf(t *testing.T, parent *image.Checkpoint, seed byte, mappings []
 		file("pagemap-shmem-77.img", runs(2, criu.PageRun{Start: 0, Pages: 4, Flags: present}))
 		file("pages-2.img", bytes.Repeat(content(40), 4))
 	}
-	at := func(first, pages uint64) []image.Range { return []image.Range{{Start: first * page, End: (first + pages) * page}} }
+	at := func(first, pages uint64) []image.Range {
+		return []image.Range{{Start: first * page, End: (first + pages) * page}}
+	}
 	check(t, w.Finish(map[int][]image.Range{10: at(0x101, 3), 20: at(0x101, 1)}, &image.Manifest{
 		Kind: image.KindFull, RootPID: 10, Parent: parentID(parent), Processes: []image.Process{{PID: 10, Comm: "one"}, {PID: 20, PPID: 10, Comm: "two"}, {PID: 30, PPID: 10, Comm: "zombie"}},
 	}))

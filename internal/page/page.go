@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+	"golang.org/x/time/rate"
 
 	"stasis/api/stasis/v1/stasisv1connect"
 	"stasis/internal/peer"
@@ -61,6 +62,7 @@ type Page struct {
 	api      http.Handler
 	files    fs.FS
 	sessions *sessions
+	warn     rate.Sometimes // any user of the machine can be refused as often as he likes, and must not fill the log
 	server   *http.Server
 }
 
@@ -74,7 +76,7 @@ func New(o Options) *Page {
 	if err != nil {
 		panic(err) // it is embedded
 	}
-	p := &Page{log: o.Log, api: o.API, files: files, sessions: newSessions(now)}
+	p := &Page{log: o.Log, api: o.API, files: files, sessions: newSessions(now), warn: rate.Sometimes{First: 10, Interval: time.Minute}}
 	p.server = &http.Server{
 		Handler: p, ReadHeaderTimeout: headerTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
@@ -121,7 +123,7 @@ func (p *Page) Link(address string, who peer.Peer) (url string, expires time.Tim
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w.Header())
 	if why, code := guard(r); why != "" {
-		p.log.Warn("refused a request for the page", "path", r.URL.Path, "why", why)
+		p.refused("path", r.URL.Path, "why", why)
 		http.Error(w, why, code)
 		return
 	}
@@ -136,6 +138,13 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		p.call(w, r)
 	}
+}
+
+// refused notes a refusal, but not each of many.
+func (p *Page) refused(attributes ...any) {
+	p.warn.Do(func() {
+		p.log.Warn("refused a request for the page (of many within a minute only the first is noted)", attributes...)
+	})
 }
 
 // serveFile serves what the page is made of, to anybody.
@@ -164,7 +173,7 @@ func (p *Page) begin(w http.ResponseWriter, r *http.Request) {
 	}
 	token, who, ok := p.sessions.begin(request.Code)
 	if !ok {
-		p.log.Warn("refused a code for the page: it is unknown, or was used before")
+		p.refused("why", "a code that is unknown, too old, or was used before")
 		http.Error(w, `this link was used before, or is too old: "stasis daemon page" gives a new one`, http.StatusForbidden)
 		return
 	}

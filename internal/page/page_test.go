@@ -1,6 +1,7 @@
 package page
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"io/fs"
@@ -308,6 +309,20 @@ func TestFiles(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Who is refused again and again does not fill the log.
+func TestLog(t *testing.T) {
+	var log bytes.Buffer
+	p := New(Options{Log: slog.New(slog.NewTextHandler(&log, nil)), API: http.NotFoundHandler()})
+	b := &bench{Page: p, t: t}
+	for range 1000 {
+		b.ask("GET", "/"+strings.Repeat("x", 5000), "", "", func(r *http.Request) { r.Host = "evil.example" })
+		b.begin("wrong")
+	}
+	if n := bytes.Count(log.Bytes(), []byte("\n")); n == 0 || n > 20 {
+		t.Errorf("2000 refusals are %d lines in the log", n)
 	}
 }
 

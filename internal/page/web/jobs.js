@@ -29,7 +29,7 @@ const user = group => group.owner ? ` · user ${group.owner}` : "";
 
 export function scheduleOf(job) {
   const schedule = job.spec.schedule ?? {};
-  if (schedule.cron) return `at ${schedule.cron}`;
+  if (schedule.cron) return `cron ${schedule.cron}`;
   const every = seconds(schedule.every);
   return every > 0 ? `every ${rough(every)}` : "no schedule";
 }

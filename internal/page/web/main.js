@@ -11,11 +11,13 @@ const every = 2000, most = 1000, step = 150;
 const state = {
   groups: [], group: "", // key of the one that is shown
   list: [], of: "", // checkpoints, the oldest first; and what they were asked for
-  total: 0, limit: step,
+  total: 0, more: false, limit: step,
   chosen: "", follow: true, // folder of the checkpoint that is shown
   maps: new Map(), map: "", wanted: 0,
   heard: 0, // when the daemon answered last
 };
+
+let timer = 0, running = false, stopped = false; // of asking again and again
 
 const groupNow = () => state.groups.find(g => g.key === state.group);
 const checkpointNow = () => state.list.find(c => c.dir === state.chosen);
@@ -29,6 +31,8 @@ function showConnection(error) {
 }
 
 function lock(why) {
+  clearTimeout(timer);
+  stopped = true;
   $("panes").hidden = true;
   $("locked").hidden = false;
   text($("locked-why"), why);
@@ -52,8 +56,8 @@ function show() {
   $("timeline-empty").hidden = some;
   text($("timeline-empty"), group.job ? "No checkpoint of this job yet." : "No checkpoints.");
   $("timeline-frame").hidden = $("detail").hidden = $("memory").hidden = $("timeline-keys").hidden = $("follow").hidden = !some;
-  text($("timeline-count"), some ? (state.total > state.list.length ? `the newest ${state.list.length} of ${state.total.toLocaleString()}` : plural(state.total, "checkpoint")) : "");
-  $("older").hidden = state.total <= state.list.length || state.limit >= most;
+  text($("timeline-count"), some ? (state.more ? `the newest ${state.list.length} of ${state.total.toLocaleString()}` : plural(state.list.length, "checkpoint")) : "");
+  $("older").hidden = !state.more || state.limit >= most;
   attribute($("follow"), "aria-pressed", state.follow);
   if (some) showTimeline(state.list, state.chosen, state.follow);
   showFacts(checkpointNow(), state.list, dir => choosePoint(dir));
@@ -72,6 +76,7 @@ async function load() {
   state.of = of;
   state.list = (answer.checkpoints ?? []).reverse();
   state.total = number(answer.total);
+  state.more = Boolean(answer.nextPageToken);
   if (state.follow || !checkpointNow()) {
     state.follow = state.follow || !checkpointNow();
     state.chosen = state.list.at(-1)?.dir ?? "";
@@ -82,7 +87,10 @@ async function load() {
 async function loadMap() {
   const dir = state.chosen, checkpoint = checkpointNow(), ticket = ++state.wanted;
   const key = checkpoint && `${checkpoint.id} ${dir} ${checkpoint.bytes}`;
-  if (!checkpoint || key === state.map) return;
+  if (!checkpoint || key === state.map) {
+    $("map-box").classList.remove("busy"); // another one was wanted meanwhile, and is not any more
+    return;
+  }
   let map = state.maps.get(key);
   if (!map) {
     $("map-box").classList.add("busy");
@@ -99,6 +107,7 @@ async function loadMap() {
   $("map-box").classList.remove("busy");
   state.map = key;
   showMap(map);
+  $("map-box").dataset.shows = checkpoint.id;
 }
 
 // attempt does something that asks the daemon, and shows how that went.
@@ -109,16 +118,12 @@ async function attempt(work) {
     showConnection(null);
   } catch (error) {
     if (error instanceof Refused) {
-      clearTimeout(timer);
-      stopped = true;
       lock(error.message);
       return;
     }
     showConnection(error);
   }
 }
-
-let timer = 0, running = false, stopped = false;
 
 async function refresh() {
   clearTimeout(timer);
@@ -142,7 +147,7 @@ async function refresh() {
 
 async function chooseGroup(key) {
   if (key === state.group) return;
-  Object.assign(state, { group: key, follow: true, list: [], of: "", total: 0, chosen: "", limit: step });
+  Object.assign(state, { group: key, follow: true, list: [], of: "", total: 0, more: false, chosen: "", limit: step });
   await attempt(async () => { await load(); show(); await loadMap(); });
 }
 

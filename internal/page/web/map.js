@@ -54,7 +54,7 @@ function box(g, x, y, size, kind, parts) {
   let bottom = y + size;
   const fill = (share, colour, name) => {
     if (share <= 0) return;
-    const height = Math.max(1, size * share / sum);
+    const height = Math.max(2, size * share / sum);
     g.save();
     g.beginPath();
     g.rect(x, Math.max(y, bottom - height), size, height);
@@ -166,14 +166,22 @@ function showReadout() {
   attribute(canvas, "aria-valuetext", said);
 }
 
+// changedWords says how much of a mapping has changed, as far as that is known.
+function changedWords(parts, sum) {
+  const changed = parts.changed + parts.changedPartly;
+  if (sum === 0) return "–";
+  if (parts.storedAgain === 0) return bytes(changed);
+  return changed ? `${bytes(changed)} or more` : "not known";
+}
+
 function showTable() {
   const rows = (shown.mappings ?? []).map(m => {
-    const [look, name] = kindOf(m), parts = partsOf(m), sum = sumOf(parts), changed = parts.changed + parts.changedPartly;
+    const [look, name] = kindOf(m), parts = partsOf(m), sum = sumOf(parts);
     const mark = make("span", { class: "swatch", "aria-hidden": "true" });
     mark.style.background = `var(--${look})`;
     return make("tr", { class: sum ? "" : "none" },
       make("td", {}, hex(m.start)), make("td", {}, String(m.pid)), make("td", {}, mark, name), make("td", { class: "m" }, m.permissions ?? ""),
-      make("td", { class: "n" }, bytes(m.mapped)), make("td", { class: "n" }, sum ? bytes(sum) : "–"), make("td", { class: "n" }, sum ? bytes(changed) : "–"), make("td", {}, m.file ?? ""));
+      make("td", { class: "n" }, bytes(m.mapped)), make("td", { class: "n" }, sum ? bytes(sum) : "–"), make("td", { class: "n" }, changedWords(parts, sum)), make("td", {}, m.file ?? ""));
   });
   $("mappings").replaceChildren(...rows);
   const left = number(shown.mappingsLeftOut);
