@@ -2,7 +2,6 @@ package service_test
 
 import (
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -18,11 +17,7 @@ import (
 	"stasis/client"
 	"stasis/internal/catalog/catalogtest"
 	"stasis/internal/config"
-	"stasis/internal/daemon"
-	"stasis/internal/engine"
 	"stasis/internal/jobs/db"
-	"stasis/internal/jobs/service"
-	"stasis/internal/require"
 )
 
 const (
@@ -78,36 +73,9 @@ func manyOf(b *testing.B, c *config.Config) {
 // BenchmarkPs is what "stasis ps" asks for, through the client and the socket of a daemon that knows 200 jobs with 10 000 checkpoints,
 // from eight callers at once. What has to be seen is a thousand calls a second, in milliseconds each.
 func BenchmarkPs(b *testing.B) {
-	require.Root(b)
-	dir := b.TempDir()
-	c := config.Default()
-	c.Checkpoint.Dir, c.Daemon.Socket = filepath.Join(dir, "checkpoints"), filepath.Join(dir, "s.sock")
-	c.Jobs.Dir, c.Jobs.State = filepath.Join(dir, "jobs"), filepath.Join(dir, "state.db")
+	c := daemonFor(b)
 	manyOf(b, c)
-	log := slog.New(slog.DiscardHandler)
-	listening, err := daemon.Listen(&c.Daemon, 0)
-	if err != nil {
-		b.Fatal(err)
-	}
-	d, err := daemon.New(daemon.Options{Config: c, Log: log, Jobs: func(e *engine.Engine, log *slog.Logger) (daemon.Jobs, error) {
-		return service.New(e, "", log)
-	}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- d.Serve(listening.Listeners...); listening.Close() }()
-	defer func() {
-		d.Stop()
-		if err := <-served; err != nil {
-			b.Error(err)
-		}
-	}()
-	daemonClient, err := client.Connect(b.Context(), client.Options{Socket: c.Daemon.Socket})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer daemonClient.Close()
+	daemonClient := serveAll(b, c, nil)
 	list, err := daemonClient.Checkpoints.List(b.Context(), connect.NewRequest(&v1.ListCheckpointsRequest{}))
 	if err != nil || list.Msg.GetTotal() != allCheckpoints {
 		b.Fatalf("%d checkpoints, %v", list.Msg.GetTotal(), err)
