@@ -373,6 +373,7 @@ func (m *Manager) Update(name string, c Change) (Info, error) {
 	}
 	j.update(func(rec *db.Job) {
 		rec.Spec = spec
+		j.revision++
 		if c.Every != nil || c.Cron != nil {
 			j.schedule, _ = parseSchedule(&spec)
 			j.due = time.Time{}
