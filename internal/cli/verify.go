@@ -54,7 +54,7 @@ func (a *app) runVerify(ctx context.Context, arg string, ancestors []string) err
 		return err
 	}
 	defer lock.Unlock() //nolint:errcheck // closing a folder loses nothing
-	checkpoint, err := chain.Open(dir, ancestors...)
+	checkpoint, err := lock.Open()
 	if err != nil {
 		return err
 	}
