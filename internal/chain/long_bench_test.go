@@ -99,6 +99,7 @@ func BenchmarkLongChain(b *testing.B) {
 }
 
 func readAll(b *testing.B, dir string) {
+	b.Helper()
 	at := time.Now()
 	part := func(name string) {
 		now := time.Now()

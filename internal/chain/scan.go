@@ -198,8 +198,10 @@ func (f *forest) ancestorsOfAll(tops []*entry) []*entry {
 			}
 		}
 	}
-	for done := 0; done < len(queue); done++ { // it grows
-		if m := queue[done].m; m != nil {
+	for done := 0; done < len(queue); { // it grows
+		m := queue[done].m
+		done++
+		if m != nil {
 			add(m.Parent)
 			for _, o := range m.Origins {
 				add(o.ID)
