@@ -180,27 +180,30 @@ func (r *restore) open(ctx context.Context) error {
 // openCheckpoint opens the checkpoint with its ancestors, all of which have to
 // be there.
 func (r *restore) openCheckpoint(ctx context.Context) (src store.Source, err error) {
-	near := r.opts.Dir
+	var missing []*chain.MissingError
 	if src = r.opts.Source; src == nil {
-		if r.lock, err = chain.LockShared(ctx, near, r.opts.Near...); err != nil {
+		if r.lock, err = chain.LockShared(ctx, r.opts.Dir, r.opts.Near...); err != nil {
 			return nil, r.fail(StepOpen, kindOfOpening(err), err)
 		}
-		if src, err = store.OpenFolder(near); err != nil {
-			return nil, r.fail(StepOpen, ErrInput, err)
+		r.checkpoint, err = r.lock.Open()
+		src, missing = r.lock.Source(), r.lock.Missing()
+	} else {
+		near := r.opts.Dir
+		if len(r.opts.Near) > 0 {
+			near = r.opts.Near[0]
 		}
-	} else if len(r.opts.Near) > 0 {
-		near = r.opts.Near[0]
+		if r.checkpoint, err = chain.OpenSource(src, near, r.opts.Near...); err == nil {
+			missing = chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...)
+		}
 	}
-	r.checkpoint, err = chain.OpenSource(src, near, r.opts.Near...)
 	var deduped *chain.DedupedError
 	switch {
 	case errors.As(err, &deduped):
 		return nil, r.fail(StepOpen, ErrInput, err)
 	case err != nil:
 		return nil, r.fail(StepOpen, ErrDamaged, err)
-	}
-	for _, missing := range chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...) {
-		return nil, r.fail(StepOpen, ErrInput, missing)
+	case len(missing) > 0:
+		return nil, r.fail(StepOpen, ErrInput, missing[0])
 	}
 	return src, nil
 }

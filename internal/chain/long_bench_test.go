@@ -99,6 +99,7 @@ func BenchmarkLongChain(b *testing.B) {
 }
 
 func readAll(b *testing.B, dir string) {
+	b.Helper()
 	at := time.Now()
 	part := func(name string) {
 		now := time.Now()
@@ -110,21 +111,22 @@ func readAll(b *testing.B, dir string) {
 		b.Fatal(err)
 	}
 	part("lock")
-	c, err := Open(dir)
+	c, err := lock.Open()
 	if err != nil {
 		b.Fatal(err)
 	}
 	part("open")
-	if missing := Missing(c.Manifest(), dir); len(missing) > 0 {
+	if missing := lock.Missing(); len(missing) > 0 {
 		b.Fatal(missing)
 	}
 	part("missing")
+	f := c.Families()
 	var all sync.WaitGroup
 	for worker := range 2 {
 		all.Go(func() {
 			var buf image.Buffer
-			for i := worker; i < c.Blocks(); i += 2 {
-				if _, err := c.ReadBlock(i, &buf); err != nil {
+			for i := worker; i < f.Blocks(); i += 2 {
+				if _, err := f.ReadBlock(i, &buf); err != nil {
 					b.Error(err)
 				}
 			}

@@ -182,11 +182,7 @@ func (c *Checkpoint) openAncestor(k *block) (*shardFile, error) {
 	if err != nil {
 		return nil, errors.Join(c.blockDamage(k, "it is not the shard that is wanted", err), f.Close())
 	}
-	s := newShardFile(f)
-	if err := s.drop(); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	return s, nil
+	return newAncestorFile(f, len(c.ancestors))
 }
 
 // Find says where a page is: in which block, and which page of it. Block and page mean something for Data only.
