@@ -14,7 +14,7 @@ var ofProcesses = []explanation{
 	one("A root task is dead", "the process has ended", "dump a process that runs"),
 	one("pending SIGTRAP", "a process has a breakpoint signal pending", "end the debugger, and dump again"),
 	one("Individually stopped threads", "single threads of a process are stopped", "send the process SIGCONT, and dump again"),
-	one("Zombies with threads", "a process is ending", "dump again in a moment"),
+	one("Zombies with threads", "a process is ending, or its first thread has ended while others run", "dump again in a moment; the second no tool can dump: restart the program"),
 	one("Zombie thread not supported", "the first thread of a process has ended while others run", "no tool can dump that; restart the program"),
 	one("Zombie with children", "a process is ending", "dump again in a moment"),
 	one("unsupported stop signal", "a process is stopped by a signal in an unusual way", "send the process SIGCONT, and dump again"),

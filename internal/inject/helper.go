@@ -41,6 +41,7 @@ const (
 const (
 	kindOther       = 'o'
 	kindUnsupported = 'u'
+	kindDispatched  = 'd'
 	kindGone        = 'g'
 )
 
@@ -133,6 +134,8 @@ func encodeError(err error) string {
 	switch {
 	case errors.Is(err, proc.ErrGone):
 		kind = kindGone
+	case errors.Is(err, ErrDispatched):
+		kind = kindDispatched
 	case errors.Is(err, ErrUnsupported):
 		kind = kindUnsupported
 	}
@@ -156,6 +159,8 @@ func decodeError(message string) error {
 	switch kind {
 	case kindGone:
 		e.is = append(e.is, proc.ErrGone)
+	case kindDispatched:
+		e.is = append(e.is, ErrDispatched)
 	case kindUnsupported:
 		e.is = append(e.is, ErrUnsupported)
 	}

@@ -60,3 +60,8 @@ F(prctls)
 F(iouring)
 F(traced)
 F(mptcp)
+F(headless)
+/* what takes harm from careless tracing */
+F(rseq)
+F(filtered)
+F(dispatched)
