@@ -171,6 +171,17 @@ func Tree(root int) ([]*Task, error) {
 	return tree, nil
 }
 
+// Pinned is how much memory, in bytes, of a process cannot move because something
+// that is no program, such as a device or an io_uring, uses its pages (VmPin).
+func Pinned(pid int) (uint64, error) {
+	value, err := statusField(pid, "VmPin")
+	if err != nil || value == "" { // a zombie has none
+		return 0, err
+	}
+	kib, err := strconv.ParseUint(strings.TrimSuffix(value, " kB"), 10, 64)
+	return kib << 10, err
+}
+
 // ThreadGroup is the pid of the process that a thread belongs to.
 func ThreadGroup(tid int) (int, error) {
 	status, err := readFile(tid, "status")

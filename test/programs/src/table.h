@@ -10,6 +10,7 @@ F(hugetlb)
 F(deepstack)
 F(churn)
 F(direct)
+F(pinned)
 /* processes and threads */
 F(threads)
 F(tree)
