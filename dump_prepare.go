@@ -322,19 +322,17 @@ func (d *dump) startCRIU() (*criu.Session, error) {
 // cleanUp leaves nothing behind. After a success it only frees what the dump
 // held.
 func (d *dump) cleanUp() {
+	if d.last != nil {
+		_, _ = d.last() // a failed dump may still be copying
+	}
 	for _, p := range d.processes {
-		if p.tracker != nil {
-			p.tracker.Close()
-		}
+		p.close()
 	}
 	for _, tracker := range d.adopted {
 		tracker.Close() // of processes that have ended
 	}
 	if d.injector != nil {
 		d.injector.Close()
-	}
-	if d.last != nil {
-		_, _ = d.last() // a failed dump may still be copying
 	}
 	d.endTracking()
 	if d.writer != nil && d.manifest == nil {

@@ -113,10 +113,12 @@ func (r *restore) killTree() error {
 	if r.result.PID == 0 {
 		return nil
 	}
-	var err error
-	tree, treeErr := proc.Tree(r.result.PID)
-	if errors.Is(treeErr, proc.ErrGone) {
+	tree, err := proc.Tree(r.result.PID)
+	if errors.Is(err, proc.ErrGone) {
 		return nil
+	}
+	if err != nil {
+		tree = []*proc.Task{{PID: r.result.PID}} // the guard, which fires next, tries to find the others
 	}
 	for _, t := range tree {
 		if killErr := unix.Kill(t.PID, unix.SIGKILL); killErr != nil && !errors.Is(killErr, unix.ESRCH) {

@@ -16,6 +16,8 @@ var ofProcesses = []explanation{
 	one("Individually stopped threads", "single threads of a process are stopped", "send the process SIGCONT, and dump again"),
 	one("Zombies with threads", "a process is ending, or its first thread has ended while others run", "dump again in a moment; the second no tool can dump: restart the program"),
 	one("Zombie thread not supported", "the first thread of a process has ended while others run", "no tool can dump that; restart the program"),
+	one("Can't make VM id", "a process shares its memory with its parent (CLONE_VM), or is about to execute a program (vfork)",
+		"dump again; where it lasts, no tool can dump that"),
 	one("Zombie with children", "a process is ending", "dump again in a moment"),
 	one("unsupported stop signal", "a process is stopped by a signal in an unusual way", "send the process SIGCONT, and dump again"),
 	one("suspending seccomp failed", "the seccomp filter of a process cannot be lifted for the dump",

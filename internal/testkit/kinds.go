@@ -58,6 +58,7 @@ var subjects = []struct {
 	{Kind{Name: "multipath-tcp", Refused: "MPTCP"}, []string{"mptcp", "mem:mib=4"}},
 	{Kind{Name: "traced", Refused: "trace"}, []string{"traced", "mem:mib=4"}},
 	{Kind{Name: "first-thread-ended", Refused: "first thread"}, []string{"headless", "mem:mib=4"}},
+	{Kind{Name: "memory-of-its-parent", Refused: "CLONE_VM"}, []string{"sharing", "mem:mib=4"}},
 	{Kind{Name: "dispatched-calls", Refused: "PR_SET_SYSCALL_USER_DISPATCH"}, []string{"dispatched", "mem:mib=4"}},
 }
 

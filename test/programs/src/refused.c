@@ -1,6 +1,7 @@
 /* What CRIU can't take: for tests of messages that name it. */
 #include "subject.h"
 #include <netinet/in.h>
+#include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 
@@ -131,4 +132,29 @@ static void headless_check(void)
 const struct feature feature_headless = {
 	.name = "headless", .help = "a child whose first thread has ended while another works, which CRIU takes for a zombie",
 	.setup = headless_setup, .check = headless_check,
+};
+
+/* A child that shares the memory of the program, but is a process of its own. */
+static int share(void *arg)
+{
+	go_on(arg);
+	return 0;
+}
+
+static void sharing_setup(struct args *a)
+{
+	(void)a;
+	turns = map_anon(PAGE, PROT_READ | PROT_WRITE, 0);
+	char *stack = map_anon(MIB, PROT_READ | PROT_WRITE, 0);
+	pid_t child = clone(share, stack + MIB, CLONE_VM | SIGCHLD, NULL);
+	if (child < 0)
+		die_errno("clone");
+	child_note(child);
+	while (!*turns)
+		nap_us(1000);
+}
+
+const struct feature feature_sharing = {
+	.name = "sharing", .help = "a child with the same memory (CLONE_VM), which CRIU refuses",
+	.setup = sharing_setup, .check = headless_check,
 };

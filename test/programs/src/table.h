@@ -62,6 +62,7 @@ F(iouring)
 F(traced)
 F(mptcp)
 F(headless)
+F(sharing)
 /* what takes harm from careless tracing */
 F(rseq)
 F(filtered)
