@@ -204,3 +204,18 @@ func PrivateMemory(pid int) (int64, error) {
 	}
 	return total, nil
 }
+
+// ksmShared is how many pages there are on this machine in place of several equal
+// ones (Documentation/admin-guide/mm/ksm.rst).
+const ksmShared = "/sys/kernel/mm/ksm/pages_shared"
+
+// Merged says whether the kernel has, or may have, merged pages of a process with
+// equal ones.
+func Merged(pid int) bool {
+	anywhere, err := os.ReadFile(ksmShared)
+	if err != nil || strings.TrimSpace(string(anywhere)) == "0" {
+		return false // without CONFIG_KSM there is no such file
+	}
+	own, err := os.ReadFile(path(pid, "ksm_merging_pages")) // Linux 5.19
+	return err != nil || strings.TrimSpace(string(own)) != "0"
+}

@@ -98,9 +98,12 @@ func canaryCandidates(pid int) (pages []uint64, err error) {
 }
 
 // doubt says why the bits cannot be believed, or "".
-func (s *state) doubt(pagemap *proc.Pagemap) string {
+func (s *state) doubt(pid int, pagemap *proc.Pagemap) string {
 	if len(s.Trusted) == 0 {
 		return "" // nothing is believed anyway
+	}
+	if proc.Merged(pid) {
+		return "the kernel has merged equal pages of it with others (KSM), and forgets the bits of those"
 	}
 	left := 0
 	for _, page := range s.Canaries {
