@@ -84,6 +84,7 @@ type process struct {
 	tracker track.Tracker  // nil: its memory is copied during the freeze
 	maps    []proc.Mapping // as smaps showed them in the last round
 	ours    []proc.Mapping // those of maps that Stasis copies
+	frozen  []proc.Mapping // as maps shows them in the freeze
 
 	// looked has the mappings, with a tracker that was kept, whose unchanged
 	// pages have been compared with what the parent has; nil with a new tracker.

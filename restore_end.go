@@ -29,11 +29,21 @@ func (r *restore) startPager() error {
 	fire := r.guard.Fire // at once: a process that waits for a damaged page waits for good, and CRIU for it
 	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint, pager.Options{
 		Lazy:         r.opts.Lazy,
+		HostPID:      r.hostPID,
 		OnDescriptor: r.hold,
 		OnProgress:   r.filled,
 		OnError:      func(error) { _ = fire() },
 	})
 	return err
+}
+
+// hostPID is the pid of a restored process as this machine sees it; 0 where the
+// tree has a pid namespace of its own. That pid is another process' here.
+func (r *restore) hostPID(pid int) int {
+	if r.result.PID != r.checkpoint.Manifest().RootPID {
+		return 0
+	}
+	return pid
 }
 
 // hold gives a userfaultfd of the tree to the guard. With the first of them

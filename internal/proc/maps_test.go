@@ -32,6 +32,10 @@ func TestMappingsThatChangeWhileTheyAreRead(t *testing.T) {
 			}
 		}
 	}()
+	defer func() {
+		close(stop)
+		<-stopped
+	}()
 	for range 20 {
 		maps, err := Smaps(os.Getpid())
 		if err != nil {
@@ -43,6 +47,4 @@ func TestMappingsThatChangeWhileTheyAreRead(t *testing.T) {
 			}
 		}
 	}
-	close(stop)
-	<-stopped
 }
