@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +37,10 @@ var ErrDispatched = fmt.Errorf("%w: its system calls are dispatched to itself (P
 // maxMoves bounds how often a process is tried again that executes another program
 // at just the moment when it is looked at.
 const maxMoves = 20
+
+// allLimit bounds the attempts to stop one thread after another: in a frozen
+// control group none of a thousand stops.
+const allLimit = time.Second
 
 // Userfaultfd creates a userfaultfd(2) inside the process and returns this
 // process' copy of it; the target keeps none. The caller closes it. The flags
@@ -71,8 +76,8 @@ func userfaultfd(pid int, flags int) (fd int, err error) {
 		// every tie to the target.
 		runtime.LockOSThread()
 		fd, err = -1, fmt.Errorf("no thread could be stopped: %w", ErrUnsupported)
-		for _, tid := range task.Threads {
-			if fd, err = createIn(pid, tid, gadget, flags); !errors.Is(err, errBusy) {
+		for begun, i := time.Now(), 0; i < len(task.Threads) && time.Since(begun) < allLimit; i++ {
+			if fd, err = createIn(pid, task.Threads[i], gadget, flags); !errors.Is(err, errBusy) {
 				break
 			}
 		}

@@ -317,6 +317,7 @@ func (t *tracee) lost(err error) error {
 // again, and once more when the time is over: on a busy machine it may be over
 // before the first time.
 func (t *tracee) waitUntil(deadline time.Time) (unix.WaitStatus, error) {
+	pause := 20 * time.Microsecond
 	for last := false; ; {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(t.tid, &status, unix.WALL|unix.WNOHANG, nil)
@@ -328,7 +329,8 @@ func (t *tracee) waitUntil(deadline time.Time) (unix.WaitStatus, error) {
 			return 0, fmt.Errorf("thread %d: %w in time", t.tid, errBusy)
 		case pid == 0:
 			last = !deadline.IsZero() && time.Now().After(deadline)
-			time.Sleep(20 * time.Microsecond)
+			time.Sleep(pause)
+			pause = min(pause*21/20, time.Millisecond)
 		case status.Exited() || status.Signaled():
 			return 0, fmt.Errorf("thread %d ended: %w", t.tid, proc.ErrGone)
 		case status.Stopped():
