@@ -54,6 +54,9 @@ func (a *app) attachTo(ctx context.Context, c *client.Client, job string, readOn
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream := &attachStream{BidiStreamForClient: c.Jobs.Attach(ctx)}
+	// A call that has its side of the stream open does not look at its context: without this a signal, or leaving, would be
+	// noticed when the job prints next.
+	defer context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })()
 	fd := int(a.in.Fd())
 	if err := stream.send(&v1.AttachRequest{Event: &v1.AttachRequest_Start{Start: &v1.AttachStart{Job: job, Size: windowOf(fd), ReadOnly: readOnly}}}); err != nil && !errors.Is(err, io.EOF) {
 		return err

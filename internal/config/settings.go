@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -122,6 +123,20 @@ var settings = []setting{
 		func(c *Config) *string { return &c.Log.Format }),
 	path("log.file", "/srv/stasis.log", "where a daemon in the background logs; one in the foreground uses standard error",
 		func(c *Config) *string { return &c.Log.File }),
+
+	{
+		key: "trace.collector", example: "http://localhost:4318",
+		help: "where spans go, by OTLP over HTTP; auto is where the variables OTEL_EXPORTER_OTLP_… say, and nowhere without them; off is nowhere",
+		get:  func(c *Config) string { return c.Trace.Collector },
+		set: func(c *Config, text string) error {
+			u, err := url.Parse(text)
+			if text != TraceAuto && text != TraceOff && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+				return fmt.Errorf("%q: it is %s, %s, or the URL of a collector, such as http://localhost:4318", text, TraceAuto, TraceOff)
+			}
+			c.Trace.Collector = text
+			return nil
+		},
+	},
 }
 
 // check looks at settings that depend on each other, which may come from different places.

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
@@ -29,6 +30,9 @@ type Options struct {
 	CRIUPath string // "": the first that is new enough
 	OnDemand bool   // leave when there is nothing to do
 	Library  engine.Library
+
+	// Interceptors see every call before the daemon's own do, such as those that trace calls.
+	Interceptors []connect.Interceptor
 
 	// Jobs makes what looks after jobs; nil: there are none.
 	Jobs func(*engine.Engine, *slog.Logger) (Jobs, error)
