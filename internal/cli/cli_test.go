@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -234,6 +235,40 @@ func TestBadInput(t *testing.T) {
 		{[]string{"compact", "x", "--stream", "-1"}, []string{"1 to 1024"}},
 		{[]string{"compact", "x", "--dir", missing}, []string{"make it first"}},
 		{[]string{"compact", t.TempDir()}, []string{"no checkpoint"}},
+		// A variable of a script that is not set must not mean something else.
+		{[]string{"dump", "process", "12", "--dir="}, []string{"--dir is empty", "DIR"}},
+		{[]string{"dump", "process", "12", "--name", ""}, []string{"--name is empty"}},
+		{[]string{"compact", "x", "--dir", ""}, []string{"--dir is empty"}},
+		{[]string{"--config", "", "version"}, []string{"--config is empty"}},
+		{[]string{"run", "--name", "", "--", "sleep"}, []string{"--name is empty"}},
+		// Numbers and times, without the words of the parser.
+		{[]string{"dump", "process", "12", "--stream", "x"}, []string{"--stream \"x\": it is a whole number (see"}},
+		{[]string{"dump", "process", "12", "--max-pause", "5"}, []string{"--max-pause \"5\"", "with its unit, such as 500ms"}},
+		{[]string{"dump", "process", "12", "--timeout", "-1"}, []string{"from 0 to 4294967295"}},
+		{[]string{"page-server", "-D", "x", "--port", "99999"}, []string{"from 0 to 65535"}},
+		{[]string{"dump", "process", "12", "--leave-running=often"}, []string{"true or false"}},
+		{[]string{"dump", "process", "4194305"}, []string{"no process has a greater one"}},
+		{[]string{"manage", "4294967301"}, []string{"no process has a greater one"}}, // not process 5
+		{[]string{"compact", "x", "--stream", "0"}, []string{"1 to 1024"}},
+		{[]string{"restore", "process", "one"}, []string{"--path one"}},
+		{[]string{"checkpoints", "--job", "nobody"}, []string{"no job nobody"}},
+		{[]string{"checkpoints", "/dev/null"}, []string{"no folder"}},
+		{[]string{"help", "resotre"}, []string{"did you mean restore"}},
+		{[]string{"help", "dump", "nothing"}, []string{"unknown command"}},
+		{[]string{"config", "init", ""}, []string{"empty"}},
+		{[]string{"run", "--nice", "20", "--", "sleep"}, []string{"0 to 19"}},
+		{[]string{"run", "--nice", "-1", "--", "sleep"}, []string{"0 to 19"}},
+		{[]string{"run", "--stream", "0", "--", "sleep"}, []string{"1 to 1024"}},
+		{[]string{"run", "--keep-last", "-3", "--", "sleep"}, []string{"--keep-last -3", "at least 1"}},
+		{[]string{"run", "--max-retries", "0", "--", "sleep"}, []string{"at least 1"}},
+		{[]string{"run", "--max-chain", "0", "--", "sleep"}, []string{"at least 1"}},
+		{[]string{"run", "--every", "0s", "--", "sleep"}, []string{"--every 0s", "more than 0"}},
+		{[]string{"run", "--restart-delay", "-1s", "--", "sleep"}, []string{"more than 0"}},
+		{[]string{"run", "-e", "FOO", "--", "sleep"}, []string{"NAME=VALUE"}},
+		{[]string{"run", "-e", "=x", "--", "sleep"}, []string{"NAME=VALUE"}},
+		{[]string{"events", "--since", "-5m"}, []string{"more than 0"}},
+		{[]string{"logs", "sim", "-n", "-1"}, []string{"number of lines"}},
+		{[]string{"kill"}, []string{"the name of the job is missing: write stasis kill JOB"}},
 		{[]string{"check", "x"}, []string{"no process id"}},
 		{[]string{"check", "1", "2"}, []string{"unexpected"}},
 		{[]string{"man"}, []string{"the folder is missing"}},
@@ -252,7 +287,7 @@ func TestBadInput(t *testing.T) {
 		}
 
 		var f failure
-		if code := b.run(append(test.args, "--output=json")...); code != exitInput {
+		if code := b.run(append([]string{"--output=json"}, test.args...)...); code != exitInput {
 			t.Errorf("%v as JSON: exit code %d", test.args, code)
 		} else if b.document(&f); f.Kind != "input" || f.ExitCode != exitInput || f.Error == "" {
 			t.Errorf("%v as JSON: %+v", test.args, f)
@@ -305,6 +340,22 @@ func TestErrorsOfTheLibrary(t *testing.T) {
 	}
 }
 
+func TestSentence(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("%w: every: it is a positive time", stasis.ErrInput), "every: it is a positive time"},
+		{errors.Join(errors.New("dump: the pipe broke"), errors.New("the pipe broke"), errors.New("close")), "dump: the pipe broke\nclose"},
+		{errors.Join(context.Canceled, &interruption{15}, &interruption{15}), "interrupted by SIGTERM"},
+		{errors.Join(fmt.Errorf("restore: %w", context.Canceled), &interruption{2}), "restore: interrupted by SIGINT"},
+	} {
+		if got := sentence(test.err); got != test.want {
+			t.Errorf("%q is told as %q, not %q", test.err, got, test.want)
+		}
+	}
+}
+
 func TestInterrupted(t *testing.T) {
 	b := newBench(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -316,7 +367,7 @@ func TestInterrupted(t *testing.T) {
 	if code := b.app.run(ctx, []string{"dump", "process", "12", "--dir", t.TempDir()}); code != 143 {
 		t.Errorf("exit code %d", code)
 	}
-	if got := b.err.String(); got != "stasis: interrupted by terminated\n" {
+	if got := b.err.String(); got != "stasis: interrupted by SIGTERM\n" {
 		t.Errorf("it says %q", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stasis/internal/convert"
+	"stasis/internal/image"
 )
 
 // exportFlags are the flags of an export.
@@ -74,6 +75,9 @@ func (a *app) runExport(ctx context.Context, arg string, f *exportFlags) error {
 		return err
 	}
 	defer line.Close()
+	if last := line.Checkpoints[len(line.Checkpoints)-1].Manifest(); last.Kind == image.KindPreDump {
+		return badInput("%s is a pre-dump, which has memory only and cannot be restored: export a dump that was made on top of it", printable(last.Name))
+	}
 	view := a.progress()
 	defer view.Close()
 	begun := time.Now()

@@ -240,14 +240,18 @@ func (m *Manager) Kill(ctx context.Context, name string, sig syscall.Signal, tre
 		}
 		return j.info(), nil
 	}
+	before := j.state()
 	end, err := j.takeOver(ctx)
 	if err != nil {
 		return Info{}, err
 	}
 	defer end()
-	if j.state() != db.StateRunning {
-		// A job that waited to be brought back is not any more.
+	switch state := j.state(); {
+	case !wasAlive(before) && state != db.StateRunning:
+		return Info{}, fmt.Errorf("%w: job %s does not run, it is %s", ErrState, name, state)
+	case state != db.StateRunning:
 		j.update(func(rec *db.Job) { rec.State = db.StateKilled })
+		j.event(EventExited, "the job is not brought back any more, on request")
 		j.letShimGo()
 		return j.info(), nil
 	}

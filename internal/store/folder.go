@@ -65,7 +65,7 @@ func hasRegular(dir, name string) (bool, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	default:
-		return false, explain("cannot open the checkpoint", dir, err)
+		return false, explainReading("cannot open the checkpoint", dir, err)
 	}
 }
 
@@ -84,7 +84,7 @@ func (d *Folder) Open(name string) (File, error) {
 	// Not to hang where someone put a named pipe.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, explain("cannot open", path, err)
+		return nil, explainReading("cannot open", path, err)
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
@@ -102,7 +102,7 @@ func (d *Folder) Manifest() ([]byte, error) {
 	path := filepath.Join(d.path, d.manifest)
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, explain("cannot open", path, err)
+		return nil, explainReading("cannot open", path, err)
 	}
 	defer f.Close()
 	m, err := io.ReadAll(io.LimitReader(f, MaxManifest+1))
