@@ -169,7 +169,7 @@ func flagError(cmd *cobra.Command, err error) error {
 
 // explainValue says what a number or a time looks like, instead of what the parser's language makes of it.
 func explainValue(bad *pflag.InvalidValueError) error {
-	form := ""
+	var form string
 	switch kind := bad.GetFlag().Value.Type(); {
 	case kind == "duration":
 		form = "it is a time with its unit, such as 500ms, 30s or 5m"

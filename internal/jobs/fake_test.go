@@ -226,7 +226,7 @@ func (s *fakeShim) Start(_ context.Context, c shim.Command) (shim.Status, error)
 	return s.begin(), nil
 }
 
-func (s *fakeShim) Restore(ctx context.Context, r shim.Restore) (now shim.Status, restored shim.Restored, err error) {
+func (s *fakeShim) Restore(ctx context.Context, r shim.Restore) (shim.Status, shim.Restored, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	s.restored = append(s.restored, filepath.Base(r.Dir))
@@ -234,20 +234,25 @@ func (s *fakeShim) Restore(ctx context.Context, r shim.Restore) (now shim.Status
 		return s.restore(r)
 	}
 	s.busy = true
-	done := make(chan struct{})
+	type outcome struct {
+		now      shim.Status
+		restored shim.Restored
+		err      error
+	}
+	done := make(chan outcome, 1)
 	go func() {
-		defer close(done)
 		<-s.w.restoring
 		s.w.mu.Lock()
 		defer s.w.mu.Unlock()
-		now, restored, err = s.restore(r)
+		now, restored, err := s.restore(r)
 		s.busy = false
+		done <- outcome{now, restored, err}
 	}()
 	s.w.mu.Unlock()
 	defer s.w.mu.Lock()
 	select {
-	case <-done:
-		return now, restored, err
+	case o := <-done:
+		return o.now, o.restored, o.err
 	case <-ctx.Done():
 		return shim.Status{}, shim.Restored{}, ctx.Err()
 	}
