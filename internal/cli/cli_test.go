@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"stasis"
 	"stasis/internal/codec"
 	"stasis/internal/health"
@@ -370,4 +372,41 @@ func TestInterrupted(t *testing.T) {
 	if got := b.err.String(); got != "stasis: interrupted by SIGTERM\n" {
 		t.Errorf("it says %q", got)
 	}
+}
+
+// Where nobody reads the results any more, there is nobody to tell, and the exit code is that of a program that SIGPIPE has ended.
+func TestNobodyReads(t *testing.T) {
+	b := newBench(t)
+	gone, pipe, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	gone.Close()
+	out, err := unix.Dup(int(pipe.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(out), os.Stdout.Name())
+	defer file.Close()
+	b.app.out = file
+	for _, args := range [][]string{{"config", "show"}, {"config", "show", "-o", "json"}, {"dump", "process", "12", "--dir", t.TempDir(), "-o", "json"}} {
+		if code := b.run(args...); code != exitSignal+13 || b.err.Len() > 0 {
+			t.Errorf("%v: exit code %d, %q", args, code, b.err.String())
+		}
+	}
+}
+
+func TestCheckpointsOfJobsByName(t *testing.T) {
+	b := newBench(t)
+	dir := filepath.Join(b.dir, "jobs", "sim-2", "000012")
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	checkpoint(t, dir, nil)
+	if code := b.run("restore", "process", "--path", "sim-2-12", "-d"); code != exitOK || b.restored.Dir != dir {
+		t.Errorf("exit code %d, %+v: %s", code, b.restored, b.err.String())
+	}
+	b.says(exitInput, []string{"inspect", "sim-2-13"}, "no checkpoint sim-2-13")
+	b.says(exitInput, []string{"rm", "sim-2"}, "sim-2 is a job", "stasis checkpoints --job sim-2")
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -137,6 +138,9 @@ func (a *app) report(err error) int {
 	if status := exitStatus(0); errors.As(err, &status) {
 		return int(status)
 	}
+	if nobodyReads(err) {
+		return exitSignal + int(unix.SIGPIPE) // as programs end that do not handle it, such as in "stasis ps | head -1"
+	}
 	kind, code := kindOf(err)
 	if a.output == outputJSON {
 		lost := a.writeJSON(failure{
@@ -148,6 +152,13 @@ func (a *app) report(err error) int {
 	}
 	fmt.Fprintf(a.err, "stasis: %s\n", strings.ReplaceAll(sentence(err), "\n", "\n  "))
 	return code
+}
+
+// nobodyReads says whether all that is wrong is that whoever reads the results has ended. A checkpoint that goes to standard output is no
+// result, and is written under another name.
+func nobodyReads(err error) bool {
+	var lost *fs.PathError
+	return errors.As(err, &lost) && lost.Path == os.Stdout.Name() && errors.Is(lost.Err, unix.EPIPE)
 }
 
 // sentence drops what says nothing to people: that a context was cancelled, where the signal that did it is named, that an input was
