@@ -9,7 +9,7 @@ require (
 	connectrpc.com/otelconnect v0.10.0
 	github.com/agnivade/levenshtein v1.2.2
 	github.com/checkpoint-restore/go-criu/v8 v8.3.0
-	github.com/chromedp/cdproto v0.159.0
+	github.com/chromedp/cdproto v0.159.1
 	github.com/chromedp/chromedp v0.22.1
 	github.com/containerd/continuity v0.5.0
 	github.com/creack/pty v1.1.24

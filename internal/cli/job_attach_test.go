@@ -41,14 +41,15 @@ func TestLeaveSilentJob(t *testing.T) {
 	tests := []struct {
 		name  string
 		leave func(keys *os.File, signal context.CancelCauseFunc)
-		fails bool
+		want  error
 	}{
-		{name: "signal", leave: func(_ *os.File, signal context.CancelCauseFunc) { signal(&interruption{unix.SIGTERM}) }, fails: true},
+		{name: "signal", leave: func(_ *os.File, signal context.CancelCauseFunc) { signal(&interruption{unix.SIGTERM}) },
+			want: exitStatus(exitSignal + 15)},
 		{name: "keys", leave: func(keys *os.File, _ context.CancelCauseFunc) { _, _ = keys.Write([]byte{keyLeave1, keyLeave2}) }},
 		{name: "signal after the end of input", leave: func(keys *os.File, signal context.CancelCauseFunc) {
 			keys.Close()
 			signal(&interruption{unix.SIGTERM})
-		}, fails: true},
+		}, want: exitStatus(exitSignal + 15)},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -72,8 +73,8 @@ func TestLeaveSilentJob(t *testing.T) {
 				t.Fatalf("it ended before anybody was attached: %v", err)
 			}
 			test.leave(keys, signal)
-			if err := <-ended; (err != nil) != test.fails || test.fails && !errors.Is(err, context.Canceled) { // the test's own limit is for one that hangs
-				t.Errorf("it ended with %v", err)
+			if err := <-ended; !errors.Is(err, test.want) { // the limit of all tests is for one that hangs
+				t.Errorf("it ended with %v, not %v", err, test.want)
 			}
 		})
 	}

@@ -321,6 +321,8 @@ func closePassed(oob []byte) {
 	}
 }
 
+var errNoReason = errors.New("CRIU gave no reason")
+
 func replyError(resp *rpc.CriuResp) error {
 	errno, message := syscall.Errno(resp.GetCrErrno()), withoutNoise(resp.GetCrErrmsg())
 	switch {
@@ -329,6 +331,6 @@ func replyError(resp *rpc.CriuResp) error {
 	case errno != 0:
 		return fmt.Errorf("CRIU: %w", errno)
 	default:
-		return errors.New("CRIU gave no reason")
+		return errNoReason
 	}
 }
