@@ -31,13 +31,13 @@ type DumpOptions struct {
 	Target Target // instead of Dir: where else the checkpoint goes
 	Name   string // for people; default: the command and the time
 
-	Streams     int    // number of shards; 0: one for each CPU
-	Compression string // none, lz4, zstd, gzip or zlib; "": DefaultCompression
-	Level       int    // of the codec; 0: its default
-	After       After  // "": AfterKill
-	Engine      Engine // "": EngineAuto
-	CRIU        CRIUOptions
-	CRIUPath    string // "": the first that is new enough
+	Streams     int         // number of shards; 0: one for each CPU
+	Compression string      // none, lz4, zstd, gzip or zlib; "": DefaultCompression
+	Level       int         // of the codec; 0: its default
+	After       After       // "": AfterKill
+	Engine      Engine      // "": EngineAuto
+	CRIU        CRIUOptions // stay with the checkpoint, for its restore
+	CRIUPath    string      // program; "": the first that is new enough
 
 	// Parent is the folder of a checkpoint or pre-dump of the same tree that this
 	// one builds on: it holds what differs from the parent, and needs the parent
@@ -86,7 +86,7 @@ const (
 	DefaultCompression = "lz4"
 	DefaultRounds      = 8
 	DefaultMaxPause    = 2 * time.Millisecond
-	DefaultFinalBuffer = 256 << 20
+	DefaultFinalBuffer = 256 << 20 // bytes
 )
 
 // Target is a place that a checkpoint can be written to, other than a folder;
@@ -112,6 +112,9 @@ type DumpResult struct {
 // tree runs on as before; only where the tree could not be ended at last, there
 // is a checkpoint, and the error says so. Cancelling the context has the same
 // effect, up to the moment of the publication.
+//
+// The error wraps ErrInput, ErrProcess, ErrBusy, or ErrDamaged where it is the
+// parent that is damaged.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
 	if errors.Is(err, errFlagsChanged) {

@@ -43,8 +43,11 @@ func (d *dump) follow() error {
 	d.tree = tree
 	for _, task := range tree {
 		known := d.processes[task.PID]
-		if task.Zombie() || known != nil && known.task.StartTime == task.StartTime {
+		if task.Zombie() || known != nil && known.task.StartTime == task.StartTime || borrowsMemory(task) {
 			continue
+		}
+		if known != nil {
+			known.close() // the pid is another process' now
 		}
 		p := &process{task: task}
 		if d.engine != EngineCRIU {
@@ -55,6 +58,21 @@ func (d *dump) follow() error {
 		d.processes[task.PID] = p
 	}
 	return d.selectMemory()
+}
+
+// borrowsMemory says whether a process still has the memory of its parent, as after
+// vfork(2). Two trackers of one address space would take each other's writes away.
+func borrowsMemory(task *proc.Task) bool {
+	same, err := proc.SameMemory(task.PPID, task.PID)
+	return err == nil && same
+}
+
+// close ends the tracking of a process, if there is any.
+func (p *process) close() {
+	if p.tracker != nil {
+		p.tracker.Close()
+		p.tracker = nil
+	}
 }
 
 // selectMemory reads the mappings of the tree and chooses those that Stasis

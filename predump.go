@@ -33,7 +33,8 @@ type PreDumpOptions struct {
 // for one thread of each process, which is stopped for less than a millisecond.
 //
 // A pre-dump holds memory alone and cannot be restored. When PreDump returns an
-// error there is none, and the tree is as it was.
+// error there is none, and the tree is as it was. The error wraps what that of
+// [Dump] does.
 func PreDump(ctx context.Context, opts PreDumpOptions) (_ *DumpResult, err error) {
 	rounds := opts.MaxRounds
 	setDefault(&rounds, 1)

@@ -125,6 +125,12 @@ newer for the short pause, and CRIU 4.2 or newer; "stasis check" says whether th
 	for _, command := range a.commands() {
 		root.AddCommand(command)
 	}
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "help" {
+			cmd.Args = helpTopic
+		}
+	}
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
@@ -135,10 +141,26 @@ newer for the short pause, and CRIU 4.2 or newer; "stasis check" says whether th
 	return root
 }
 
+// helpTopic refuses what is no command; the help of all commands would be shown without a word otherwise.
+func helpTopic(cmd *cobra.Command, args []string) error {
+	at := cmd.Root()
+	for _, name := range args {
+		next := slices.IndexFunc(at.Commands(), func(c *cobra.Command) bool { return c.Name() == name || c.HasAlias(name) })
+		if next < 0 {
+			return noArgs(at, []string{name})
+		}
+		at = at.Commands()[next]
+	}
+	return nil
+}
+
 // prepare runs before every command.
 func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 	if a.output == "" {
 		a.output = outputText
+	}
+	if err := noEmptyFlags(cmd); err != nil {
+		return err
 	}
 	if isCompletion(cmd) {
 		a.config = config.Default() // a shell needs its completions whatever the configuration is like

@@ -27,7 +27,7 @@ leaves when it has nothing to do.`,
 	}
 	cmd.PersistentFlags().String(socketFlag, "", "use the daemon on the socket `PATH` (default: as configured)")
 	must(cmd.MarkPersistentFlagFilename(socketFlag))
-	cmd.AddCommand(a.daemonStartCommand(), a.daemonStopCommand(), a.daemonStatusCommand(), a.daemonCheckCommand())
+	cmd.AddCommand(a.daemonStartCommand(), a.daemonStopCommand(), a.daemonStatusCommand(), a.daemonCheckCommand(), a.daemonPageCommand())
 	return cmd
 }
 

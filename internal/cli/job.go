@@ -152,5 +152,5 @@ func allJobs(ctx context.Context, c *client.Client, brief bool) ([]*v1.Job, erro
 
 // oneJob is for commands about one job.
 func oneJob(cmd *cobra.Command, args []string) error {
-	return oneArg("the name of the job, as stasis ps lists it")(cmd, args)
+	return oneArg("the name of the job")(cmd, args)
 }

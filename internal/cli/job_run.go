@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -17,6 +18,7 @@ import (
 	v1 "stasis/api/stasis/v1"
 	"stasis/client"
 	"stasis/internal/codec"
+	"stasis/internal/image"
 )
 
 // jobFlags are the flags that say what a job is.
@@ -95,6 +97,9 @@ func (f *jobFlags) spec() (*v1.JobSpec, error) {
 	if f.every != 0 && f.cron != "" {
 		return nil, badInput("--every and --cron both say when: choose one")
 	}
+	if err := f.check(); err != nil {
+		return nil, err
+	}
 	spec := &v1.JobSpec{
 		Name: f.name, Retention: &f.keep, MaxChain: f.maxChain, Labels: f.labels,
 		Restart: &v1.Restart{Policy: restartPolicies[f.restart], MaxRetries: f.maxRetries, FromScratch: f.fromScratch},
@@ -129,6 +134,37 @@ func (f *jobFlags) spec() (*v1.JobSpec, error) {
 	return spec, nil
 }
 
+// check refuses numbers that would mean something else: where a flag is left out, what is configured holds.
+func (f *jobFlags) check() error {
+	for _, n := range []struct {
+		flag        string
+		value       int64
+		least, most int64
+	}{
+		{"keep-last", int64(f.keep.KeepLast), 1, math.MaxInt32}, {"keep-hourly", int64(f.keep.KeepHourly), 1, math.MaxInt32},
+		{"keep-daily", int64(f.keep.KeepDaily), 1, math.MaxInt32}, {"keep-weekly", int64(f.keep.KeepWeekly), 1, math.MaxInt32},
+		{"keep-monthly", int64(f.keep.KeepMonthly), 1, math.MaxInt32}, {"max-retries", int64(f.maxRetries), 1, math.MaxInt32},
+		{"stream", int64(f.streams), 1, image.MaxShards}, {"nice", int64(f.nice), 0, 19}, {"max-chain", int64(f.maxChain), 1, math.MaxInt32},
+	} {
+		switch {
+		case !f.given(n.flag) || n.least <= n.value && n.value <= n.most:
+		case n.most == math.MaxInt32:
+			return badInput("--%s %d: it must be at least %d", n.flag, n.value, n.least)
+		default:
+			return badInput("--%s %d: it is a number from %d to %d", n.flag, n.value, n.least, n.most)
+		}
+	}
+	for _, t := range []struct {
+		flag  string
+		value time.Duration
+	}{{"every", f.every}, {"restart-delay", f.restartDelay}} {
+		if f.given(t.flag) && t.value <= 0 {
+			return badInput("--%s %v: it must be more than 0, such as 5s", t.flag, t.value)
+		}
+	}
+	return nil
+}
+
 func criuMessage(o *stasis.CRIUOptions) *v1.CRIUOptions {
 	return &v1.CRIUOptions{
 		ShellJob: o.ShellJob, TcpEstablished: o.TCPEstablished, TcpClose: o.TCPClose, SkipInFlight: o.SkipInFlight, ExtUnixSk: o.ExtUnixSk,
@@ -160,6 +196,11 @@ A job ends with the command: what is left of its processes then is ended too.`,
 			spec, err := f.spec()
 			if err != nil {
 				return err
+			}
+			for _, variable := range env {
+				if name, _, given := strings.Cut(variable, "="); !given || name == "" {
+					return badInput("--env %q: write NAME=VALUE; the variables of this shell are the job's anyway", variable)
+				}
 			}
 			if dir == "" {
 				if dir, err = os.Getwd(); err != nil {

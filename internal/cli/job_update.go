@@ -63,8 +63,6 @@ func (f *jobFlags) checkUpdate(noSchedule bool) error {
 		return badInput("--every, --cron and --no-schedule each say when: choose one")
 	case f.given("every") && f.every <= 0:
 		return badInput("--every %v: it is a positive time; --no-schedule ends the schedule", f.every)
-	case f.given("cron") && f.cron == "":
-		return badInput("--cron is empty: it is a line such as \"*/5 * * * *\"; --no-schedule ends the schedule")
 	case f.given("no-schedule") && !noSchedule:
 		return badInput("--no-schedule=false says nothing: give --every or --cron")
 	}

@@ -91,6 +91,8 @@ var settings = []setting{
 		func(c *Config) *string { return &c.Daemon.TLSKey }),
 	path("daemon.tls_ca", "/etc/stasis/tls/ca.pem", "the authority of clients' certificates: whoever has one may do everything",
 		func(c *Config) *string { return &c.Daemon.TLSCA }),
+	loopback("daemon.page", "127.0.0.1:7070", "serve the page for browsers on this loopback address; \"stasis daemon page\" gives a link",
+		func(c *Config) *string { return &c.Daemon.Page }),
 	words("daemon.allow_users", "alice, 1001", "users besides root that may call, for what is their own; * is all users",
 		func(c *Config) *[]string { return &c.Daemon.AllowUsers }),
 	span("daemon.idle_timeout", "5m", "a daemon that was started on demand leaves after so long with nothing to do",

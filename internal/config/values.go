@@ -54,6 +54,7 @@ type Daemon struct {
 	TCP             string        // host:port to serve on with mutual TLS; "": none
 	TLSCert, TLSKey string        // of the daemon, PEM files
 	TLSCA           string        // who signs the certificates of clients, a PEM file
+	Page            string        // loopback address with a port of the page for browsers; "": none
 	AllowUsers      []string      // names or numbers of users that may call besides root; "*": all
 	IdleTimeout     time.Duration // after which a daemon that was started on demand leaves
 	StopTimeout     time.Duration // that running calls and the jobs' last checkpoints have when it stops

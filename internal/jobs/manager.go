@@ -31,11 +31,14 @@ type Options struct {
 	Keep         db.Keep       // for jobs that do not say it themselves
 	MaxChain     int           // likewise; 0: 32
 	DumpOnStop   bool          // Close makes a checkpoint of each job
+	LogBytes     int64         // that are kept of a job's output; 0: 64 MiB
 	CRIUPath     string        // "": the first that is new enough
 
 	Engine Engine       // nil: the library
 	Runner Runner       // nil: real processes
 	Log    *slog.Logger // nil: none
+
+	Now func() time.Time // the machine's clock, which may be set while schedules wait; nil: time.Now
 }
 
 // Defaults of Options.
@@ -43,6 +46,7 @@ const (
 	defaultRetries  = 5
 	defaultDelay    = time.Second
 	defaultMaxChain = 32
+	defaultLogBytes = 64 << 20
 )
 
 // What callers can act on, beside the kinds of package stasis.
@@ -83,7 +87,10 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		o.Engine = Library{}
 	}
 	if o.Runner == nil {
-		o.Runner = processes{}
+		o.Runner = processes{keep: cmp.Or(o.LogBytes, defaultLogBytes)}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

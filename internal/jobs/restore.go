@@ -20,7 +20,7 @@ import (
 const (
 	// healthyAfter is how long a run has to last to count as one that came to something.
 	healthyAfter = 10 * time.Second
-	// maxDelay bounds the pause between two attempts to bring a job back.
+	// maxDelay bounds the pause between two attempts to bring a job back, unless the first is longer already.
 	maxDelay = 5 * time.Minute
 )
 
@@ -68,7 +68,11 @@ func delay(first time.Duration, failures int) time.Duration {
 	if failures == 0 {
 		return 0
 	}
-	return min(maxDelay, first<<min(failures-1, 20))
+	d := first
+	for n := 1; n < failures && d < maxDelay; n++ {
+		d *= 2
+	}
+	return min(d, max(first, maxDelay))
 }
 
 // pause waits, and says whether the job still waits to be brought back.
@@ -170,12 +174,19 @@ func (j *job) verify(ctx context.Context, at string) error {
 
 // takeOver begins an operation that what is under way has to make room for: a dump is given up, and so is waiting for a restart.
 func (j *job) takeOver(ctx context.Context) (end func(), err error) {
+	waited := false
 	j.update(func(rec *db.Job) {
-		if rec.State == db.StateBackoff {
+		if waited = rec.State == db.StateBackoff; waited {
 			rec.State = db.StateFailed
 		}
 	})
-	return j.interrupt(ctx)
+	if end, err = j.interrupt(ctx); err == nil || !waited {
+		return end, err
+	}
+	j.update(func(rec *db.Job) { rec.State = db.StateBackoff }) // as if nobody had asked
+	exit := j.lastExit()
+	j.m.work.Go(func() { j.bringBack(j.m.ctx, exit.Clean()) })
+	return nil, err
 }
 
 // candidates lists the checkpoints to try, the best first. Those that failed before come last.
