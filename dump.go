@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stasis/internal/criu"
+	"stasis/internal/image"
 	"stasis/internal/store"
 )
 
@@ -116,6 +117,14 @@ func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
 	if errors.Is(err, errFlagsChanged) {
 		result, err = dumpOnce(ctx, opts, true)
+	}
+	if errors.Is(err, image.ErrLost) && opts.Target == nil {
+		without := opts
+		without.Parent = ""
+		lost := err
+		if result, err = dumpOnce(ctx, without, false); err == nil {
+			result.Notes = append(result.Notes, fmt.Sprintf("this checkpoint has no parent, since that is damaged: %v", lost))
+		}
 	}
 	return result, err
 }

@@ -215,6 +215,36 @@ func (d *dump) unknownPages(p *process, visit func(proc.Range)) error {
 	return track.Unwritten(p.tracker, unseen, func(r proc.Range) { d.notInParent(p, r, visit) })
 }
 
+// lostPages visits the pages of a process that were not written since the
+// parent, and that can't be read there: the parent is damaged, or its disk is,
+// which was seen when pages beside them were compared with it. The process has
+// them.
+func (d *dump) lostPages(p *process, visit func(proc.Range)) error {
+	if d.parent == nil {
+		return nil
+	}
+	lost, found := d.writer.Lost(p.task.NSPID, p.lostSeen)
+	p.lostSeen = found
+	var ours []proc.Range
+	for _, m := range p.ours {
+		ours = append(ours, common([]proc.Range{m.Range}, lost)...)
+	}
+	if len(ours) == 0 {
+		return nil
+	}
+	return track.Unwritten(p.tracker, ours, visit)
+}
+
+// noteUnread tells of what could not be read of the parent.
+func (d *dump) noteUnread() {
+	if d.parent == nil {
+		return
+	}
+	if blocks, why := d.writer.Unread(); blocks > 0 {
+		d.note("the parent is damaged (%d of its blocks cannot be read, the first: %v): what they held was copied from the process again; run stasis verify %s", blocks, why, d.opts.Parent)
+	}
+}
+
 // allLooked says whether unknownPages has looked at everything in a range.
 func (p *process) allLooked(r proc.Range) bool {
 	if p.looked == nil {
