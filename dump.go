@@ -146,8 +146,8 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, e
 			return nil, err
 		}
 	}
+	d.autoDedup(ctx)
 	d.keepTrackers()
-	d.autoDedup()
 	return d.result(), nil
 }
 

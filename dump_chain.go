@@ -15,6 +15,7 @@ import (
 	"stasis/internal/image"
 	"stasis/internal/keeper"
 	"stasis/internal/proc"
+	"stasis/internal/store"
 	"stasis/internal/track"
 )
 
@@ -64,14 +65,27 @@ func (d *dump) leaveParent() (err error) {
 }
 
 // autoDedup gives back what the ancestors hold and nobody needs any more. The
-// checkpoint is there already, whatever comes of it.
-func (d *dump) autoDedup() {
+// checkpoint is there already, whatever comes of it. It can have another id
+// afterwards: it was written anew then, and it is that one that the trackers
+// are kept for.
+func (d *dump) autoDedup(ctx context.Context) {
 	if !d.opts.AutoDedup || d.opts.Dir == "" || d.manifest.Parent == "" {
 		return
 	}
 	err := d.leaveParent()
 	if err == nil {
-		_, err = chain.AutoDedup(d.opts.Dir)
+		var report *chain.Report
+		report, err = chain.AutoDedup(ctx, d.opts.Dir)
+		if err == nil {
+			for _, later := range report.Later {
+				d.note("the space of the parent is given back in part only: %s", later.Why)
+			}
+		}
+		if src, openErr := store.OpenFolder(d.opts.Dir); openErr == nil {
+			if m, readErr := image.ReadManifest(src); readErr == nil {
+				d.manifest = m
+			}
+		}
 	}
 	if err != nil {
 		d.note("the space of the parent is not given back (%v): run stasis dedup %s", err, d.opts.Dir)
