@@ -13,6 +13,7 @@ import (
 	"stasis/internal/capture"
 	"stasis/internal/chain"
 	"stasis/internal/image"
+	"stasis/internal/inject"
 	"stasis/internal/keeper"
 	"stasis/internal/proc"
 	"stasis/internal/store"
@@ -192,6 +193,8 @@ func (d *dump) startTracker(p *process) error {
 	}
 	tracker, err := track.Start(d.trackerKind, d.injector, who.pid)
 	switch {
+	case errors.Is(err, inject.ErrDispatched):
+		return d.fail(StepArm, ErrProcess, fmt.Errorf("process %d (%s): %w; CRIU would lose that, and may hurt the process: it cannot be dumped", who.pid, p.task.Comm, inject.ErrDispatched))
 	case errors.Is(err, track.ErrUnavailable), errors.Is(err, proc.ErrGone):
 		return nil
 	case err != nil:

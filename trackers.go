@@ -22,8 +22,9 @@ type TrackerInfo struct {
 }
 
 // Trackers lists the trees that [Dump] with Track, or [PreDump], left tracked.
-// The tracking of a tree ends with its root, or by [StopTracker]. A keeper that
-// does not answer is listed with its Problem.
+// The tracking of a tree ends with its root, or by [StopTracker]. It needs root,
+// asks one small process for each tree, and so takes milliseconds; one that does
+// not answer, for which it waits two seconds, is listed with its Problem.
 func Trackers() ([]TrackerInfo, error) {
 	kept, err := keeper.List()
 	if err != nil {

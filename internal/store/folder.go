@@ -63,7 +63,7 @@ func hasRegular(dir, name string) (bool, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	default:
-		return false, explain("cannot open the checkpoint", dir, err)
+		return false, explainReading("cannot open the checkpoint", dir, err)
 	}
 }
 
@@ -84,7 +84,7 @@ func (d *Folder) Open(name string) (File, error) {
 	case errors.Is(err, errNotRegular):
 		return nil, fmt.Errorf("cannot open %s: %w", path, err)
 	case err != nil:
-		return nil, explain("cannot open", path, err)
+		return nil, explainReading("cannot open", path, err)
 	}
 	return f, nil
 }
@@ -94,7 +94,7 @@ func (d *Folder) Manifest() ([]byte, error) {
 	path := filepath.Join(d.path, d.manifest)
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, explain("cannot open", path, err)
+		return nil, explainReading("cannot open", path, err)
 	}
 	defer f.Close()
 	m, err := io.ReadAll(io.LimitReader(f, MaxManifest+1))
