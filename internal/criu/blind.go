@@ -1,7 +1,9 @@
 package criu
 
 import (
+	"crypto/rand"
 	_ "embed"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"sort"
@@ -42,6 +44,7 @@ type Blind struct {
 	shared         []byte
 	lists          int // number of mapping lists given
 	texts          int // where the text of the next one goes
+	runID          [16]byte
 }
 
 // NewBlind prepares the library and an empty table; Close frees them.
@@ -58,6 +61,7 @@ func NewBlind() (*Blind, error) {
 		return nil, err
 	}
 	b := &Blind{library: library, table: table, texts: firstText}
+	rand.Read(b.runID[:])
 	if err := table.Truncate(tableBytes + listsBytes); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("make the table of hidden memory: %w", err)
@@ -173,7 +177,14 @@ func largest(all []hiddenRange, limit int) []hiddenRange {
 
 // environment makes the dynamic loader of CRIU load the library.
 func (b *Blind) environment() []string {
-	return []string{preload(), "STASIS_BLIND_FD=" + strconv.Itoa(tableFD)}
+	return []string{preload(), "STASIS_BLIND_FD=" + strconv.Itoa(tableFD), "STASIS_RUN_ID=" + hex.EncodeToString(b.runID[:])}
+}
+
+// LockTable is the name of the table of nftables in which a CRIU that was started
+// with b locks connections.
+func (b *Blind) LockTable() string {
+	id := hex.EncodeToString(b.runID[:])
+	return tableOf(id[:8] + "-" + id[8:12] + "-" + id[12:16] + "-" + id[16:20] + "-" + id[20:])
 }
 
 func preload() string {
