@@ -55,18 +55,18 @@ func NewBlind() (*Blind, error) {
 	}
 	header := make([]byte, 16)
 	*(*uint64)(unsafe.Pointer(&header[0])) = tableMagic
-	table, err := memfile("stasis-blind-table", header)
+	b := &Blind{library: library, texts: firstText}
+	rand.Read(b.runID[:])
+	b.table, err = memfile("stasis-blind-"+b.LockTable(), header) // so that it can be seen which lock is whose
 	if err != nil {
 		library.Close()
 		return nil, err
 	}
-	b := &Blind{library: library, table: table, texts: firstText}
-	rand.Read(b.runID[:])
-	if err := table.Truncate(tableBytes + listsBytes); err != nil {
+	if err := b.table.Truncate(tableBytes + listsBytes); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("make the table of hidden memory: %w", err)
 	}
-	b.shared, err = unix.Mmap(int(table.Fd()), 0, tableBytes+listsBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	b.shared, err = unix.Mmap(int(b.table.Fd()), 0, tableBytes+listsBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		b.Close()
 		return nil, fmt.Errorf("map the table of hidden memory: %w", err)

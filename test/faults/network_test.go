@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -95,20 +96,17 @@ func TestNoEmptyTableIsLeft(t *testing.T) {
 	s.unharmed()
 }
 
-// lockTable is the name of the table that the worker's CRIU locks connections in:
-// Stasis has chosen it.
+// lockTable is the name of the table that the worker's CRIU locks connections in.
+// Stasis has chosen it, and calls the memory that it shares with CRIU after it.
 func (w *worker) lockTable() string {
 	w.t.Helper()
-	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", w.criu().pid))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	for variable := range strings.SplitSeq(string(environment), "\x00") {
-		if id, ok := strings.CutPrefix(variable, "STASIS_RUN_ID="); ok {
-			uuid := id[:8] + "-" + id[8:12] + "-" + id[12:16] + "-" + id[16:20] + "-" + id[20:]
-			return ("CRIU-" + uuid)[:26] // as much as CRIU has room for
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", w.cmd.Process.Pid))
+	for _, fd := range fds {
+		path, _ := os.Readlink(fd)
+		if name, ok := strings.CutPrefix(path, "/memfd:stasis-blind-"); ok {
+			return strings.TrimSuffix(name, " (deleted)")
 		}
 	}
-	w.t.Fatal("CRIU was started without a name for its table")
+	w.t.Fatal("the worker shares no memory with CRIU")
 	return ""
 }
