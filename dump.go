@@ -125,8 +125,10 @@ func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 
 // dumpOnce makes a dump; an exact one trusts nothing that was read before the
 // freeze.
-func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, error) {
+func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (_ *DumpResult, err error) {
 	d := &dump{opts: opts, begun: time.Now(), exact: exact}
+	d.dumpSpans(ctx)
+	defer func() { d.endSpans(err) }()
 	defer d.cleanUp()
 	if err := d.do(StepPrepare, func() error { return d.prepare(ctx) }); err != nil {
 		return nil, err
@@ -136,6 +138,7 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, e
 	}
 	if d.opts.After == AfterRun {
 		d.notePause()
+		d.endPause()
 		if err := d.keep(); err != nil {
 			return nil, err
 		}
@@ -198,19 +201,23 @@ func (d *dump) whileRunning(ctx context.Context) error {
 	}
 	err := d.do(StepCopy, func() error { return d.copyRounds(ctx) })
 	d.frozen = time.Now() // as good as: CRIU freezes the tree next
+	d.spans.begin("dump.pause")
 	return err
 }
 
 func (d *dump) whileFrozen(ctx context.Context) error {
-	return d.do(StepFreeze, func() error {
+	err := d.do(StepFreeze, func() error {
 		if err := d.hideMemory(); err != nil {
 			return err
 		}
 		return d.copyLast(ctx)
 	})
+	d.spans.begin("dump.criu")
+	return err
 }
 
 func (d *dump) whenStateIsWritten(ctx context.Context, session *criu.Session) error {
+	d.spans.end(nil) // of CRIU's part
 	if err := d.do(StepState, func() error { return d.finishLast(ctx) }); err != nil {
 		return err
 	}
@@ -218,6 +225,7 @@ func (d *dump) whenStateIsWritten(ctx context.Context, session *criu.Session) er
 		return nil
 	}
 	d.thawed = time.Now()
+	d.endPause()
 	if err := d.do(StepWrite, d.writeKept); err != nil {
 		return err
 	}
@@ -237,7 +245,9 @@ func (d *dump) keep() error {
 }
 
 // do runs a step; its error says which step it was.
-func (d *dump) do(step Step, work func() error) error {
+func (d *dump) do(step Step, work func() error) (err error) {
+	d.spans.begin("dump." + string(step))
+	defer func() { d.spans.end(err) }()
 	d.report(Progress{Step: step})
 	if d.opts.AtStep != nil {
 		if err := d.opts.AtStep(step); err != nil {

@@ -35,6 +35,7 @@ type dump struct {
 	notes   []string // for the result
 
 	reporting sync.Mutex // held while opts.Progress runs
+	spans     *spans     // that are open; nil where nobody listens
 
 	// prepare
 	criu        *criu.Binary
@@ -88,6 +89,7 @@ type process struct {
 	tracker track.Tracker  // nil: its memory is copied during the freeze
 	maps    []proc.Mapping // as smaps showed them in the last round
 	ours    []proc.Mapping // those of maps that Stasis copies
+	frozen  []proc.Mapping // as maps shows them in the freeze
 
 	// looked has the mappings, with a tracker that was kept, whose unchanged
 	// pages have been compared with what the parent has; nil with a new tracker.
@@ -327,19 +329,17 @@ func (d *dump) startCRIU() (*criu.Session, error) {
 // held.
 func (d *dump) cleanUp() {
 	d.endNetguard()
+	if d.last != nil {
+		_, _ = d.last() // a failed dump may still be copying
+	}
 	for _, p := range d.processes {
-		if p.tracker != nil {
-			p.tracker.Close()
-		}
+		p.close()
 	}
 	for _, tracker := range d.adopted {
 		tracker.Close() // of processes that have ended
 	}
 	if d.injector != nil {
 		d.injector.Close()
-	}
-	if d.last != nil {
-		_, _ = d.last() // a failed dump may still be copying
 	}
 	d.endTracking()
 	if d.writer != nil && d.manifest == nil {

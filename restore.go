@@ -94,8 +94,9 @@ type RestoreResult struct {
 // The processes get the identity and the files that stand in the checkpoint, so
 // whoever can write it decides as whom they run. Who wrote it is for the caller
 // to know: Restore does not ask.
-func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
-	r := &restore{opts: opts, begun: time.Now()}
+func Restore(ctx context.Context, opts RestoreOptions) (_ *RestoreResult, err error) {
+	r := &restore{opts: opts, begun: time.Now(), spans: beginSpans(ctx, "stasis.restore")}
+	defer func() { r.endSpans(err) }()
 	defer r.cleanUp()
 	for _, step := range []struct {
 		name Step
@@ -122,6 +123,7 @@ func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
 type restore struct {
 	opts  RestoreOptions
 	begun time.Time
+	spans *spans // that are open; nil where nobody listens
 
 	lock       *chain.Lock // nil when the checkpoint is not in a folder
 	checkpoint *image.Checkpoint
@@ -178,27 +180,30 @@ func (r *restore) open(ctx context.Context) error {
 // openCheckpoint opens the checkpoint with its ancestors, all of which have to
 // be there.
 func (r *restore) openCheckpoint(ctx context.Context) (src store.Source, err error) {
-	near := r.opts.Dir
+	var missing []*chain.MissingError
 	if src = r.opts.Source; src == nil {
-		if r.lock, err = chain.LockShared(ctx, near, r.opts.Near...); err != nil {
+		if r.lock, err = chain.LockShared(ctx, r.opts.Dir, r.opts.Near...); err != nil {
 			return nil, r.fail(StepOpen, kindOfOpening(err), err)
 		}
-		if src, err = store.OpenFolder(near); err != nil {
-			return nil, r.fail(StepOpen, ErrInput, err)
+		r.checkpoint, err = r.lock.Open()
+		src, missing = r.lock.Source(), r.lock.Missing()
+	} else {
+		near := r.opts.Dir
+		if len(r.opts.Near) > 0 {
+			near = r.opts.Near[0]
 		}
-	} else if len(r.opts.Near) > 0 {
-		near = r.opts.Near[0]
+		if r.checkpoint, err = chain.OpenSource(src, near, r.opts.Near...); err == nil {
+			missing = chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...)
+		}
 	}
-	r.checkpoint, err = chain.OpenSource(src, near, r.opts.Near...)
 	var deduped *chain.DedupedError
 	switch {
 	case errors.As(err, &deduped):
 		return nil, r.fail(StepOpen, ErrInput, err)
 	case err != nil:
 		return nil, r.fail(StepOpen, ErrDamaged, err)
-	}
-	for _, missing := range chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...) {
-		return nil, r.fail(StepOpen, ErrInput, missing)
+	case len(missing) > 0:
+		return nil, r.fail(StepOpen, ErrInput, missing[0])
 	}
 	return src, nil
 }
@@ -390,7 +395,9 @@ func (r *restore) finish() (*RestoreResult, error) {
 }
 
 // do runs a step; its error says which step it was.
-func (r *restore) do(step Step, work func() error) error {
+func (r *restore) do(step Step, work func() error) (err error) {
+	r.spans.begin("restore." + string(step))
+	defer func() { r.spans.end(err) }()
 	if r.opts.Progress != nil {
 		r.opts.Progress(Progress{Step: step})
 	}

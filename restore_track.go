@@ -79,6 +79,10 @@ func userfaultfdBy(call criu.Caller, pid, flags int) (fd int, err error) {
 	if _, closeErr := call(gadget, unix.SYS_CLOSE, remote); closeErr != nil {
 		err = errors.Join(err, fmt.Errorf("close it there: %w", closeErr))
 	}
+	if err != nil && fd >= 0 {
+		unix.Close(fd)
+		fd = -1
+	}
 	return fd, err
 }
 

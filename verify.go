@@ -40,7 +40,7 @@ func Verify(ctx context.Context, opts VerifyOptions) (*VerifyResult, error) {
 		return nil, ofKind(kindOfFinding(err), err)
 	}
 	defer lock.Unlock() //nolint:errcheck // closing a folder loses nothing
-	checkpoint, err := chain.Open(opts.Dir, opts.Near...)
+	checkpoint, err := lock.Open()
 	if err != nil {
 		return nil, ofKind(kindOfFinding(err), err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -66,7 +67,12 @@ Options of CRIU are those of the dump; those that are given here go before them.
 		Example: `  stasis restore process --path before-update
   stasis restore process --path /srv/one --lazy --detach --pidfile /run/one.pid
   stasis dump process 4711 --dir - | ssh host stasis restore process --path -`,
-		Args: noArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && f.path == "" {
+				return &inputError{err: fmt.Errorf("unexpected argument %q: write stasis restore process --path %[1]s", args[0]), help: cmd.CommandPath()}
+			}
+			return noArgs(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runRestore(cmd, "path", f) },
 	}
 	flags := cmd.Flags()
@@ -227,7 +233,11 @@ func reportOfRestore(result *stasis.RestoreResult, f *restoreFlags, dir string) 
 		BytesPerSecond: perSecond(result.BytesMemory, result.Took), Warnings: result.Warnings,
 	}
 	if f.path != standardStream {
-		r.Dir = dir
+		if r.Dir = dir; dir != "" {
+			if absolute, err := filepath.Abs(dir); err == nil {
+				r.Dir = absolute
+			}
+		}
 	}
 	if m := result.Manifest; m != nil {
 		r.ID, r.Name, r.Streams, r.Command = m.ID, m.Name, len(m.Shards), commandOf(m)

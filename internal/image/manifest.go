@@ -203,15 +203,17 @@ func hexSum(sum uint64) string { return fmt.Sprintf("%016x", sum) }
 // decodeManifest reads a manifest. A newer format is a *VersionError, whatever else is in it; everything else that is not as
 // it was written is damage, whose reason it returns.
 func decodeManifest(text []byte) (*Manifest, error) {
-	var version struct {
-		Format int    `json:"format"`
-		Stasis string `json:"stasis"`
-	}
-	if err := json.Unmarshal(text, &version); err != nil {
+	m := new(Manifest)
+	err := json.Unmarshal(text, m)
+	if err != nil || m.Format > FormatVersion {
+		var version struct { // all that is sure of a newer format
+			Format int    `json:"format"`
+			Stasis string `json:"stasis"`
+		}
+		if json.Unmarshal(text, &version) == nil && version.Format > FormatVersion {
+			return nil, &VersionError{Format: version.Format, Stasis: version.Stasis}
+		}
 		return nil, fmt.Errorf("it is not JSON as Stasis writes it: %w", err)
-	}
-	if version.Format > FormatVersion {
-		return nil, &VersionError{Format: version.Format, Stasis: version.Stasis}
 	}
 	at, err := checksumAt(text)
 	if err != nil {
@@ -221,10 +223,6 @@ func decodeManifest(text []byte) (*Manifest, error) {
 	copy(blank[at:], noChecksum)
 	if want, got := hexSum(xxh3.Hash(blank)), string(text[at:at+len(noChecksum)]); want != got {
 		return nil, fmt.Errorf("its checksum is %s and should be %s: it was changed after it was written", want, got)
-	}
-	m := new(Manifest)
-	if err := json.Unmarshal(text, m); err != nil {
-		return nil, fmt.Errorf("it is not JSON as Stasis writes it: %w", err)
 	}
 	return m, m.check()
 }

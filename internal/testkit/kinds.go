@@ -41,7 +41,7 @@ var subjects = []struct {
 
 	// What a process is.
 	{Kind{Name: "identity"}, []string{"umask", "rlimits", "sched", "groups", "env", "caps", "handlers",
-		"prctls:no_new_privs=1,pdeathsig=1,dumpable=1,subreaper=1,keepcaps=1,thp_disable=1,name=1"}},
+		"prctls:no_new_privs=1,pdeathsig=1,dumpable=1,subreaper=1,keepcaps=1,thp_disable=1,name=1", "filtered"}},
 	{Kind{Name: "real-time"}, []string{"sched:policy=rr"}},
 	{Kind{Name: "pending-signals"}, []string{"pending"}},
 
@@ -61,6 +61,9 @@ var subjects = []struct {
 	{Kind{Name: "io-uring", Refused: "io_uring"}, []string{"iouring", "mem:mib=4"}},
 	{Kind{Name: "multipath-tcp", Refused: "MPTCP"}, []string{"mptcp", "mem:mib=4"}},
 	{Kind{Name: "traced", Refused: "trace"}, []string{"traced", "mem:mib=4"}},
+	{Kind{Name: "first-thread-ended", Refused: "first thread"}, []string{"headless", "mem:mib=4"}},
+	{Kind{Name: "memory-of-its-parent", Refused: "CLONE_VM"}, []string{"sharing", "mem:mib=4"}},
+	{Kind{Name: "dispatched-calls", Refused: "PR_SET_SYSCALL_USER_DISPATCH"}, []string{"dispatched", "mem:mib=4"}},
 }
 
 func subjectKinds() []Kind {

@@ -33,19 +33,21 @@
 #define WAIT_ALL 0x40000000 /* __WALL */
 
 #define PTRACE_PEEKUSER 3
-#define PTRACE_SINGLESTEP 9
 #define PTRACE_GETREGS 12
 #define PTRACE_SETREGS 13
 #define PTRACE_DETACH 17
+#define PTRACE_SYSCALL 24
 #define PTRACE_SETOPTIONS 0x4200
+#define SYSGOOD 1		  /* PTRACE_O_TRACESYSGOOD: marks the stops at calls */
 #define SUSPEND_SECCOMP (1 << 21) /* PTRACE_O_SUSPEND_SECCOMP */
 #define PTRACE_GETSIGMASK 0x420a
 #define PTRACE_SETSIGMASK 0x420b
 
 #define SIGTRAP 5
+#define CALL_STOP (SIGTRAP | 0x80)
 #define ESRCH 3
 #define EBUSY 16
-#define MAX_STEPS 16 /* a stop of another kind may come before the step */
+#define MAX_STOPS 16 /* stops of another kind may come before that of the call */
 #define PATIENCE 10  /* seconds that Stasis may take for an answer */
 
 /* struct user_regs_struct of sys/user.h */
@@ -92,17 +94,15 @@ static long trace(long request, long tid, void *data)
 }
 
 /*
- * Executes the instruction at regs->ip; regs is what comes of it. SIGSTOP cannot
- * be blocked: CRIU has sent it to a process that was stopped, and it comes now.
- * It is sent again, and so is there when the thread is let go.
+ * Lets a thread run until a system call begins or ends. SIGSTOP cannot be blocked:
+ * CRIU has sent it to a process that was stopped, and it comes now. It is sent
+ * again later, and so is there when the thread is let go.
  */
-static long step(long tid, struct regs *regs, int *signal)
+static long to_call_stop(long tid, int *signal)
 {
-	u64 from = regs->ip;
-
-	for (int i = 0; i < MAX_STEPS; i++) {
+	for (int i = 0; i < MAX_STOPS; i++) {
 		int status = 0;
-		long ret = trace(PTRACE_SINGLESTEP, tid, 0);
+		long ret = trace(PTRACE_SYSCALL, tid, 0);
 
 		if (!ret)
 			ret = syscall6(NR_WAIT4, tid, (long)&status, WAIT_ALL, 0, 0, 0);
@@ -110,16 +110,19 @@ static long step(long tid, struct regs *regs, int *signal)
 			return ret;
 		if ((status & 0xff) != 0x7f)
 			return -ESRCH; /* it has ended */
-		if (!(status >> 16) && (status >> 8) != SIGTRAP)
+		if (status >> 8 == CALL_STOP)
+			return 0;
+		if (!(status >> 16) && status >> 8 != SIGTRAP)
 			*signal = status >> 8;
-		ret = trace(PTRACE_GETREGS, tid, regs);
-		if (ret < 0 || regs->ip != from)
-			return ret;
 	}
 	return -EBUSY;
 }
 
-/* Makes the call of the box in a stopped thread and puts the thread back. */
+/*
+ * Makes the call of the box in a stopped thread and puts the thread back. The
+ * thread is followed from the call's begin to its end: a single step ends in a
+ * SIGTRAP, and where that is blocked the kernel takes the program's handler of it.
+ */
 static long call(long tid)
 {
 	struct regs before, regs;
@@ -128,7 +131,7 @@ static long call(long tid)
 	int signal = 0;
 
 	/* A filter of the program must not kill it for a call that is not its own. */
-	ret = syscall6(NR_PTRACE, PTRACE_SETOPTIONS, tid, 0, SUSPEND_SECCOMP, 0, 0);
+	ret = syscall6(NR_PTRACE, PTRACE_SETOPTIONS, tid, 0, SUSPEND_SECCOMP | SYSGOOD, 0, 0);
 	if (!ret)
 		ret = trace(PTRACE_GETREGS, tid, &before);
 	if (!ret)
@@ -146,7 +149,11 @@ static long call(long tid)
 	regs.dx = box->args[2];
 	ret = trace(PTRACE_SETREGS, tid, &regs);
 	if (!ret)
-		ret = step(tid, &regs, &signal);
+		ret = to_call_stop(tid, &signal); /* the begin of the call */
+	if (!ret)
+		ret = to_call_stop(tid, &signal); /* and its end */
+	if (!ret)
+		ret = trace(PTRACE_GETREGS, tid, &regs);
 	box->result = regs.ax;
 	put_back = trace(PTRACE_SETREGS, tid, &before);
 	if (!put_back)
