@@ -177,6 +177,10 @@ func (d *dump) dumpState(ctx context.Context) error {
 	if err != nil {
 		return d.fail(StepPrepare, nil, err)
 	}
+	if err := d.guardNetwork(session); err != nil {
+		session.Abandon()
+		return d.fail(StepPrepare, nil, errors.Join(err, session.Close()))
+	}
 	err = session.Dump(ctx, func(ctx context.Context, at criu.Notification, _ int) error {
 		switch at {
 		case criu.PreDump:

@@ -16,6 +16,7 @@ import (
 	"stasis/internal/criu"
 	"stasis/internal/image"
 	"stasis/internal/inject"
+	"stasis/internal/netguard"
 	"stasis/internal/proc"
 	"stasis/internal/store"
 	"stasis/internal/track"
@@ -48,6 +49,7 @@ type dump struct {
 	blind       *criu.Blind     // with EngineBlind
 	lazy        *criu.LazyDump  // with EngineLazyPages
 	summary     []image.Process // of the tree, for the manifest
+	netguard    *netguard.Guard // nil where no connection can be locked
 
 	// prepare, where it builds on another checkpoint
 	parent     *image.Checkpoint
@@ -329,6 +331,7 @@ func (d *dump) startCRIU() (*criu.Session, error) {
 // cleanUp leaves nothing behind. After a success it only frees what the dump
 // held.
 func (d *dump) cleanUp() {
+	d.endNetguard()
 	if d.last != nil {
 		_, _ = d.last() // a failed dump may still be copying
 	}
