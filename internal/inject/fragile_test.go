@@ -26,7 +26,7 @@ func TestARestartableSequence(t *testing.T) {
 	made := 0
 	for range 200 {
 		var fd int
-		onThread(func() { fd, err = createIn(s.PID(), tid, gadget, unix.O_CLOEXEC) })
+		onThread(func() { fd, _, err = createIn(s.PID(), tid, gadget, unix.O_CLOEXEC) })
 		switch {
 		case err == nil:
 			made++
@@ -115,4 +115,32 @@ func filteredTracer(say func(string, ...any), hear func() (string, bool)) {
 		}
 		say("made")
 	}
+}
+
+// TestAChildThatIsBornMeanwhile: a child of another thread gets a copy of the
+// descriptor, which must not stay with it.
+func TestAChildThatIsBornMeanwhile(t *testing.T) {
+	s := testkit.StartSubject(t, "heir")
+	number, child := int(s.Note(t).Has["fd"]), int(s.Note(t).Has["child"])
+	gadget, err := FindSyscall(s.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := Fetch(s.PID(), number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !sameFile(fd, child, number) {
+		t.Fatal("the child has no copy")
+	}
+	onThread(func() { err = closeCopies(s.PID(), fd, number, gadget) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sameFile(fd, child, number) {
+		t.Error("the child still has its copy")
+	}
+	unix.Close(fd)
+	waitForState(t, child, 'S')
+	s.Prove(t)
 }
