@@ -32,7 +32,7 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 		return nil
 	}
 	if d.parentLock, err = chain.LockShared(ctx, d.opts.Parent); err == nil {
-		d.parent, err = chain.Open(d.opts.Parent)
+		d.parent, err = d.parentLock.Open()
 	}
 	switch {
 	case isDamage(err):

@@ -126,6 +126,7 @@ func (d *dump) copyLast(ctx context.Context) error {
 	if err := d.copyChanged(ctx, code); err != nil {
 		return err
 	}
+	d.lookAtSettings()
 	d.last = inBackground(func() (none, error) { return none{}, d.copyChanged(ctx, others) })
 	return nil
 }
@@ -299,6 +300,7 @@ func (d *dump) finishLast(ctx context.Context) error {
 	if d.lazy != nil {
 		err = d.copyMissing(ctx)
 	}
+	d.noteSettings()
 	d.rearm()
 	d.dirty = roundFigures(d.dirty.Bytes, time.Since(d.frozen))
 	return errors.Join(err, d.checkHidden())

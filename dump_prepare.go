@@ -34,6 +34,7 @@ type dump struct {
 	notes   []string // for the result
 
 	reporting sync.Mutex // held while opts.Progress runs
+	spans     *spans     // that are open; nil where nobody listens
 
 	// prepare
 	criu        *criu.Binary
@@ -65,13 +66,15 @@ type dump struct {
 	dropped   []capture.Dropped // pages that a round could not read
 
 	// while frozen
-	frozen  time.Time
-	tree    []*proc.Task
-	hidden  map[int][]proc.Range
-	last    func() (none, error) // waits for the last copy, which runs beside CRIU
-	buffer  *capture.Buffer
-	present map[int][]image.Range // by the pid inside
-	dirty   image.Round
+	frozen time.Time
+	tree   []*proc.Task
+	hidden map[int][]proc.Range
+	last   func() (none, error) // waits for the last copy, which runs beside CRIU
+	buffer *capture.Buffer
+	// settings waits for what CRIU does not keep of the processes, by the pid inside.
+	settings func() (map[int]*image.Settings, error)
+	present  map[int][]image.Range // by the pid inside
+	dirty    image.Round
 
 	// at the end
 	thawed   time.Time

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"stasis/internal/capture"
 	"stasis/internal/image"
 	"stasis/internal/proc"
@@ -121,6 +123,8 @@ func (d *dump) copyRounds(ctx context.Context) error {
 // copyRound copies what was written since the last round, at first everything.
 func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 	begun, round := time.Now(), d.round
+	d.spans.begin("dump.round", attribute.Int("stasis.round", round))
+	defer func() { d.spans.end(err, attribute.Int64("stasis.bytes", bytes)) }()
 	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
 	for pid, p := range d.processes {
 		if p.tracker == nil {

@@ -27,7 +27,7 @@ func (r *restore) startPager() error {
 		return err
 	}
 	fire := r.guard.Fire // at once: a process that waits for a damaged page waits for good, and CRIU for it
-	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint, pager.Options{
+	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint.Families(), pager.Options{
 		Lazy:         r.opts.Lazy,
 		HostPID:      r.hostPID,
 		OnDescriptor: r.hold,

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"stasis/internal/chain"
 	"stasis/internal/image"
@@ -34,6 +36,9 @@ Pre-dumps and what is left of removed checkpoints are shown with --all.`,
 					return badInput("--job takes the name of a job, and no folder beside it")
 				}
 				args = []string{filepath.Join(a.config.Checkpoint.Dir, "jobs", job)}
+				if _, err := os.Stat(args[0]); errors.Is(err, fs.ErrNotExist) {
+					return badInput("root has no job %s, or none that was ever checkpointed: \"stasis ps\" lists the jobs", job)
+				}
 			}
 			return a.runCheckpoints(a.folderOf(args), all)
 		},
@@ -101,6 +106,9 @@ func (a *app) listCheckpoints(dir string) ([]chain.Info, error) {
 		}
 		return nil, badInput("there is no folder %s: check the path", dir)
 	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, badInput("%s is no folder: give the one that the checkpoints are in", dir)
+	}
 	return list, err
 }
 
@@ -115,8 +123,12 @@ func checkpointRows(shown, all []chain.Info) [][]string {
 		if !i.Created.IsZero() {
 			created = i.Created.Local().Format(time.DateTime)
 		}
+		program, memory := "–", "–"
+		if i.State != chain.StateUnreadable {
+			program, memory = fmt.Sprintf("%s (%d)", shorten(withoutFolder(i.Command), 30), i.PID), inBytes(i.BytesMemory)
+		}
 		rows = append(rows, []string{
-			filepath.Base(i.Dir), created, fmt.Sprintf("%s (%d)", shorten(withoutFolder(i.Command), 30), i.PID), inBytes(i.BytesMemory), inBytes(i.BytesDisk),
+			filepath.Base(i.Dir), created, program, memory, inBytes(i.BytesDisk),
 			buildsOn(i, names), neededBy(len(i.Dependents)), stateOf(i),
 		})
 	}

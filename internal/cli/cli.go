@@ -17,10 +17,12 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/trace"
 
 	"stasis"
 	"stasis/internal/config"
 	"stasis/internal/health"
+	"stasis/internal/tracing"
 )
 
 // app is what the commands share.
@@ -44,7 +46,9 @@ type app struct {
 	quiet      bool
 	criuPath   string
 
-	config *config.Config // there when a command runs
+	config *config.Config   // there when a command runs
+	traces *tracing.Tracing // likewise; nil: none are sent
+	span   trace.Span       // likewise; of the command
 }
 
 // Run runs one command with the arguments that follow the program's name, and returns the exit code.
@@ -68,6 +72,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(criuVerbosity(args))
 	err := root.ExecuteContext(ctx)
+	a.endTrace(err)
 	if err == nil {
 		return exitOK
 	}
@@ -120,6 +125,12 @@ newer for the short pause, and CRIU 4.2 or newer; "stasis check" says whether th
 	for _, command := range a.commands() {
 		root.AddCommand(command)
 	}
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "help" {
+			cmd.Args = helpTopic
+		}
+	}
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "completion" {
@@ -130,10 +141,26 @@ newer for the short pause, and CRIU 4.2 or newer; "stasis check" says whether th
 	return root
 }
 
+// helpTopic refuses what is no command; the help of all commands would be shown without a word otherwise.
+func helpTopic(cmd *cobra.Command, args []string) error {
+	at := cmd.Root()
+	for _, name := range args {
+		next := slices.IndexFunc(at.Commands(), func(c *cobra.Command) bool { return c.Name() == name || c.HasAlias(name) })
+		if next < 0 {
+			return noArgs(at, []string{name})
+		}
+		at = at.Commands()[next]
+	}
+	return nil
+}
+
 // prepare runs before every command.
 func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 	if a.output == "" {
 		a.output = outputText
+	}
+	if err := noEmptyFlags(cmd); err != nil {
+		return err
 	}
 	if isCompletion(cmd) {
 		a.config = config.Default() // a shell needs its completions whatever the configuration is like
@@ -147,6 +174,7 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 		return &inputError{err: err}
 	}
 	a.config = c
+	a.beginTrace(cmd)
 	return nil
 }
 

@@ -5,10 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"stasis"
 	"stasis/internal/codec"
@@ -197,6 +200,13 @@ func TestBadInput(t *testing.T) {
 		{[]string{"dump", "process", "12", "-o", "xml"}, []string{"text or json"}},
 		{[]string{"dump", "process", "12", "--config", missing}, []string{missing}},
 		{[]string{"dump", "process", "12", "--pidfile", "/x"}, []string{"unknown flag"}},
+		{[]string{"update"}, []string{"the name of the job"}},
+		{[]string{"update", "sum"}, []string{"nothing to change", "--every 10m"}},
+		{[]string{"update", "sum", "--every", "10m", "--no-schedule"}, []string{"choose one"}},
+		{[]string{"update", "sum", "--every", "0"}, []string{"positive time", "--no-schedule"}},
+		{[]string{"update", "sum", "--cron", ""}, []string{"--cron is empty", "leave the flag out"}},
+		{[]string{"update", "sum", "--restart", "never"}, []string{"on-failure"}},
+		{[]string{"update", "sum", "--stream", "4"}, []string{"unknown flag"}},
 		{[]string{"restore"}, []string{"--images-dir is missing"}},
 		{[]string{"restore", "process"}, []string{"--path is missing"}},
 		{[]string{"restore", "process", "/x"}, []string{`unexpected argument "/x"`}},
@@ -234,6 +244,40 @@ func TestBadInput(t *testing.T) {
 		{[]string{"compact", "x", "--stream", "-1"}, []string{"1 to 1024"}},
 		{[]string{"compact", "x", "--dir", missing}, []string{"make it first"}},
 		{[]string{"compact", t.TempDir()}, []string{"no checkpoint"}},
+		// A variable of a script that is not set must not mean something else.
+		{[]string{"dump", "process", "12", "--dir="}, []string{"--dir is empty", "DIR"}},
+		{[]string{"dump", "process", "12", "--name", ""}, []string{"--name is empty"}},
+		{[]string{"compact", "x", "--dir", ""}, []string{"--dir is empty"}},
+		{[]string{"--config", "", "version"}, []string{"--config is empty"}},
+		{[]string{"run", "--name", "", "--", "sleep"}, []string{"--name is empty"}},
+		// Numbers and times, without the words of the parser.
+		{[]string{"dump", "process", "12", "--stream", "x"}, []string{"--stream \"x\": it is a whole number (see"}},
+		{[]string{"dump", "process", "12", "--max-pause", "5"}, []string{"--max-pause \"5\"", "with its unit, such as 500ms"}},
+		{[]string{"dump", "process", "12", "--timeout", "-1"}, []string{"from 0 to 4294967295"}},
+		{[]string{"page-server", "-D", "x", "--port", "99999"}, []string{"from 0 to 65535"}},
+		{[]string{"dump", "process", "12", "--leave-running=often"}, []string{"true or false"}},
+		{[]string{"dump", "process", "4194305"}, []string{"no process has a greater one"}},
+		{[]string{"manage", "4294967301"}, []string{"no process has a greater one"}}, // not process 5
+		{[]string{"compact", "x", "--stream", "0"}, []string{"1 to 1024"}},
+		{[]string{"restore", "process", "one"}, []string{"--path one"}},
+		{[]string{"checkpoints", "--job", "nobody"}, []string{"no job nobody"}},
+		{[]string{"checkpoints", "/dev/null"}, []string{"no folder"}},
+		{[]string{"help", "resotre"}, []string{"did you mean restore"}},
+		{[]string{"help", "dump", "nothing"}, []string{"unknown command"}},
+		{[]string{"config", "init", ""}, []string{"empty"}},
+		{[]string{"run", "--nice", "20", "--", "sleep"}, []string{"0 to 19"}},
+		{[]string{"run", "--nice", "-1", "--", "sleep"}, []string{"0 to 19"}},
+		{[]string{"run", "--stream", "0", "--", "sleep"}, []string{"1 to 1024"}},
+		{[]string{"run", "--keep-last", "-3", "--", "sleep"}, []string{"--keep-last -3", "at least 1"}},
+		{[]string{"run", "--max-retries", "0", "--", "sleep"}, []string{"at least 1"}},
+		{[]string{"run", "--max-chain", "0", "--", "sleep"}, []string{"at least 1"}},
+		{[]string{"run", "--every", "0s", "--", "sleep"}, []string{"--every 0s", "more than 0"}},
+		{[]string{"run", "--restart-delay", "-1s", "--", "sleep"}, []string{"more than 0"}},
+		{[]string{"run", "-e", "FOO", "--", "sleep"}, []string{"NAME=VALUE"}},
+		{[]string{"run", "-e", "=x", "--", "sleep"}, []string{"NAME=VALUE"}},
+		{[]string{"events", "--since", "-5m"}, []string{"more than 0"}},
+		{[]string{"logs", "sim", "-n", "-1"}, []string{"number of lines"}},
+		{[]string{"kill"}, []string{"the name of the job is missing: write stasis kill JOB"}},
 		{[]string{"check", "x"}, []string{"no process id"}},
 		{[]string{"check", "1", "2"}, []string{"unexpected"}},
 		{[]string{"man"}, []string{"the folder is missing"}},
@@ -252,7 +296,7 @@ func TestBadInput(t *testing.T) {
 		}
 
 		var f failure
-		if code := b.run(append(test.args, "--output=json")...); code != exitInput {
+		if code := b.run(append([]string{"--output=json"}, test.args...)...); code != exitInput {
 			t.Errorf("%v as JSON: exit code %d", test.args, code)
 		} else if b.document(&f); f.Kind != "input" || f.ExitCode != exitInput || f.Error == "" {
 			t.Errorf("%v as JSON: %+v", test.args, f)
@@ -305,6 +349,22 @@ func TestErrorsOfTheLibrary(t *testing.T) {
 	}
 }
 
+func TestSentence(t *testing.T) {
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("%w: every: it is a positive time", stasis.ErrInput), "every: it is a positive time"},
+		{errors.Join(errors.New("dump: the pipe broke"), errors.New("the pipe broke"), errors.New("close")), "dump: the pipe broke\nclose"},
+		{errors.Join(context.Canceled, &interruption{15}, &interruption{15}), "interrupted by SIGTERM"},
+		{errors.Join(fmt.Errorf("restore: %w", context.Canceled), &interruption{2}), "restore: interrupted by SIGINT"},
+	} {
+		if got := sentence(test.err); got != test.want {
+			t.Errorf("%q is told as %q, not %q", test.err, got, test.want)
+		}
+	}
+}
+
 func TestInterrupted(t *testing.T) {
 	b := newBench(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
@@ -316,7 +376,44 @@ func TestInterrupted(t *testing.T) {
 	if code := b.app.run(ctx, []string{"dump", "process", "12", "--dir", t.TempDir()}); code != 143 {
 		t.Errorf("exit code %d", code)
 	}
-	if got := b.err.String(); got != "stasis: interrupted by terminated\n" {
+	if got := b.err.String(); got != "stasis: interrupted by SIGTERM\n" {
 		t.Errorf("it says %q", got)
 	}
+}
+
+// Where nobody reads the results any more, there is nobody to tell, and the exit code is that of a program that SIGPIPE has ended.
+func TestNobodyReads(t *testing.T) {
+	b := newBench(t)
+	gone, pipe, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	gone.Close()
+	out, err := unix.Dup(int(pipe.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(out), os.Stdout.Name())
+	defer file.Close()
+	b.app.out = file
+	for _, args := range [][]string{{"config", "show"}, {"config", "show", "-o", "json"}, {"dump", "process", "12", "--dir", t.TempDir(), "-o", "json"}} {
+		if code := b.run(args...); code != exitSignal+13 || b.err.Len() > 0 {
+			t.Errorf("%v: exit code %d, %q", args, code, b.err.String())
+		}
+	}
+}
+
+func TestCheckpointsOfJobsByName(t *testing.T) {
+	b := newBench(t)
+	dir := filepath.Join(b.dir, "jobs", "sim-2", "000012")
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	checkpoint(t, dir, nil)
+	if code := b.run("restore", "process", "--path", "sim-2-12", "-d"); code != exitOK || b.restored.Dir != dir {
+		t.Errorf("exit code %d, %+v: %s", code, b.restored, b.err.String())
+	}
+	b.says(exitInput, []string{"inspect", "sim-2-13"}, "no checkpoint sim-2-13")
+	b.says(exitInput, []string{"rm", "sim-2"}, "sim-2 is a job", "stasis checkpoints --job sim-2")
 }

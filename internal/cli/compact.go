@@ -11,6 +11,7 @@ import (
 	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/image"
+	"stasis/internal/store"
 )
 
 // compactFlags are the flags of compact.
@@ -20,6 +21,7 @@ type compactFlags struct {
 	compression string
 	level       int
 	ancestors   []string
+	given       func(flag string) bool
 }
 
 func (a *app) compactCommand() *cobra.Command {
@@ -35,7 +37,10 @@ one go on: what they need of it stays beside it, in a folder whose name begins w
 		Example:           "  stasis compact newest\n  stasis compact newest --name newest-alone --compression zstd",
 		Args:              oneArg("the checkpoint"),
 		ValidArgsFunction: a.completeCheckpoint,
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.runCompact(cmd.Context(), args[0], f) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.given = cmd.Flags().Changed
+			return a.runCompact(cmd.Context(), args[0], f)
+		},
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
@@ -66,7 +71,7 @@ func (a *app) compactOptions(f *compactFlags) (o chain.CompactOptions, err error
 	switch {
 	case f.to != "" && f.name != "":
 		return o, badInput("--dir and --name both say where the checkpoint goes: choose one")
-	case f.streams < 0 || f.streams > image.MaxShards:
+	case f.given("stream") && (f.streams < 1 || f.streams > image.MaxShards):
 		return o, badInput("--stream %d: it is a number from 1 to %d; leave it out for as many as the old one has", f.streams, image.MaxShards)
 	case f.level != 0 && f.compression == "":
 		return o, badInput("--level needs --compression: each codec has levels of its own")
@@ -83,6 +88,9 @@ func (a *app) compactOptions(f *compactFlags) (o chain.CompactOptions, err error
 		o.To = filepath.Join(a.config.Checkpoint.Dir, f.name)
 	}
 	if o.To != "" {
+		if hasManifest(o.To) { // what follows would find it locked first, as an ancestor
+			return o, fmt.Errorf("cannot write a checkpoint to %s: one %w there: choose another folder, or remove that checkpoint first", o.To, store.ErrExists)
+		}
 		return o, checkParent(o.To)
 	}
 	return o, nil

@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"stasis/internal/config"
+	"stasis/internal/store"
 )
 
 func (a *app) configCommand() *cobra.Command {
@@ -70,7 +72,7 @@ func (a *app) configInitCommand() *cobra.Command {
 		Use:   "init [FILE]",
 		Short: "Write a configuration in which every setting is explained and none is set",
 		Long: `Writes a configuration in which every setting is explained and commented out, to FILE or where the configuration is looked
-for. It overwrites nothing.`,
+for. It overwrites nothing. A FILE of - is standard output.`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return surplus(cmd, args[1:])
@@ -93,12 +95,21 @@ func (a *app) runConfigInit(args []string) error {
 	if len(args) > 0 {
 		path = args[0]
 	}
+	switch path {
+	case standardStream:
+		if _, err := io.WriteString(a.out, config.Template()); err != nil {
+			return fmt.Errorf("write the configuration: %w", err)
+		}
+		return nil
+	case "":
+		return badInput("the file's name is empty: give one, or leave it out")
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return badInput("make the folder for the configuration: %w", err)
 	}
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if errors.Is(err, fs.ErrExist) {
-		return badInput("%s is there already: remove it first, or name another file", path)
+		return fmt.Errorf("%s %w: remove it first, or name another file", path, store.ErrExists)
 	} else if err != nil {
 		return badInput("write the configuration: %w", err)
 	}

@@ -53,7 +53,10 @@ func TestConfigInit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.says(exitInput, []string{"config", "init", file}, "there already")
+	b.says(exitConflict, []string{"config", "init", file}, "already exists")
+	if code := b.run("config", "init", "-"); code != exitOK || b.out.String() != string(before) {
+		t.Errorf("to standard output: %d, %q", code, b.out.String())
+	}
 	if after, err := os.ReadFile(file); err != nil || string(after) != string(before) {
 		t.Errorf("it was overwritten: %v", err)
 	}

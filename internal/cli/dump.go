@@ -302,8 +302,8 @@ func (r *dumpReport) sentence() string {
 			printable(r.Command), r.PID, where, inBytes(g.BytesMemory), inBytes(g.BytesStored), r.Compression,
 			plural(r.Streams, "stream"), plural(len(g.Rounds), "round"), span(micros(r.TookUS)), rate(g.BytesMemory, micros(r.TookUS)))
 	}
-	return fmt.Sprintf("dumped %s (%d) to %s: paused for %s; %s of memory in %s (%s, %s), %s, %s, in %s (%s); %s",
+	return fmt.Sprintf("dumped %s (%d) to %s: paused for %s; %s of memory and %s of state in %s (%s, %s), %s, %s, in %s (%s); %s",
 		printable(r.Command), r.PID, where, span(micros(g.PauseUS)),
-		inBytes(g.BytesMemory), inBytes(g.BytesStored), percent(g.BytesStored, g.BytesMemory+g.BytesFiles), r.Compression,
+		inBytes(g.BytesMemory), inBytes(g.BytesFiles), inBytes(g.BytesStored), percent(g.BytesStored, g.BytesMemory+g.BytesFiles), r.Compression,
 		plural(r.Streams, "stream"), plural(len(g.Rounds), "round"), span(micros(r.TookUS)), rate(g.BytesMemory, micros(r.TookUS)), after)
 }

@@ -75,7 +75,7 @@ func TestDumpPlaces(t *testing.T) {
 	if st, err := os.Stat(b.dir); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("the default folder: %v, %v", st, err)
 	}
-	if code := b.run("dump", "process", "999999999"); code != exitOK {
+	if code := b.run("dump", "process", "4194304"); code != exitOK {
 		t.Fatal(b.err.String())
 	}
 	if name := b.dumped.Name; !strings.HasPrefix(name, "process-2") || b.dumped.Dir != filepath.Join(b.dir, name) {
@@ -119,7 +119,7 @@ func TestDumpTells(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "one")
 	b.run("dump", "process", "4711", "--dir", dir)
 	text := b.out.String()
-	for _, part := range []string{"redis-server (4711)", dir, "8.2 ms", "1.0 MiB of memory in 256.0 KiB (25 %, lz4)", "4 streams", "2 rounds", "it was killed"} {
+	for _, part := range []string{"redis-server (4711)", dir, "8.2 ms", "1.0 MiB of memory and 0 B of state in 256.0 KiB (25 %, lz4)", "4 streams", "2 rounds", "it was killed"} {
 		if !strings.Contains(text, part) {
 			t.Errorf("%q lacks %q", text, part)
 		}

@@ -5,14 +5,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"stasis"
 	"stasis/internal/chain"
 	"stasis/internal/image"
 	"stasis/internal/store"
+	"stasis/internal/wire"
 )
 
 // The exit codes.
@@ -67,7 +72,7 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 // interruption is the reason for a context that a signal ended.
 type interruption struct{ signal syscall.Signal }
 
-func (e *interruption) Error() string { return fmt.Sprintf("interrupted by %v", e.signal) }
+func (e *interruption) Error() string { return "interrupted by " + unix.SignalName(e.signal) }
 
 // kindOf gives the name of an error's kind and its exit code.
 func kindOf(err error) (name string, code int) {
@@ -133,10 +138,13 @@ func (a *app) report(err error) int {
 	if status := exitStatus(0); errors.As(err, &status) {
 		return int(status)
 	}
+	if nobodyReads(err) {
+		return exitSignal + int(unix.SIGPIPE) // as programs end that do not handle it, such as in "stasis ps | head -1"
+	}
 	kind, code := kindOf(err)
 	if a.output == outputJSON {
 		lost := a.writeJSON(failure{
-			Error: err.Error(), Step: string(stasis.FailedStep(err)), Kind: kind, ExitCode: code, Damage: damages(err),
+			Error: sentence(err), Step: string(stasis.FailedStep(err)), Kind: kind, ExitCode: code, Damage: damages(err),
 		})
 		if lost == nil {
 			return code
@@ -146,13 +154,22 @@ func (a *app) report(err error) int {
 	return code
 }
 
-// sentence drops what says nothing to people: that a context was cancelled, where the signal that did it is named.
+// nobodyReads says whether all that is wrong is that whoever reads the results has ended. A checkpoint that goes to standard output is no
+// result, and is written under another name.
+func nobodyReads(err error) bool {
+	var lost *fs.PathError
+	return errors.As(err, &lost) && lost.Path == os.Stdout.Name() && errors.Is(lost.Err, unix.EPIPE)
+}
+
+// sentence drops what says nothing to people: that a context was cancelled, where the signal that did it is named, that an input was
+// invalid, where it is said why, and what two parts of one error say in the same words.
 func sentence(err error) string {
+	text := onceEach(strings.TrimPrefix(err.Error(), stasis.ErrInput.Error()+": "))
 	by := (*interruption)(nil)
 	if !errors.As(err, &by) {
-		return err.Error()
+		return text
 	}
-	text := strings.TrimSuffix(err.Error(), "\n"+by.Error())
+	text = strings.TrimSuffix(text, "\n"+by.Error())
 	if errors.Is(err, context.Canceled) {
 		text = strings.ReplaceAll(text, context.Canceled.Error(), by.Error())
 	}
@@ -162,29 +179,23 @@ func sentence(err error) string {
 	return text
 }
 
+// onceEach drops lines that say what an earlier one says too.
+func onceEach(text string) string {
+	var said []string
+	for line := range strings.SplitSeq(text, "\n") {
+		if !slices.ContainsFunc(said, func(earlier string) bool { return strings.Contains(earlier, line) }) {
+			said = append(said, line)
+		}
+	}
+	return strings.Join(said, "\n")
+}
+
 // damages lists the damaged places that an error tells of.
 func damages(err error) []damage {
 	var list []damage
-	var walk func(error)
-	walk = func(err error) {
-		if d, ok := err.(*image.DamageError); ok { //nolint:errorlint // every one of the tree is wanted, not the first
-			why := d.Why
-			if d.Err != nil {
-				why += ": " + d.Err.Error()
-			}
-			list = append(list, damage{Checkpoint: d.Checkpoint, File: d.Shard, Offset: d.Offset, Why: why})
-			return
-		}
-		switch e := err.(type) { //nolint:errorlint // this is the walk itself
-		case interface{ Unwrap() error }:
-			walk(e.Unwrap())
-		case interface{ Unwrap() []error }:
-			for _, inner := range e.Unwrap() {
-				walk(inner)
-			}
-		}
+	for _, d := range wire.Damages(err) {
+		list = append(list, damage{Checkpoint: d.GetCheckpoint(), File: d.GetFile(), Offset: d.GetOffset(), Why: d.GetWhy()})
 	}
-	walk(err)
 	return list
 }
 

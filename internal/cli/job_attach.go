@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,16 +52,20 @@ func (s *attachStream) send(m *v1.AttachRequest) error {
 
 // attachTo connects this terminal with a job's, until the user leaves or the job is over.
 func (a *app) attachTo(ctx context.Context, c *client.Client, job string, readOnly bool) error {
+	called := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream := &attachStream{BidiStreamForClient: c.Jobs.Attach(ctx)}
+	// A call that has its side of the stream open does not look at its context: without this a signal, or leaving, would be
+	// noticed when the job prints next.
+	defer context.AfterFunc(ctx, func() { _ = stream.CloseRequest() })()
 	fd := int(a.in.Fd())
 	if err := stream.send(&v1.AttachRequest{Event: &v1.AttachRequest_Start{Start: &v1.AttachStart{Job: job, Size: windowOf(fd), ReadOnly: readOnly}}}); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	first, err := stream.Receive() // an error says whether there is such a job
 	if err != nil {
-		return err
+		return a.endOfStream(called, err)
 	}
 	if isTerminal(fd) {
 		if !a.quiet {
@@ -96,8 +101,11 @@ func (a *app) attachTo(ctx context.Context, c *client.Client, job string, readOn
 		return nil
 	default:
 	}
+	if called.Err() != nil { // however the stream ended then
+		err = cmp.Or(err, called.Err())
+	}
 	if err != nil {
-		return a.endOfStream(ctx, err)
+		return a.endOfStream(called, err)
 	}
 	return exitOf(last)
 }

@@ -279,6 +279,8 @@ func (a *app) runEvacuate(ctx context.Context, c *client.Client, request *v1.Eva
 		}{summary.GetSafe(), summary.GetUnsafe(), outcomes}); err != nil {
 			return err
 		}
+	} else if !a.quiet && len(request.GetJobs()) == 0 && summary.GetSafe()+summary.GetUnsafe() == 0 {
+		fmt.Fprintln(a.out, "no job runs: there is nothing to make safe")
 	} else if !a.quiet {
 		fmt.Fprintf(a.out, "%d safe, %d not, after %s\n", summary.GetSafe(), summary.GetUnsafe(), span(summary.GetTook().AsDuration()))
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -17,6 +18,7 @@ import (
 	v1 "stasis/api/stasis/v1"
 	"stasis/client"
 	"stasis/internal/codec"
+	"stasis/internal/image"
 )
 
 // jobFlags are the flags that say what a job is.
@@ -50,18 +52,33 @@ func (f *jobFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&f.name, "name", "", "`NAME` of the job (default: the command's)")
+	f.addChangeable(cmd, "default: as configured", " (default no)")
+	f.addSettings(cmd)
+}
+
+// addChangeable gives a command the flags for what can be changed of a job. unset says what holds where a number is 0, and restart
+// where that flag is not given.
+func (f *jobFlags) addChangeable(cmd *cobra.Command, unset, restart string) {
+	flags := cmd.Flags()
+	flags.SortFlags = false
 	flags.DurationVar(&f.every, "every", 0, "make a checkpoint every `TIME`, such as 5m")
 	flags.StringVar(&f.cron, "cron", "", "make checkpoints at the times of a cron `LINE`, such as \"*/5 * * * *\" or @hourly")
-	flags.Int32Var(&f.keep.KeepLast, "keep-last", 0, "keep the newest `N` checkpoints (default: as configured, else all)")
+	flags.Int32Var(&f.keep.KeepLast, "keep-last", 0, "keep the newest `N` checkpoints ("+unset+", else all)")
 	flags.Int32Var(&f.keep.KeepHourly, "keep-hourly", 0, "keep the newest of each of the last `N` hours that have one")
 	flags.Int32Var(&f.keep.KeepDaily, "keep-daily", 0, "keep the newest of each of the last `N` days that have one")
 	flags.Int32Var(&f.keep.KeepWeekly, "keep-weekly", 0, "keep the newest of each of the last `N` weeks that have one")
 	flags.Int32Var(&f.keep.KeepMonthly, "keep-monthly", 0, "keep the newest of each of the last `N` months that have one")
 	flags.Var(&size{most: math.MaxInt64, into: func(n int64) { f.keep.MaxBytes = n }}, "keep-bytes", "delete the oldest checkpoints until all take at most this `SIZE`")
-	flags.Var(oneOf{&f.restart, []string{"no", "on-failure", "always"}}, "restart", "`WHEN` the job is brought back from its newest good checkpoint: no, on-failure or always (default no)")
-	flags.Int32Var(&f.maxRetries, "max-retries", 0, "try at most `N` times in a row to bring it back (default: as configured)")
-	flags.DurationVar(&f.restartDelay, "restart-delay", 0, "wait for this `TIME` before the second attempt in a row; it doubles with each (default: as configured)")
+	flags.Var(oneOf{&f.restart, []string{"no", "on-failure", "always"}}, "restart", "`WHEN` the job is brought back from its newest good checkpoint: no, on-failure or always"+restart)
+	flags.Int32Var(&f.maxRetries, "max-retries", 0, "try at most `N` times in a row to bring it back ("+unset+")")
+	flags.DurationVar(&f.restartDelay, "restart-delay", 0, "wait for this `TIME` before the second attempt in a row; it doubles with each ("+unset+")")
 	flags.BoolVar(&f.fromScratch, "from-scratch", false, "start it anew where none of its checkpoints is good")
+	must(cmd.RegisterFlagCompletionFunc("restart", cobra.FixedCompletions([]string{"no", "on-failure", "always"}, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+// addSettings gives a command the flags for how a job is dumped, which stay as they are.
+func (f *jobFlags) addSettings(cmd *cobra.Command) {
+	flags := cmd.Flags()
 	flags.StringArrayVar(&f.withFiles, "with-files", nil, "keep the file or folder `PATH` with each checkpoint, and put it back on a restore; may be repeated")
 	flags.Int32Var(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
 	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC` of checkpoints: none, lz4, zstd, gzip or zlib (default: as configured)")
@@ -73,13 +90,15 @@ func (f *jobFlags) add(cmd *cobra.Command) {
 	addCRIUFlags(cmd, "dump", &f.criu)
 	must(cmd.MarkFlagFilename("with-files"))
 	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
-	must(cmd.RegisterFlagCompletionFunc("restart", cobra.FixedCompletions([]string{"no", "on-failure", "always"}, cobra.ShellCompDirectiveNoFileComp)))
 }
 
 // spec turns the flags into what the API takes.
 func (f *jobFlags) spec() (*v1.JobSpec, error) {
 	if f.every != 0 && f.cron != "" {
 		return nil, badInput("--every and --cron both say when: choose one")
+	}
+	if err := f.check(); err != nil {
+		return nil, err
 	}
 	spec := &v1.JobSpec{
 		Name: f.name, Retention: &f.keep, MaxChain: f.maxChain, Labels: f.labels,
@@ -115,6 +134,37 @@ func (f *jobFlags) spec() (*v1.JobSpec, error) {
 	return spec, nil
 }
 
+// check refuses numbers that would mean something else: where a flag is left out, what is configured holds.
+func (f *jobFlags) check() error {
+	for _, n := range []struct {
+		flag        string
+		value       int64
+		least, most int64
+	}{
+		{"keep-last", int64(f.keep.KeepLast), 1, math.MaxInt32}, {"keep-hourly", int64(f.keep.KeepHourly), 1, math.MaxInt32},
+		{"keep-daily", int64(f.keep.KeepDaily), 1, math.MaxInt32}, {"keep-weekly", int64(f.keep.KeepWeekly), 1, math.MaxInt32},
+		{"keep-monthly", int64(f.keep.KeepMonthly), 1, math.MaxInt32}, {"max-retries", int64(f.maxRetries), 1, math.MaxInt32},
+		{"stream", int64(f.streams), 1, image.MaxShards}, {"nice", int64(f.nice), 0, 19}, {"max-chain", int64(f.maxChain), 1, math.MaxInt32},
+	} {
+		switch {
+		case !f.given(n.flag) || n.least <= n.value && n.value <= n.most:
+		case n.most == math.MaxInt32:
+			return badInput("--%s %d: it must be at least %d", n.flag, n.value, n.least)
+		default:
+			return badInput("--%s %d: it is a number from %d to %d", n.flag, n.value, n.least, n.most)
+		}
+	}
+	for _, t := range []struct {
+		flag  string
+		value time.Duration
+	}{{"every", f.every}, {"restart-delay", f.restartDelay}} {
+		if f.given(t.flag) && t.value <= 0 {
+			return badInput("--%s %v: it must be more than 0, such as 5s", t.flag, t.value)
+		}
+	}
+	return nil
+}
+
 func criuMessage(o *stasis.CRIUOptions) *v1.CRIUOptions {
 	return &v1.CRIUOptions{
 		ShellJob: o.ShellJob, TcpEstablished: o.TCPEstablished, TcpClose: o.TCPClose, SkipInFlight: o.SkipInFlight, ExtUnixSk: o.ExtUnixSk,
@@ -146,6 +196,11 @@ A job ends with the command: what is left of its processes then is ended too.`,
 			spec, err := f.spec()
 			if err != nil {
 				return err
+			}
+			for _, variable := range env {
+				if name, _, given := strings.Cut(variable, "="); !given || name == "" {
+					return badInput("--env %q: write NAME=VALUE; the variables of this shell are the job's anyway", variable)
+				}
 			}
 			if dir == "" {
 				if dir, err = os.Getwd(); err != nil {

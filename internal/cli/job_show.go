@@ -25,7 +25,7 @@ checkpoints take, and when the next one is due.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDaemon(cmd.Context(), func(c *client.Client) error {
-				list, err := allJobs(cmd.Context(), c)
+				list, err := allJobs(cmd.Context(), c, a.output != outputJSON)
 				if err != nil {
 					return err
 				}
@@ -92,6 +92,9 @@ func (a *app) logsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request := &v1.LogsRequest{Job: args[0], Follow: follow}
 			if cmd.Flags().Changed("tail") {
+				if tail < 0 {
+					return badInput("--tail %d: it is a number of lines", tail)
+				}
 				request.Tail = &tail
 			}
 			return a.withDaemon(cmd.Context(), func(c *client.Client) error { return a.runLogs(cmd.Context(), c, request) })
@@ -140,7 +143,10 @@ happens from now on, and with --since also what happened before. As JSON each ev
 			if len(args) > 0 {
 				request.Job = args[0]
 			}
-			if since != 0 {
+			if cmd.Flags().Changed("since") {
+				if since <= 0 {
+					return badInput("--since %v: it must be more than 0, such as 1h", since)
+				}
 				request.Since = timestamppb.New(time.Now().Add(-since))
 			}
 			return a.withDaemon(cmd.Context(), func(c *client.Client) error { return a.runEvents(cmd.Context(), c, request) })
@@ -157,7 +163,9 @@ func (a *app) runEvents(ctx context.Context, c *client.Client, request *v1.Event
 		return err
 	}
 	defer stream.Close()
+	told := false
 	for stream.Receive() {
+		told = true
 		e := stream.Msg().GetEvent()
 		if a.output == outputJSON {
 			if err := a.writeLine(e); err != nil {
@@ -173,5 +181,11 @@ func (a *app) runEvents(ctx context.Context, c *client.Client, request *v1.Event
 			return fmt.Errorf("write the events: %w", err)
 		}
 	}
-	return a.endOfStream(ctx, stream.Err())
+	if err := a.endOfStream(ctx, stream.Err()); err != nil {
+		return err
+	}
+	if job := request.GetJob(); !told && job != "" && request.GetSince() == nil {
+		return badInput("there is no job %s, and none of that name has left an event: \"stasis ps\" lists the jobs", job)
+	}
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,14 +36,36 @@ func (a *app) locate(arg string) (string, error) {
 	} else if _, err := os.Stat(filepath.Join(named, store.RemovedName)); err == nil {
 		return named, nil // whoever opens it says so
 	}
+	if dir := a.checkpointOfJob(arg); dir != "" {
+		return dir, nil
+	}
 	if _, err := os.Stat(arg); err == nil {
 		return arg, nil // what is wrong with that folder is said when it is opened
 	}
 	text := fmt.Sprintf("there is no checkpoint %s: no such folder here, and none of that name in %s", arg, a.config.Checkpoint.Dir)
-	if near := nearestName(arg, a.checkpointNames()); near != "" {
+	if _, err := os.Stat(filepath.Join(a.config.Checkpoint.Dir, "jobs", arg)); err == nil {
+		text += fmt.Sprintf(": %s is a job, and \"stasis checkpoints --job %[1]s\" lists its checkpoints", arg)
+	} else if near := nearestName(arg, a.checkpointNames()); near != "" {
 		text += ": did you mean " + near + "?"
 	}
 	return "", badInput("%s", text)
+}
+
+// checkpointOfJob is the folder of a checkpoint of a job of root's that is given as events and dumps name it, JOB-NUMBER; else "".
+func (a *app) checkpointOfJob(arg string) string {
+	cut := strings.LastIndexByte(arg, '-')
+	if cut <= 0 {
+		return ""
+	}
+	seq, err := strconv.ParseUint(arg[cut+1:], 10, 64)
+	if err != nil {
+		return ""
+	}
+	dir := filepath.Join(a.config.Checkpoint.Dir, "jobs", arg[:cut], fmt.Sprintf("%06d", seq))
+	if !hasManifest(dir) {
+		return ""
+	}
+	return dir
 }
 
 func hasManifest(dir string) bool {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -168,7 +167,7 @@ func (a *app) listen(f *pageServerFlags, encrypted bool) (net.Listener, error) {
 		conn, err := net.FileConn(file)
 		file.Close()
 		if err != nil {
-			return nil, badInput("--ps-socket %d: %w", f.psSocket, err)
+			return nil, badInput("--ps-socket %d: this command has no connected socket of that number: %w", f.psSocket, err)
 		}
 		return pageserver.Single(conn), f.ready()
 	}
@@ -198,8 +197,11 @@ func (f *pageServerFlags) ready() error {
 	}
 	if f.statusFD >= 0 {
 		file := os.NewFile(uintptr(f.statusFD), "--status-fd")
-		_, err := file.Write([]byte{0})
-		if err = errors.Join(err, file.Close()); err != nil {
+		if _, err := file.Write([]byte{0}); err != nil {
+			file.Close()
+			return badInput("--status-fd %d: this command has no descriptor of that number to write to: %w", f.statusFD, err)
+		}
+		if err := file.Close(); err != nil {
 			return badInput("--status-fd %d: %w", f.statusFD, err)
 		}
 	}

@@ -135,7 +135,7 @@ func (a *app) runPrune(dir string, f *pruneFlags) error {
 		if d.Keep {
 			what = "keep"
 		}
-		rows = append(rows, []string{what, filepath.Base(d.Dir), d.Created.Format(time.DateTime), d.Group, strings.Join(d.Reasons, ", ")})
+		rows = append(rows, []string{what, filepath.Base(d.Dir), d.Created.Local().Format(time.DateTime), d.Group, strings.Join(d.Reasons, ", ")})
 	}
 	if err := table(a.out, []string{"", "NAME", "CREATED", "GROUP", "WHY"}, rows); err != nil {
 		return fmt.Errorf("write the result: %w", err)

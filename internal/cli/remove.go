@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -90,8 +91,17 @@ func (a *app) showReport(r *chain.Report, dry bool, top string) error {
 			fmt.Fprintf(a.out, "  %s of %s %s for %s\n", inBytes(k.Bytes), printable(k.Dir), done("kept"), users(k.For))
 		}
 	}
-	for _, k := range r.Later {
-		fmt.Fprintf(a.out, "  nothing of %s is given back for now: %s\n", printable(k.Dir), printable(k.Why))
+	for i, k := range r.Later {
+		if slices.IndexFunc(r.Later, func(other chain.Kept) bool { return other.Why == k.Why }) < i {
+			continue // one reason is mostly that of all
+		}
+		var dirs []string
+		for _, other := range r.Later[i:] {
+			if other.Why == k.Why {
+				dirs = append(dirs, printable(other.Dir))
+			}
+		}
+		fmt.Fprintf(a.out, "  nothing of %s is given back for now: %s\n", strings.Join(dirs, ", "), printable(k.Why))
 	}
 	about := ""
 	if dry {

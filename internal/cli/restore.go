@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -24,6 +25,7 @@ type restoreFlags struct {
 	inherit []string
 	near    []string
 	track   bool
+	trust   bool
 	criu    stasis.CRIUOptions
 }
 
@@ -65,7 +67,12 @@ Options of CRIU are those of the dump; those that are given here go before them.
 		Example: `  stasis restore process --path before-update
   stasis restore process --path /srv/one --lazy --detach --pidfile /run/one.pid
   stasis dump process 4711 --dir - | ssh host stasis restore process --path -`,
-		Args: noArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && f.path == "" {
+				return &inputError{err: fmt.Errorf("unexpected argument %q: write stasis restore process --path %[1]s", args[0]), help: cmd.CommandPath()}
+			}
+			return noArgs(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runRestore(cmd, "path", f) },
 	}
 	flags := cmd.Flags()
@@ -84,6 +91,7 @@ func (f *restoreFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.lazy, "lazy", false, "let the processes run at once, and bring their memory meanwhile")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "return when the restore is complete, and print the process id (also --restore-detached)")
 	flags.BoolVar(&f.force, "force", false, "restore although a check found a conflict that can be coped with, such as another kernel or a changed file")
+	flags.BoolVar(&f.trust, "trust", false, "restore although somebody else could have written the checkpoint, who then decides as whom its processes run")
 	flags.BoolVar(&f.track, "track-mem", false, "keep track of what is written from the first instruction on, for a dump on top of this checkpoint")
 	flags.StringArrayVar(&f.near, "also", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
 	flags.StringVar(&f.pidfile, "pidfile", "", "write the process id of the root to `FILE`")
@@ -128,6 +136,9 @@ func (a *app) runRestore(cmd *cobra.Command, pathFlag string, f *restoreFlags) (
 		options.Dir, cleanUp = received.dir, received.Close
 	} else if options.Dir, err = a.locate(f.path); err != nil {
 		return err
+	}
+	if err := a.trusted(f, options.Dir); err != nil {
+		return errors.Join(err, cleanUp())
 	}
 	options.AdjustCRIU = adjustCRIU(cmd, f, inherited)
 	result, err := a.restoreAndTell(ctx, f, options, pidfile)
@@ -222,7 +233,11 @@ func reportOfRestore(result *stasis.RestoreResult, f *restoreFlags, dir string) 
 		BytesPerSecond: perSecond(result.BytesMemory, result.Took), Warnings: result.Warnings,
 	}
 	if f.path != standardStream {
-		r.Dir = dir
+		if r.Dir = dir; dir != "" {
+			if absolute, err := filepath.Abs(dir); err == nil {
+				r.Dir = absolute
+			}
+		}
 	}
 	if m := result.Manifest; m != nil {
 		r.ID, r.Name, r.Streams, r.Command = m.ID, m.Name, len(m.Shards), commandOf(m)

@@ -161,7 +161,42 @@ func flagError(cmd *cobra.Command, err error) error {
 			err = fmt.Errorf("%w: did you mean --%s?", err, name)
 		}
 	}
+	if bad := (*pflag.InvalidValueError)(nil); errors.As(err, &bad) {
+		err = explainValue(bad)
+	}
 	return &inputError{err: err, help: cmd.CommandPath()}
+}
+
+// explainValue says what a number or a time looks like, instead of what the parser's language makes of it.
+func explainValue(bad *pflag.InvalidValueError) error {
+	var form string
+	switch kind := bad.GetFlag().Value.Type(); {
+	case kind == "duration":
+		form = "it is a time with its unit, such as 500ms, 30s or 5m"
+	case kind == "bool":
+		form = "it is true or false"
+	case strings.HasPrefix(kind, "uint"):
+		bits, _ := strconv.Atoi(strings.TrimPrefix(kind, "uint"))
+		form = fmt.Sprintf("it is a whole number from 0 to %d", uint64(1)<<bits-1)
+	case strings.HasPrefix(kind, "int"):
+		form = "it is a whole number"
+	default:
+		return bad
+	}
+	return fmt.Errorf("--%s %q: %s", bad.GetFlag().Name, bad.GetValue(), form)
+}
+
+// noEmptyFlags refuses a flag whose value is empty: mostly a script's variable that is not set, where leaving the flag out would do
+// something else than was meant.
+func noEmptyFlags(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		kind := f.Value.Type()
+		if empty := kind == "string" && f.Value.String() == ""; empty && err == nil {
+			what, _ := pflag.UnquoteUsage(f)
+			err = &inputError{err: fmt.Errorf("--%s is empty: give %s, or leave the flag out", f.Name, what), help: cmd.CommandPath()}
+		}
+	})
+	return err
 }
 
 // nearestFlag is the flag that takes at most a third of changed letters to get to, or "".
@@ -214,6 +249,9 @@ func oneArg(name string) cobra.PositionalArgs {
 	}
 }
 
+// maxPID is the greatest id that Linux gives to a process (PID_MAX_LIMIT).
+const maxPID = 4 << 20
+
 // parsePID reads a process id.
 func parsePID(text string) (int, error) {
 	pid, err := strconv.Atoi(text)
@@ -222,6 +260,8 @@ func parsePID(text string) (int, error) {
 		return 0, badInput("%q is no process id: give the number that ps or pgrep shows", text)
 	case pid <= 0:
 		return 0, badInput("process id %d: it must be greater than 0", pid)
+	case pid > maxPID:
+		return 0, badInput("process id %d: no process has a greater one than %d", pid, maxPID)
 	case pid == 1:
 		return 0, badInput("process 1 is what this machine runs under: choose another")
 	}

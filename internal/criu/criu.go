@@ -84,7 +84,8 @@ func probe(ctx context.Context, path string) (*Binary, error) {
 	}
 	found := versionLine.FindSubmatch(out)
 	if found == nil {
-		return nil, fmt.Errorf("%s --version says %q, which is no version of CRIU", path, bytes.TrimSpace(out))
+		first, _, _ := bytes.Cut(bytes.TrimSpace(out), []byte("\n"))
+		return nil, fmt.Errorf("%s --version says %q, which is no version of CRIU", path, first[:min(len(first), 200)])
 	}
 	version := 0
 	for _, part := range found[1:] {

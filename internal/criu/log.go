@@ -2,6 +2,7 @@ package criu
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,7 +20,10 @@ type Error struct {
 // Error names the last error of CRIU's log and the remedy.
 func (e *Error) Error() string {
 	text := e.Cause.Error()
-	if n := len(e.Lines); n > 0 {
+	switch n := len(e.Lines); {
+	case n > 0 && errors.Is(e.Cause, errNoReason): // its log has one
+		text = fmt.Sprintf("CRIU says %q", e.Lines[n-1])
+	case n > 0:
 		text = fmt.Sprintf("CRIU says %q (%s)", e.Lines[n-1], text)
 	}
 	if e.Remedy != "" {

@@ -28,12 +28,12 @@ func (e *explanation) fits(line string) bool {
 // which [Error] quotes.
 func Remedy(lines []string) string {
 	for _, table := range [][]explanation{causes, consequences} {
-		for i, line := range lines {
+		for _, line := range lines {
 			e := find(table, line)
 			switch {
 			case e == nil:
 				continue
-			case i == len(lines)-1:
+			case line == lines[len(lines)-1]: // also where CRIU has logged it twice
 				return e.cause + ": " + e.remedy
 			default:
 				return fmt.Sprintf("%s: %s (CRIU's log: %q)", e.cause, e.remedy, line)

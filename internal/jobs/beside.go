@@ -47,6 +47,22 @@ func (j *job) keepAside() {
 // writeRecord writes what is known of a checkpoint beside it.
 func (j *job) writeRecord(cp *db.Checkpoint) error { return writeJSON(recordPath(cp.Dir), cp) }
 
+// announce notes beside a checkpoint that is about to be published what its manifest does not know, so that it is not lost with a
+// daemon that is killed between that and writeRecord. The job stands still: nothing waits for the disk here.
+func announce(cp *db.Checkpoint) error {
+	if len(cp.Files) == 0 && cp.ConsoleFlags == 0 {
+		return nil
+	}
+	text, err := json.Marshal(cp)
+	if err == nil {
+		err = os.WriteFile(recordPath(cp.Dir), text, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write beside the checkpoint: %w", err)
+	}
+	return nil
+}
+
 func writeJSON(path string, v any) error {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -69,12 +85,13 @@ func writeJSON(path string, v any) error {
 // findJobs looks for jobs that have checkpoints and are not known.
 func (m *Manager) findJobs(known map[string]bool) ([]db.Job, error) {
 	var found []db.Job
-	for _, pattern := range []string{"jobs/*", "users/*/jobs/*"} {
-		paths, err := filepath.Glob(filepath.Join(m.o.Checkpoints, pattern, identityName))
+	for _, pattern := range []string{"jobs/*/", "users/*/jobs/*/"} {
+		paths, err := fs.Glob(os.DirFS(m.o.Checkpoints), pattern+identityName) // the folder itself may have a name with a star in it
 		if err != nil {
 			return nil, err
 		}
 		for _, path := range paths {
+			path = filepath.Join(m.o.Checkpoints, path)
 			var rec db.Job
 			text, err := os.ReadFile(path)
 			if err == nil {
@@ -140,10 +157,12 @@ func (j *job) reconcile() {
 			j.m.log.Error("the database cannot be written", "job", j.name(), "error", err)
 		}
 	}
-	for _, entry := range entries { // copies of files for a checkpoint that never came to be
-		digits, isFiles := strings.CutSuffix(entry.Name(), filesPath(""))
-		if seq, err := strconv.ParseUint(digits, 10, 64); isFiles && err == nil && !there[seq] {
-			_ = os.RemoveAll(filepath.Join(j.dir(), entry.Name()))
+	for _, entry := range entries { // beside a checkpoint that never came to be
+		for _, suffix := range []string{filesPath(""), recordPath("")} {
+			digits, isBeside := strings.CutSuffix(entry.Name(), suffix)
+			if seq, err := strconv.ParseUint(digits, 10, 64); isBeside && err == nil && !there[seq] {
+				_ = os.RemoveAll(filepath.Join(j.dir(), entry.Name()))
+			}
 		}
 	}
 	var gone []uint64
@@ -164,26 +183,22 @@ func (j *job) reconcile() {
 	}
 }
 
-// readRecord reads what stands beside a checkpoint, or, where that is not there, what its manifest says.
+// readRecord reads what stands beside a checkpoint, and what is not there from its manifest.
 func readRecord(dir, job string, seq uint64) (db.Checkpoint, error) {
 	var cp db.Checkpoint
 	text, err := os.ReadFile(recordPath(dir))
-	if err == nil && json.Unmarshal(text, &cp) == nil && cp.Seq == seq && cp.Job == job {
-		cp.Dir = dir
+	if err != nil || json.Unmarshal(text, &cp) != nil || cp.Seq != seq || cp.Job != job {
+		cp = db.Checkpoint{Job: job, Seq: seq, Reason: ReasonRequest}
+	}
+	cp.Dir = dir
+	if cp.ID != "" {
 		return cp, nil
 	}
 	m, err := manifestOf(dir)
 	if err != nil {
 		return cp, err
 	}
-	cp = db.Checkpoint{
-		Job: job, Seq: seq, ID: m.ID, Parent: m.Parent, Dir: dir, Created: m.Created, PauseUS: m.Figures.PauseUS,
-		Took: time.Duration(m.Figures.DumpUS) * time.Microsecond, Memory: m.Figures.BytesMemory, Referenced: m.Figures.BytesReferenced,
-		Reason: ReasonRequest, RootPID: m.RootPID,
-	}
-	for _, s := range m.Shards {
-		cp.Bytes += s.Size
-	}
+	fillIn(&cp, m, time.Duration(m.Figures.DumpUS)*time.Microsecond)
 	return cp, nil
 }
 

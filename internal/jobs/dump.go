@@ -8,9 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"stasis"
+	"stasis/internal/image"
 	"stasis/internal/jobs/db"
 	"stasis/internal/schedule"
 )
@@ -46,7 +50,7 @@ func (j *job) keepTime() {
 		}
 		var wait time.Duration = -1
 		if s != nil && alive && !due.IsZero() {
-			wait = max(0, time.Until(due))
+			wait = min(max(0, due.Sub(j.m.o.Now())), lookAtClock)
 		}
 		if !j.sleep(wait) {
 			if j.m.ctx.Err() != nil {
@@ -54,18 +58,30 @@ func (j *job) keepTime() {
 			}
 			continue // something has changed
 		}
-		next, missed := schedule.Missed(s, due, time.Now())
+		now := j.m.o.Now()
+		if due.After(now) {
+			continue
+		}
+		next, missed := schedule.Missed(s, due, now)
 		j.mu.Lock()
 		if j.due.Equal(due) {
 			j.due = next
 		}
 		j.mu.Unlock()
 		if missed > 0 {
-			j.event(EventSkipped, "%d checkpoints that were due were skipped: the machine slept, or was too busy", missed)
+			count := strconv.Itoa(missed)
+			if missed >= schedule.MostMissed {
+				count = "at least " + count
+			}
+			j.event(EventSkipped, "%s checkpoints that were due were skipped: the machine slept, was too busy, or its clock was set", count)
 		}
 		skipped = j.tick(due, skipped)
 	}
 }
+
+// lookAtClock bounds how long a schedule waits without a look at the clock. What counts for a cron line is the time of day, and that
+// moves on while the machine sleeps, or is set; timers know nothing of either.
+const lookAtClock = 30 * time.Second
 
 // sleep waits for so long, or for good if that is negative. It is false where something has come in between.
 func (j *job) sleep(d time.Duration) bool {
@@ -138,13 +154,17 @@ func (m *Manager) Dump(ctx context.Context, name string, r DumpRequest) (*Dumped
 }
 
 // dump makes a checkpoint, as the operation under way.
-func (j *job) dump(ctx context.Context, r DumpRequest) (*Dumped, error) {
+func (j *job) dump(ctx context.Context, r DumpRequest) (dumped *Dumped, err error) {
+	ctx, end := j.span(ctx, "job.dump", attribute.String("stasis.reason", r.reason))
+	var seq uint64
+	defer func() { end(err, attribute.Int64("stasis.checkpoint.seq", int64(seq))) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	j.mu.Lock()
 	j.dumping = cancel
 	j.rec.LastSeq++
 	rec, s := j.rec, j.shim
+	seq = rec.LastSeq
 	ending := r.After == stasis.AfterKill
 	j.expected = ending
 	over := j.over
@@ -154,7 +174,7 @@ func (j *job) dump(ctx context.Context, r DumpRequest) (*Dumped, error) {
 		j.dumping = nil
 		j.mu.Unlock()
 	}()
-	dumped, err := j.dumpAs(ctx, r, rec, s)
+	dumped, err = j.dumpAs(ctx, r, rec, s)
 	if err != nil {
 		j.dumpFailed(rec.LastSeq, err, ending)
 		return nil, err
@@ -194,7 +214,7 @@ func (j *job) dumpAs(ctx context.Context, r DumpRequest, rec db.Job, s Shim) (*D
 	owner := User{rec.Owner, rec.Spec.GID}
 	begun := time.Now()
 	result, err := j.m.o.Engine.Dump(ctx, owner, o, consoles)
-	if err != nil && o.Parent != "" && errors.Is(err, stasis.ErrInput) && ctx.Err() == nil {
+	if err != nil && o.Parent != "" && ctx.Err() == nil && (errors.Is(err, stasis.ErrInput) || errors.Is(err, stasis.ErrDamaged)) {
 		// The parent may have been deleted or damaged behind our back; a checkpoint without one needs nobody.
 		because := err
 		o.Parent = ""
@@ -202,16 +222,11 @@ func (j *job) dumpAs(ctx context.Context, r DumpRequest, rec db.Job, s Shim) (*D
 			result.Notes = append(result.Notes, fmt.Sprintf("it begins a new chain: %v", because))
 		}
 	}
-	if err == nil {
-		if err = syncFiles(&cp); err != nil {
-			err = errors.Join(err, j.m.o.Engine.Remove(context.WithoutCancel(ctx), []string{cp.Dir}))
-		}
-	}
 	if err != nil {
-		j.dropFiles(&cp)
+		j.dropBeside(&cp)
 		return nil, err
 	}
-	fillIn(&cp, result, time.Since(begun))
+	fillIn(&cp, result.Manifest, time.Since(begun))
 	return &Dumped{cp, result}, nil
 }
 
@@ -239,12 +254,18 @@ func (j *job) dumpOptions(r DumpRequest, rec db.Job, consoles []string, cp *db.C
 	// Between checkpoints on schedule the kernel notes what is written. Without a schedule that would cost for nothing.
 	o.Track = scheduled && o.MaxChain != 1 && o.After == stasis.AfterRun
 	o.AtStep = func(step stasis.Step) error {
-		if step != stasis.StepState {
-			return nil
+		switch step {
+		case stasis.StepState:
+			j.dropBeside(cp) // of an attempt before
+			cp.ConsoleFlags = consoleFlags(rec.PID, consoles)
+			if err := j.keepFiles(cp, rec.Spec.WithFiles); err != nil {
+				return err
+			}
+			return announce(cp)
+		case stasis.StepPublish: // once the checkpoint exists, they belong to it
+			return syncFiles(cp)
 		}
-		j.dropFiles(cp) // of an attempt before
-		cp.ConsoleFlags = consoleFlags(rec.PID, consoles)
-		return j.keepFiles(cp, rec.Spec.WithFiles)
+		return nil
 	}
 	return o
 }
@@ -260,8 +281,7 @@ func (j *job) dirOf(seq uint64) string {
 }
 
 // fillIn puts what the manifest says into a record.
-func fillIn(cp *db.Checkpoint, result *stasis.DumpResult, took time.Duration) {
-	m := result.Manifest
+func fillIn(cp *db.Checkpoint, m *image.Manifest, took time.Duration) {
 	cp.ID, cp.Parent, cp.Created, cp.PauseUS, cp.RootPID, cp.Took = m.ID, m.Parent, m.Created, m.Figures.PauseUS, m.RootPID, took
 	cp.Memory, cp.Referenced, cp.Bytes = m.Figures.BytesMemory, m.Figures.BytesReferenced, 0
 	for _, s := range m.Shards {
@@ -339,8 +359,7 @@ func (j *job) remove(ctx context.Context, gone []db.Checkpoint) error {
 		return err
 	}
 	for i := range gone {
-		j.dropFiles(&gone[i])
-		_ = os.Remove(recordPath(gone[i].Dir))
+		j.dropBeside(&gone[i])
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -86,10 +86,12 @@ func (Library) Remove(_ context.Context, dirs []string) error {
 }
 
 // processes is the real runner.
-type processes struct{}
+type processes struct {
+	keep int64 // bytes of a job's output
+}
 
-func (processes) Launch(_ context.Context, dir string) (Shim, error) {
-	c, err := shim.Launch(dir)
+func (p processes) Launch(_ context.Context, dir string) (Shim, error) {
+	c, err := shim.Launch(dir, p.keep)
 	if err != nil {
 		return nil, err
 	}

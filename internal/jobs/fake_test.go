@@ -35,6 +35,9 @@ type world struct {
 	fail  func(pid int) error              // of a dump
 	bad   map[string]error                 // checkpoints that cannot be restored, by the last element of their path
 	dumpO func(o stasis.DumpOptions) error // looks at the options
+
+	published func(dir string) // looks at what there is when a checkpoint has just been published
+	restoring chan struct{}    // restores last until it is closed, also when nobody waits for them any more
 }
 
 func newWorld() *world {
@@ -81,8 +84,16 @@ func (w *world) Dump(ctx context.Context, _ User, o stasis.DumpOptions, _ []stri
 	if err := os.Mkdir(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
+	if o.AtStep != nil {
+		if err := o.AtStep(stasis.StepPublish); err != nil {
+			return nil, err
+		}
+	}
 	if err := os.WriteFile(filepath.Join(o.Dir, store.ManifestName), []byte("{}"), 0o600); err != nil {
 		return nil, err
+	}
+	if w.published != nil {
+		w.published(o.Dir)
 	}
 	if o.After == stasis.AfterKill {
 		w.byPID(o.PID).end(&db.Exit{Code: -1, Signal: "SIGKILL"})
@@ -162,6 +173,7 @@ type fakeShim struct {
 	changed  chan struct{} // guarded by w.mu
 	restored []string      // guarded by w.mu
 	deaf     bool          // ends by SIGKILL alone
+	busy     bool          // guarded by w.mu; a restore is under way
 }
 
 var _ Shim = (*fakeShim)(nil)
@@ -200,7 +212,9 @@ func (s *fakeShim) Status(context.Context) (shim.Status, error) {
 	if s.dead {
 		return shim.Status{}, shim.ErrGone
 	}
-	return s.now, nil
+	now := s.now
+	now.Busy = s.busy
+	return now, nil
 }
 
 func (s *fakeShim) Start(_ context.Context, c shim.Command) (shim.Status, error) {
@@ -212,11 +226,41 @@ func (s *fakeShim) Start(_ context.Context, c shim.Command) (shim.Status, error)
 	return s.begin(), nil
 }
 
-func (s *fakeShim) Restore(_ context.Context, r shim.Restore) (shim.Status, shim.Restored, error) {
+func (s *fakeShim) Restore(ctx context.Context, r shim.Restore) (shim.Status, shim.Restored, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
+	s.restored = append(s.restored, filepath.Base(r.Dir))
+	if s.w.restoring == nil {
+		return s.restore(r)
+	}
+	s.busy = true
+	type outcome struct {
+		now      shim.Status
+		restored shim.Restored
+		err      error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		<-s.w.restoring
+		s.w.mu.Lock()
+		defer s.w.mu.Unlock()
+		now, restored, err := s.restore(r)
+		s.busy = false
+		done <- outcome{now, restored, err}
+	}()
+	s.w.mu.Unlock()
+	defer s.w.mu.Lock()
+	select {
+	case o := <-done:
+		return o.now, o.restored, o.err
+	case <-ctx.Done():
+		return shim.Status{}, shim.Restored{}, ctx.Err()
+	}
+}
+
+// restore is the work itself. With w.mu held.
+func (s *fakeShim) restore(r shim.Restore) (shim.Status, shim.Restored, error) {
 	name := filepath.Base(r.Dir)
-	s.restored = append(s.restored, name)
 	if err := s.w.bad[name]; err != nil {
 		return shim.Status{}, shim.Restored{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -59,8 +60,11 @@ func syncFiles(cp *db.Checkpoint) error {
 	return nil
 }
 
-// dropFiles deletes the copies.
-func (j *job) dropFiles(cp *db.Checkpoint) { _ = os.RemoveAll(filesPath(cp.Dir)) }
+// dropBeside deletes the copies, and the record.
+func (j *job) dropBeside(cp *db.Checkpoint) {
+	_ = os.RemoveAll(filesPath(cp.Dir))
+	_ = os.Remove(recordPath(cp.Dir))
+}
 
 // putFilesBack makes the files what they were at the checkpoint. Each path changes in one step, from what it is to what it was.
 func (j *job) putFilesBack(cp *db.Checkpoint) error {
@@ -80,21 +84,42 @@ func putBack(path, kept string) error {
 	if err != nil {
 		return err
 	}
-	beside := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".stasis")
-	if err := os.RemoveAll(beside); err != nil { // of an attempt that was cut short
+	// The folder may be one that others write to, such as /tmp: into a folder of its own nobody can put a link.
+	name := "." + filepath.Base(path) + ".stasis-"
+	if err := removeAttempts(filepath.Dir(path), name); err != nil {
 		return err
 	}
+	room, err := os.MkdirTemp(filepath.Dir(path), name)
+	if err != nil {
+		return err
+	}
+	beside := filepath.Join(room, "new")
 	if err := copyTree(beside, kept); err != nil {
-		return errors.Join(err, os.RemoveAll(beside))
+		return errors.Join(err, os.RemoveAll(room))
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, beside, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
 	if errors.Is(err, unix.ENOENT) { // it is not there any more
-		return os.Rename(beside, path)
+		err = os.Rename(beside, path)
+	} else if err != nil {
+		err = fmt.Errorf("exchange it (a place where something is mounted can't be put back): %w", err)
 	}
+	return errors.Join(err, os.RemoveAll(room))
+}
+
+// removeAttempts removes what is left of attempts that were cut short.
+func removeAttempts(dir, name string) error {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return errors.Join(fmt.Errorf("exchange it (a place where something is mounted can't be put back): %w", err), os.RemoveAll(beside))
+		return err
 	}
-	return os.RemoveAll(beside)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), name) {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // copyTree copies a file or folder with all that is in it, and what is known of them.

@@ -81,7 +81,7 @@ func TestFilesComeBackAsTheyWere(t *testing.T) {
 	write(t, filepath.Join(data, "tree/new"), "new")
 	write(t, filepath.Join(data, "absent"), "here now")
 	write(t, filepath.Join(data, "absent-tree/x"), "here now")
-	write(t, filepath.Join(data, ".single.stasis"), "of an attempt that was cut short")
+	write(t, filepath.Join(data, ".single.stasis-17", "new"), "of an attempt that was cut short")
 	for _, gone := range []string{"tree/sub", "tree/link", "single"} {
 		if err := os.RemoveAll(filepath.Join(data, gone)); err != nil {
 			t.Fatal(err)

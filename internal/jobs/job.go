@@ -20,6 +20,7 @@ type job struct {
 	kick chan struct{} // wakes keepTime
 
 	mu       sync.Mutex
+	revision uint64          // guarded by mu; of rec.Spec
 	rec      db.Job          // guarded by mu, but for ID, Owner, Created and the spec's name, which never change
 	cps      []db.Checkpoint // guarded by mu; the oldest first
 	schedule schedule.Schedule
@@ -47,9 +48,9 @@ func (j *job) state() db.State {
 func (j *job) info() Info {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	i := Info{Job: j.rec, Dumping: j.dumping != nil, Checkpoints: len(j.cps)}
-	for _, cp := range j.cps {
-		i.Bytes += cp.Bytes
+	i := Info{Job: j.rec, Revision: j.revision, Dumping: j.dumping != nil, Checkpoints: len(j.cps)}
+	for k := range j.cps { // ps asks often: no copies
+		i.Bytes += j.cps[k].Bytes
 	}
 	if good := newestGood(j.cps); good != nil {
 		last := *good
@@ -128,7 +129,11 @@ func (j *job) adopt(ctx context.Context) {
 	s, err := j.m.o.Runner.Connect(ctx, dir)
 	if err == nil {
 		now, statusErr := s.Status(ctx)
-		if statusErr == nil {
+		switch {
+		case statusErr == nil && now.Busy:
+			j.m.work.Go(func() { j.adoptBegun(s) })
+			return
+		case statusErr == nil:
 			j.adoptShim(s, now)
 			return
 		}
@@ -156,6 +161,29 @@ func (j *job) adopt(ctx context.Context) {
 		exit = last.Exit
 	}
 	j.ended(exit)
+}
+
+// adoptBegun takes up a job whose shim is still about what the daemon before has asked it for: to start or to restore the job.
+func (j *job) adoptBegun(s Shim) {
+	end, err := j.begin(j.m.ctx)
+	if err != nil {
+		return
+	}
+	now, err := s.Status(j.m.ctx)
+	for ; err == nil && now.Busy; now, err = s.Status(j.m.ctx) {
+		select {
+		case <-time.After(lookEvery):
+		case <-j.m.ctx.Done():
+		}
+	}
+	end()
+	switch {
+	case j.m.ctx.Err() != nil: // the next daemon sees to it
+	case err != nil:
+		j.adopt(j.m.ctx)
+	default:
+		j.adoptShim(s, now)
+	}
 }
 
 func (j *job) adoptShim(s Shim, now shim.Status) {
@@ -207,7 +235,7 @@ func (j *job) running(s Shim, now shim.Status) {
 		over := make(chan struct{})
 		j.shim, j.run, j.over, j.expected = s, now.Run, over, false
 		if j.schedule != nil {
-			j.due = j.schedule.Next(time.Now())
+			j.due = j.schedule.Next(j.m.o.Now())
 		}
 		j.m.work.Go(func() { j.watch(s, now.Run, over) })
 	})
@@ -257,7 +285,7 @@ func (j *job) ended(exit *db.Exit) {
 	j.mu.Lock()
 	spec := j.rec.Spec
 	j.mu.Unlock()
-	clean := exit.Code == 0 && exit.Signal == "" && !exit.Lost
+	clean := exit.Clean()
 	back := spec.Restart == db.RestartAlways || spec.Restart == db.RestartOnFailure && !clean
 	state := db.StateFailed
 	if clean {

@@ -31,11 +31,14 @@ type Options struct {
 	Keep         db.Keep       // for jobs that do not say it themselves
 	MaxChain     int           // likewise; 0: 32
 	DumpOnStop   bool          // Close makes a checkpoint of each job
+	LogBytes     int64         // that are kept of a job's output; 0: 64 MiB
 	CRIUPath     string        // "": the first that is new enough
 
 	Engine Engine       // nil: the library
 	Runner Runner       // nil: real processes
 	Log    *slog.Logger // nil: none
+
+	Now func() time.Time // the machine's clock, which may be set while schedules wait; nil: time.Now
 }
 
 // Defaults of Options.
@@ -43,6 +46,7 @@ const (
 	defaultRetries  = 5
 	defaultDelay    = time.Second
 	defaultMaxChain = 32
+	defaultLogBytes = 64 << 20
 )
 
 // What callers can act on, beside the kinds of package stasis.
@@ -83,7 +87,10 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		o.Engine = Library{}
 	}
 	if o.Runner == nil {
-		o.Runner = processes{}
+		o.Runner = processes{keep: cmp.Or(o.LogBytes, defaultLogBytes)}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -219,6 +226,7 @@ func (m *Manager) list() []*job {
 // Info is a job as it stands.
 type Info struct {
 	db.Job
+	Revision    uint64 // of the spec: grows when it is changed
 	Dumping     bool
 	Checkpoints int
 	Bytes       int64          // that its checkpoints take
@@ -228,8 +236,9 @@ type Info struct {
 
 // List gives the jobs of a user, or of all for user 0, the newest first.
 func (m *Manager) List(user uint32) []Info {
-	var infos []Info
-	for _, j := range m.list() {
+	list := m.list()
+	infos := make([]Info, 0, len(list))
+	for _, j := range list {
 		if j.mayBeSeenBy(user) {
 			infos = append(infos, j.info())
 		}

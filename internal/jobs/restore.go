@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"stasis"
 	"stasis/internal/jobs/db"
 	"stasis/internal/jobs/shim"
@@ -18,7 +20,7 @@ import (
 const (
 	// healthyAfter is how long a run has to last to count as one that came to something.
 	healthyAfter = 10 * time.Second
-	// maxDelay bounds the pause between two attempts to bring a job back.
+	// maxDelay bounds the pause between two attempts to bring a job back, unless the first is longer already.
 	maxDelay = 5 * time.Minute
 )
 
@@ -29,6 +31,11 @@ func (j *job) bringBack(ctx context.Context, anew bool) {
 		return
 	}
 	defer end()
+	ctx, endSpan := j.span(ctx, "job.bring_back")
+	attempts := 0
+	defer func() {
+		endSpan(nil, attribute.Int("stasis.attempts", attempts), attribute.String("stasis.job.state", string(j.state())))
+	}()
 	j.update(func(rec *db.Job) {
 		if time.Since(rec.Started) >= healthyAfter {
 			rec.Failures = 0
@@ -49,6 +56,7 @@ func (j *job) bringBack(ctx context.Context, anew bool) {
 			return
 		}
 		j.update(func(rec *db.Job) { rec.Failures++ })
+		attempts++
 		if _, err := j.resume(ctx, anew, RestoreRequest{}); err == nil || ctx.Err() != nil {
 			return
 		}
@@ -60,7 +68,11 @@ func delay(first time.Duration, failures int) time.Duration {
 	if failures == 0 {
 		return 0
 	}
-	return min(maxDelay, first<<min(failures-1, 20))
+	d := first
+	for n := 1; n < failures && d < maxDelay; n++ {
+		d *= 2
+	}
+	return min(d, max(first, maxDelay))
 }
 
 // pause waits, and says whether the job still waits to be brought back.
@@ -162,12 +174,19 @@ func (j *job) verify(ctx context.Context, at string) error {
 
 // takeOver begins an operation that what is under way has to make room for: a dump is given up, and so is waiting for a restart.
 func (j *job) takeOver(ctx context.Context) (end func(), err error) {
+	waited := false
 	j.update(func(rec *db.Job) {
-		if rec.State == db.StateBackoff {
+		if waited = rec.State == db.StateBackoff; waited {
 			rec.State = db.StateFailed
 		}
 	})
-	return j.interrupt(ctx)
+	if end, err = j.interrupt(ctx); err == nil || !waited {
+		return end, err
+	}
+	j.update(func(rec *db.Job) { rec.State = db.StateBackoff }) // as if nobody had asked
+	exit := j.lastExit()
+	j.m.work.Go(func() { j.bringBack(j.m.ctx, exit.Clean()) })
+	return nil, err
 }
 
 // candidates lists the checkpoints to try, the best first. Those that failed before come last.
@@ -284,7 +303,16 @@ func (j *job) markBad(seq uint64, why error) {
 	}
 }
 
-func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreRequest) (*RestoredJob, error) {
+func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreRequest) (done *RestoredJob, err error) {
+	ctx, end := j.span(ctx, "job.restore", attribute.Int64("stasis.checkpoint.seq", int64(cp.Seq)), attribute.String("stasis.checkpoint.id", cp.ID))
+	defer func() {
+		if err != nil {
+			end(err)
+			return
+		}
+		end(nil, attribute.Int("stasis.pid", done.PID), attribute.Int64("stasis.bytes_memory", done.Restored.Memory),
+			attribute.Int64("stasis.resume_us", done.Restored.ToResume.Microseconds()))
+	}()
 	release, err := j.m.slot(ctx)
 	if err != nil {
 		return nil, err
@@ -341,7 +369,10 @@ func (j *job) begun(s Shim, now shim.Status, change func(*db.Job)) {
 }
 
 // startAnew starts the job's command.
-func (j *job) startAnew(ctx context.Context) (*RestoredJob, error) {
+func (j *job) startAnew(ctx context.Context) (_ *RestoredJob, err error) {
+	var now shim.Status
+	ctx, end := j.startSpan(ctx)
+	defer func() { end(&now, err) }()
 	j.mu.Lock()
 	spec := j.rec.Spec
 	j.mu.Unlock()
@@ -358,7 +389,7 @@ func (j *job) startAnew(ctx context.Context) (*RestoredJob, error) {
 	if err != nil {
 		return fail(err)
 	}
-	now, err := s.Start(ctx, shim.Command{
+	now, err = s.Start(ctx, shim.Command{
 		Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir, UID: spec.UID, GID: spec.GID, Terminal: spec.Terminal,
 	})
 	if err != nil {

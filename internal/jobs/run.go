@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -71,7 +72,7 @@ func (m *Manager) newJob(spec db.Spec, owner uint32) (*job, error) {
 		return nil, fmt.Errorf("%w: the daemon is stopping", stasis.ErrBusy)
 	}
 	if spec.Name == "" {
-		spec.Name = m.freeName(spec.Argv)
+		spec.Name = m.freeName(spec.Argv, owner)
 	}
 	if err := m.check(&spec); err != nil {
 		return nil, err
@@ -92,8 +93,9 @@ func (m *Manager) newJob(spec db.Spec, owner uint32) (*job, error) {
 	return j, nil
 }
 
-// freeName makes a name of the command, with a number where that is taken. With m.mu held.
-func (m *Manager) freeName(argv []string) string {
+// freeName makes a name of the command, with a number where that is taken, by a job or by the checkpoints of one that was removed. With
+// m.mu held.
+func (m *Manager) freeName(argv []string, owner uint32) string {
 	base := "job"
 	if len(argv) > 0 {
 		if tidy := strings.Trim(untidy.ReplaceAllString(filepath.Base(argv[0]), "-"), "-."); tidy != "" {
@@ -103,7 +105,9 @@ func (m *Manager) freeName(argv []string) string {
 	name := base
 	for n := 2; ; n++ {
 		if _, taken := m.jobs[name]; !taken {
-			return name
+			if _, err := os.Stat(m.checkpointDir(owner, name)); errors.Is(err, fs.ErrNotExist) {
+				return name
+			}
 		}
 		name = fmt.Sprintf("%s-%d", base, n)
 	}
@@ -139,9 +143,12 @@ func (m *Manager) Run(ctx context.Context, spec db.Spec, owner uint32) (Info, er
 		return Info{}, err
 	}
 	spec = j.rec.Spec
-	now, err := s.Start(ctx, shim.Command{
+	ctx, end := j.startSpan(ctx)
+	// The shim starts it also for a client that has left: then it had better be a job.
+	now, err := s.Start(context.WithoutCancel(ctx), shim.Command{
 		Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir, UID: spec.UID, GID: spec.GID, Terminal: spec.Terminal, Rows: spec.Rows, Cols: spec.Cols,
 	})
+	end(&now, err)
 	if err != nil {
 		m.forget(j)
 		return Info{}, errors.Join(fmt.Errorf("%w: %w", stasis.ErrInput, err), quit(s), os.RemoveAll(m.shimDir(j.name())))
@@ -240,14 +247,18 @@ func (m *Manager) Kill(ctx context.Context, name string, sig syscall.Signal, tre
 		}
 		return j.info(), nil
 	}
+	before := j.state()
 	end, err := j.takeOver(ctx)
 	if err != nil {
 		return Info{}, err
 	}
 	defer end()
-	if j.state() != db.StateRunning {
-		// A job that waited to be brought back is not any more.
+	switch state := j.state(); {
+	case !wasAlive(before) && state != db.StateRunning:
+		return Info{}, fmt.Errorf("%w: job %s does not run, it is %s", ErrState, name, state)
+	case state != db.StateRunning:
 		j.update(func(rec *db.Job) { rec.State = db.StateKilled })
+		j.event(EventExited, "the job is not brought back any more, on request")
 		j.letShimGo()
 		return j.info(), nil
 	}
@@ -371,6 +382,7 @@ func (m *Manager) Update(name string, c Change) (Info, error) {
 	}
 	j.update(func(rec *db.Job) {
 		rec.Spec = spec
+		j.revision++
 		if c.Every != nil || c.Cron != nil {
 			j.schedule, _ = parseSchedule(&spec)
 			j.due = time.Time{}

@@ -49,6 +49,9 @@ type distance time.Duration
 // Next implements Schedule. Unlike cron's own @every it does not round to seconds.
 func (d distance) Next(after time.Time) time.Time { return after.Add(time.Duration(d)) }
 
+// MostMissed is as far as Missed counts for a cron line: a clock that goes from 1970 to the present at once passes millions.
+const MostMissed = 10000
+
 // Missed returns the first time after due that is not past yet, and how many between them have been missed, due not counted.
 func Missed(s Schedule, due, now time.Time) (next time.Time, missed int) {
 	if d, ok := s.(distance); ok { // after a long sleep of the machine there may be millions
@@ -58,7 +61,9 @@ func Missed(s Schedule, due, now time.Time) (next time.Time, missed int) {
 		return due.Add(time.Duration(missed+1) * time.Duration(d)), missed
 	}
 	for next = s.Next(due); !next.IsZero() && !next.After(now); next = s.Next(next) {
-		missed++
+		if missed++; missed == MostMissed {
+			return s.Next(now), missed
+		}
 	}
 	return next, missed
 }

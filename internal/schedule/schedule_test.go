@@ -80,3 +80,36 @@ func TestMissedCountsAll(t *testing.T) {
 		}
 	}
 }
+
+// A clock that is set from 1970 to the present must not keep anybody busy.
+func TestMissedIsBounded(t *testing.T) {
+	s, err := Parse(0, "* * * * *")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Date(2026, 11, 21, 10, 0, 30, 0, time.UTC)
+	if next, missed := Missed(s, time.Unix(0, 0).UTC(), now); missed != MostMissed || !next.Equal(now.Add(30*time.Second)) {
+		t.Errorf("next %v after %d", next, missed)
+	}
+}
+
+// Where clocks are set forward an hour of the day does not exist, and where they are set back one comes twice. A daily checkpoint is made
+// on both days, once.
+func TestDaysOfClockChanges(t *testing.T) {
+	for _, c := range []struct{ line, from, want string }{
+		{"CRON_TZ=Europe/Berlin 30 1 * * *", "2026-03-28T12:00:00+01:00", "2026-03-29T01:30:00+01:00"},
+		{"CRON_TZ=Europe/Berlin 30 4 * * *", "2026-03-28T12:00:00+01:00", "2026-03-29T04:30:00+02:00"},
+		{"CRON_TZ=Europe/Berlin 30 2 * * *", "2026-10-24T12:00:00+02:00", "2026-10-25T02:30:00+02:00"},
+		{"CRON_TZ=Europe/Berlin 30 4 * * *", "2026-10-24T12:00:00+02:00", "2026-10-25T04:30:00+01:00"},
+	} {
+		s, err := Parse(0, c.line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from, _ := time.Parse(time.RFC3339, c.from)
+		want, _ := time.Parse(time.RFC3339, c.want)
+		if got := s.Next(from); !got.Equal(want) {
+			t.Errorf("%s after %s: %v, want %v", c.line, c.from, got, want)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -34,10 +35,27 @@ func isAny(err error, errnos ...unix.Errno) bool {
 
 // explain makes the error of an operation on a path: what failed, on what, why, and what to do where that is known.
 func explain(what, path string, err error) error {
+	err = withoutPath(path, err)
 	for _, a := range advice {
 		if errors.Is(err, a.errno) {
 			return fmt.Errorf("%s %s: %w: %s", what, path, err, a.todo)
 		}
 	}
 	return fmt.Errorf("%s %s: %w", what, path, err)
+}
+
+// explainReading is explain for what should be there: to make it, or to choose another path, is no help then.
+func explainReading(what, path string, err error) error {
+	if isAny(err, unix.ENOENT) {
+		return fmt.Errorf("%s %s: %w", what, path, withoutPath(path, err))
+	}
+	return explain(what, path, err)
+}
+
+// withoutPath drops the path from an error that is to be told with it.
+func withoutPath(path string, err error) error {
+	if inner, ok := err.(*fs.PathError); ok && inner.Path == path { //nolint:errorlint // a wrapped one says more than its path
+		return inner.Err
+	}
+	return err
 }

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 )
 
 // Folder is a checkpoint in a folder.
@@ -65,7 +63,7 @@ func hasRegular(dir, name string) (bool, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	default:
-		return false, explain("cannot open the checkpoint", dir, err)
+		return false, explainReading("cannot open the checkpoint", dir, err)
 	}
 }
 
@@ -81,20 +79,14 @@ func (d *Folder) Open(name string) (File, error) {
 		return nil, err
 	}
 	path := filepath.Join(d.path, name)
-	// Not to hang where someone put a named pipe.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, explain("cannot open", path, err)
-	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = errors.New("it is not a regular file")
-	}
-	if err != nil {
-		f.Close()
+	f, err := openFile(path)
+	switch {
+	case errors.Is(err, errNotRegular):
 		return nil, fmt.Errorf("cannot open %s: %w", path, err)
+	case err != nil:
+		return nil, explainReading("cannot open", path, err)
 	}
-	return &folderFile{f, st.Size()}, nil
+	return f, nil
 }
 
 // Manifest reads the manifest.
@@ -102,7 +94,7 @@ func (d *Folder) Manifest() ([]byte, error) {
 	path := filepath.Join(d.path, d.manifest)
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, explain("cannot open", path, err)
+		return nil, explainReading("cannot open", path, err)
 	}
 	defer f.Close()
 	m, err := io.ReadAll(io.LimitReader(f, MaxManifest+1))
@@ -114,13 +106,3 @@ func (d *Folder) Manifest() ([]byte, error) {
 	}
 	return m, nil
 }
-
-// folderFile is a shard in a folder.
-type folderFile struct {
-	*os.File
-	size int64
-}
-
-var _ File = (*folderFile)(nil)
-
-func (f *folderFile) Size() int64 { return f.size }

@@ -45,11 +45,15 @@ var subjects = []struct {
 	{Kind{Name: "real-time"}, []string{"sched:policy=rr"}},
 	{Kind{Name: "pending-signals"}, []string{"pending"}},
 
-	// What CRIU gets wrong.
+	// What CRIU gets wrong, and Stasis puts back.
 	{Kind{Name: "affinity", CRIULacks: "CRIU does not save which CPUs a thread is bound to"}, []string{"affinity"}},
 	{Kind{Name: "timer-slack", CRIULacks: "CRIU does not save PR_SET_TIMERSLACK"}, []string{"prctls:timerslack=1"}},
 	{Kind{Name: "timerfd-periodic", CRIULacks: "CRIU restores a periodic timerfd with an unread tick switched off"},
 		[]string{"timerfd:period=5"}},
+	{Kind{Name: "timerfd-past", CRIULacks: "CRIU lets a timerfd go off again that was set to a point in time"}, []string{"timerfd:past=1"}},
+	{Kind{Name: "settings", CRIULacks: "CRIU does not save CPUs, timer slack, I/O priority, time slice, personality, coredump_filter"},
+		[]string{"settings", "mem:mib=4"}},
+	{Kind{Name: "deadline", CRIULacks: "CRIU dumps a thread of policy SCHED_DEADLINE, and cannot restore it"}, []string{"settings:deadline=1"}},
 	{Kind{Name: "eventfd-semaphore", CRIULacks: "CRIU forgets EFD_SEMAPHORE"}, []string{"eventfd:semaphore=1"}},
 	{Kind{Name: "eventfd-64-bit", CRIULacks: "CRIU keeps 32 bits of an eventfd's counter"}, []string{"eventfd:count=0x123456789abc"}},
 

@@ -55,7 +55,7 @@ func Error(err error) error {
 	}
 	code, kind := codeOf(err)
 	made := connect.NewError(code, err)
-	if detail, detailErr := connect.NewErrorDetail(&v1.Failure{Kind: kind, Step: string(stasis.FailedStep(err)), Damage: damages(err)}); detailErr == nil {
+	if detail, detailErr := connect.NewErrorDetail(&v1.Failure{Kind: kind, Step: string(stasis.FailedStep(err)), Damage: Damages(err)}); detailErr == nil {
 		made.AddDetail(detail)
 	}
 	return made
@@ -74,22 +74,19 @@ func codeOf(err error) (connect.Code, string) {
 	return connect.CodeInternal, "failure"
 }
 
-// damages lists the damaged places that an error tells of.
-func damages(err error) []*v1.Damage {
-	if d, ok := err.(*image.DamageError); ok { //nolint:errorlint // every one of the tree is wanted, not the first
-		why := d.Why
-		if d.Err != nil {
-			why += ": " + d.Err.Error()
-		}
-		return []*v1.Damage{{Checkpoint: d.Checkpoint, File: d.Shard, Offset: d.Offset, Why: why}}
-	}
+// Damages lists the damaged places that an error tells of, be it of this process or of the daemon.
+func Damages(err error) []*v1.Damage {
 	var list []*v1.Damage
-	switch e := err.(type) { //nolint:errorlint // this is the walk itself
+	switch e := err.(type) { //nolint:errorlint // this is the walk itself: every one of the tree is wanted, not the first
+	case *image.DamageError:
+		return []*v1.Damage{{Checkpoint: e.Checkpoint, File: e.Shard, Offset: e.Offset, Why: e.Why}}
+	case *remote:
+		return e.failure.GetDamage()
 	case interface{ Unwrap() error }:
-		list = damages(e.Unwrap())
+		list = Damages(e.Unwrap())
 	case interface{ Unwrap() []error }:
 		for _, inner := range e.Unwrap() {
-			list = append(list, damages(inner)...)
+			list = append(list, Damages(inner)...)
 		}
 	}
 	return list

@@ -5,6 +5,7 @@
 package wire
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"stasis"
 	v1 "stasis/api/stasis/v1"
 	"stasis/internal/catalog"
+	"stasis/internal/codec"
 	"stasis/internal/config"
 	"stasis/internal/image"
 )
@@ -64,6 +66,18 @@ func DumpOptions(s *v1.DumpSettings, c *config.Config) (stasis.DumpOptions, erro
 		if n < 0 {
 			return o, fmt.Errorf("%w: %s is %d: it is a positive number, or 0 for the default", stasis.ErrInput, name, n)
 		}
+	}
+	if o.Streams > image.MaxShards {
+		return o, fmt.Errorf("%w: streams is %d: it is a number from 1 to %d, or 0 for one for each CPU", stasis.ErrInput, o.Streams, image.MaxShards)
+	}
+	if o.Nice < 0 || o.Nice > 19 {
+		return o, fmt.Errorf("%w: nice is %d: it is a number from 0 to 19", stasis.ErrInput, o.Nice)
+	}
+	if o.Bandwidth < 0 {
+		return o, fmt.Errorf("%w: bandwidth is %d: it is a number of bytes per second, or 0 for no limit", stasis.ErrInput, o.Bandwidth)
+	}
+	if _, err := codec.New(cmp.Or(o.Compression, stasis.DefaultCompression), o.Level); err != nil {
+		return o, fmt.Errorf("%w: %w", stasis.ErrInput, err)
 	}
 	if err := o.CRIU.Validate(); err != nil {
 		return o, fmt.Errorf("%w: %w", stasis.ErrInput, err)

@@ -90,6 +90,9 @@ type Exit struct {
 	At     time.Time `json:"at"`
 }
 
+// Clean says whether a run is known to have ended with exit code 0.
+func (e *Exit) Clean() bool { return e != nil && e.Code == 0 && e.Signal == "" && !e.Lost }
+
 // Job is a job as it stands.
 type Job struct {
 	ID       string    `json:"id"` // 16 hex digits

@@ -29,8 +29,9 @@ type Client struct {
 // answerWithin bounds the wait for the answer to what takes no time.
 const answerWithin = 10 * time.Second
 
-// Launch starts a shim for the job in a folder. The caller has made sure that none works there.
-func Launch(dir string) (*Client, error) {
+// Launch starts a shim for the job in a folder, which keeps so many bytes of the job's output. The caller has made sure that none
+// works there.
+func Launch(dir string, keep int64) (*Client, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the job's folder: %w", err)
 	}
@@ -45,7 +46,7 @@ func Launch(dir string) (*Client, error) {
 	}
 	defer log.Close()
 	cmd := &exec.Cmd{
-		Path: "/proc/self/exe", Args: []string{processName, dir}, Dir: "/",
+		Path: "/proc/self/exe", Args: []string{processName, dir, strconv.FormatInt(keep, 10)}, Dir: "/",
 		Stdout: log, Stderr: log, ExtraFiles: []*os.File{listener},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}

@@ -13,9 +13,9 @@ import (
 
 // The log's files: the newest, and so many older ones.
 const (
-	logName   = "log"
-	logSize   = 16 << 20
-	olderLogs = 3
+	logName     = "log"
+	olderLogs   = 3
+	smallestLog = 64 << 10 // of one file, however little is to be kept: more than is written at once
 )
 
 // logFile is a log that starts a new file when one is full.
@@ -57,8 +57,10 @@ func (l *logFile) Write(b []byte) (int, error) {
 // rotate renames the files one further, the oldest is overwritten.
 func (l *logFile) rotate() {
 	for i := olderLogs; i > 0; i-- {
-		if os.Rename(logPath(l.dir, i-1), logPath(l.dir, i)) != nil && i == 1 {
-			return // go on in the old file
+		err := os.Rename(logPath(l.dir, i-1), logPath(l.dir, i))
+		if i == 1 && err != nil && !errors.Is(err, fs.ErrNotExist) { // somebody may have deleted it
+			l.size = 0 // go on in the old file
+			return
 		}
 	}
 	old := l.file
@@ -126,25 +128,11 @@ func rotated(dir string, file *os.File) *os.File {
 
 // copyOlder writes what is wanted from all files but the newest, which it returns at the place to go on from.
 func copyOlder(dir string, lines int, w io.Writer) (*os.File, error) {
-	var files []*os.File // the oldest first
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	for i := olderLogs; i >= 0; i-- {
-		file, err := os.Open(logPath(dir, i))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the job's log: %w", err)
-		}
-		files = append(files, file)
+	files, err := openAll(dir, os.Open)
+	if err != nil || len(files) == 0 {
+		return nil, err
 	}
-	if len(files) == 0 {
-		return nil, nil
-	}
+	defer func() { closeAll(files) }()
 	first := 0
 	if lines >= 0 {
 		left := lines
@@ -166,6 +154,54 @@ func copyOlder(dir string, lines int, w io.Writer) (*os.File, error) {
 	newest := files[len(files)-1]
 	files = files[:len(files)-1]
 	return newest, nil
+}
+
+// openAll opens the files of a log, the oldest first, again where they have got other names meanwhile.
+func openAll(dir string, open func(path string) (*os.File, error)) (files []*os.File, err error) {
+	for range 10 { // a log that is full so often is nothing that anybody could read
+		closeAll(files)
+		files = nil
+		for i := olderLogs; i >= 0; i-- {
+			file, err := open(logPath(dir, i))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				closeAll(files)
+				return nil, fmt.Errorf("read the job's log: %w", err)
+			}
+			files = append(files, file)
+		}
+		if haveNames(dir, files) {
+			break
+		}
+	}
+	return files, nil
+}
+
+// haveNames says whether these are all files of a log, under the names that they have now.
+func haveNames(dir string, files []*os.File) bool {
+	for i := olderLogs; i >= 0; i-- {
+		now, err := os.Stat(logPath(dir, i))
+		if err != nil {
+			continue
+		}
+		if len(files) == 0 {
+			return false
+		}
+		was, err := files[0].Stat()
+		if err != nil || !os.SameFile(was, now) {
+			return false
+		}
+		files = files[1:]
+	}
+	return len(files) == 0
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // seekLines goes to the beginning of the last n lines of a file, and says how many that are.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -30,10 +31,10 @@ const maxRequest = 8 << 20
 
 // init turns this process into a shim if that is what it was started for.
 func init() {
-	if len(os.Args) != 2 || os.Args[0] != processName || !isListener(listenerFD) {
+	if len(os.Args) != 3 || os.Args[0] != processName || !isListener(listenerFD) {
 		return
 	}
-	if err := serve(os.Args[1]); err != nil {
+	if err := serve(os.Args[1], os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "stasis-shim:", err)
 		os.Exit(1) //nolint:forbidigo // this is the main of a shim
 	}
@@ -47,9 +48,10 @@ func isListener(fd int) bool {
 
 // shim is the state of this process.
 type shim struct {
-	dir  string
-	hub  hub
-	quit chan struct{}
+	dir   string
+	hub   hub
+	quit  chan struct{}
+	leave func() // closes quit, once
 
 	op sync.Mutex // held while a run is begun
 
@@ -62,8 +64,12 @@ type shim struct {
 	pumped  chan struct{} // closed when the console of the run is read to its end
 }
 
-// serve works until it is told to quit.
-func serve(dir string) error {
+// serve works until it is told to quit. keep is how many bytes of the job's output are kept.
+func serve(dir, keep string) error {
+	kept, err := strconv.ParseInt(keep, 10, 64)
+	if err != nil {
+		return fmt.Errorf("how much is kept of the job's output: %w", err)
+	}
 	// Nothing that the daemon has left open may get into the job, and with it into its checkpoints.
 	if err := unix.CloseRange(listenerFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close what was inherited: %w", err)
@@ -80,7 +86,7 @@ func serve(dir string) error {
 	if err != nil {
 		return err
 	}
-	log, err := openLog(dir, logSize)
+	log, err := openLog(dir, max(kept/(olderLogs+1), smallestLog))
 	if err != nil {
 		return err
 	}
@@ -90,6 +96,7 @@ func serve(dir string) error {
 		status: Status{Protocol: protocolVersion, Shim: os.Getpid(), At: BootID()},
 	}
 	s.changed = sync.NewCond(&s.mu)
+	s.leave = sync.OnceFunc(func() { close(s.quit) })
 	if err := s.save(); err != nil {
 		return err
 	}
@@ -133,9 +140,10 @@ func (s *shim) talk(conn net.Conn) {
 		}
 		return
 	}
-	_ = reply(conn, s.answer(conn, &req))
-	if req.Op == opQuit {
-		close(s.quit)
+	answer := s.answer(conn, &req)
+	_ = reply(conn, answer)
+	if req.Op == opQuit && answer.Error == "" { // without it a job that runs would lose its terminal, and with it its life
+		s.leave()
 	}
 }
 
@@ -214,11 +222,23 @@ func (s *shim) answer(conn net.Conn, req *request) response {
 		err = fmt.Errorf("request %q is unknown to this shim, which is of Stasis %s", req.Op, stasis.Version)
 	}
 	r := s.now()
-	r.Restored = restored
+	r.Restored, r.Status.Busy = restored, s.busy(req.Op)
 	if err != nil {
 		r.Error, r.Damaged = err.Error(), errors.Is(err, stasis.ErrDamaged)
 	}
 	return r
+}
+
+// busy says whether a run is being begun, for a daemon that has not asked for it itself.
+func (s *shim) busy(op string) bool {
+	if op != opStatus {
+		return false
+	}
+	if s.op.TryLock() {
+		s.op.Unlock()
+		return false
+	}
+	return true
 }
 
 // wait returns when a run has ended, or nobody waits any more.

@@ -89,6 +89,7 @@ type Status struct {
 	Shim     int      `json:"shim"` // its own process id
 	Run      int      `json:"run"`  // 0: none yet
 	Running  bool     `json:"running"`
+	Busy     bool     `json:"busy,omitempty"`  // a run is being begun: a command is started, or a checkpoint restored
 	PID      int      `json:"pid,omitempty"`   // of the job's first process, also after its end
 	Start    uint64   `json:"start,omitempty"` // its start time in clock ticks since boot
 	Console  string   `json:"console,omitempty"`

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ import (
 func launch(t *testing.T) (*Client, string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long-", 20)) // longer than a socket's path may be
-	c, err := Launch(dir)
+	c, err := Launch(dir, 64<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,6 +129,34 @@ func TestBadStartsAreSaid(t *testing.T) {
 		<-time.After(10 * time.Millisecond)
 	}
 	t.Error("the shim did not quit")
+}
+
+// A shim holds the job's terminal: while the job runs it does not go, whoever says so. Two that say so at once are one too many, and no more.
+func TestQuit(t *testing.T) {
+	c, _ := launch(t)
+	ctx := within(t)
+	now, err := c.Start(ctx, sh("sleep 1000", true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Quit(ctx); err == nil || !strings.Contains(err.Error(), "the job runs") {
+		t.Errorf("while the job runs: %v", err)
+	}
+	after, err := c.Status(ctx)
+	if err != nil || !after.Running || after.Busy {
+		t.Fatalf("afterwards: %+v, %v", after, err)
+	}
+	if err := c.Signal(ctx, syscall.SIGKILL, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Wait(ctx, now.Run); err != nil {
+		t.Fatal(err)
+	}
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() { _ = c.Quit(ctx) }) // the later one may meet nobody
+	}
+	both.Wait()
 }
 
 // until reads lines of a terminal until one has the text.
@@ -286,70 +315,5 @@ func TestSlowViewerIsLetGo(t *testing.T) {
 	}
 	if n, err := io.Copy(io.Discard, slow); err != nil || n > 16<<20 {
 		t.Fatalf("the slow viewer got %d bytes, %v", n, err)
-	}
-}
-
-func TestLogRotates(t *testing.T) {
-	dir := t.TempDir()
-	log, err := openLog(dir, 1000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all strings.Builder
-	for i := range 500 {
-		line := fmt.Sprintf("line %d\n", i)
-		all.WriteString(line)
-		_, _ = log.Write([]byte(line))
-	}
-	var kept strings.Builder
-	if err := CopyLog(t.Context(), dir, -1, false, nil, &kept); err != nil {
-		t.Fatal(err)
-	}
-	if kept.Len() < 3000 || kept.Len() > 4000 || !strings.HasSuffix(all.String(), kept.String()) {
-		t.Fatalf("%d bytes are kept, beginning with %.20q", kept.Len(), kept.String())
-	}
-	for _, n := range []int{0, 1, 2, 10, 150, 300} {
-		var tail strings.Builder
-		if err := CopyLog(t.Context(), dir, n, false, nil, &tail); err != nil {
-			t.Fatal(err)
-		}
-		if got := strings.Count(tail.String(), "\n"); got != n || !strings.HasSuffix(all.String(), tail.String()) || n > 0 && !strings.HasPrefix(tail.String(), "line ") {
-			t.Fatalf("the last %d lines are %d: %.30q", n, got, tail.String())
-		}
-	}
-}
-
-// Who follows a log gets every byte of it, over the changes of the file.
-func TestFollow(t *testing.T) {
-	dir := t.TempDir()
-	log, err := openLog(dir, 2000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var want strings.Builder
-	writing := make(chan struct{})
-	go func() {
-		defer close(writing)
-		for i := range 300 {
-			line := fmt.Sprintf("line %d\n", i)
-			want.WriteString(line)
-			_, _ = log.Write([]byte(line))
-			<-time.After(5 * time.Millisecond)
-		}
-	}()
-	var got strings.Builder
-	over := func() bool {
-		select {
-		case <-writing:
-			return true
-		default:
-			return false
-		}
-	}
-	if err := CopyLog(t.Context(), dir, -1, true, over, &got); err != nil {
-		t.Fatal(err)
-	}
-	if !strings.HasSuffix(want.String(), got.String()) || !strings.Contains(got.String(), "line 10\n") {
-		t.Fatalf("followed %d of %d bytes:\n%.300s", got.Len(), want.Len(), got.String())
 	}
 }

@@ -57,6 +57,7 @@ F(user)
 F(cwd)
 F(env)
 F(prctls)
+F(settings)
 /* what CRIU refuses */
 F(iouring)
 F(traced)
