@@ -73,29 +73,39 @@ func userfaultfd(pid int, flags int) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	done := make(chan struct{})
+	type result struct {
+		fd  int
+		err error
+	}
+	done := make(chan result)
 	go func() {
-		defer close(done)
 		// Never unlocked: the thread ends with this goroutine, and with it
 		// every tie to the target.
 		runtime.LockOSThread()
-		fd, err = -1, fmt.Errorf("no thread could be stopped: %w", ErrUnsupported)
-		for begun, i := time.Now(), 0; i < len(task.Threads) && time.Since(begun) < allLimit; i++ {
-			var remote int
-			if fd, remote, err = createIn(pid, task.Threads[i], gadget, flags); errors.Is(err, errBusy) {
-				continue
-			}
-			if err == nil && len(task.Threads) > 1 {
-				err = closeCopies(pid, fd, remote, gadget)
-			}
-			break
-		}
+		fd, err := createInAny(pid, task.Threads, gadget, flags)
+		done <- result{fd, err}
 	}()
-	<-done
-	if err != nil {
-		return -1, err
+	r := <-done
+	if r.err != nil {
+		return -1, r.err
 	}
-	return fd, nil
+	return r.fd, nil
+}
+
+// createInAny makes the userfaultfd in the first thread that can be stopped.
+func createInAny(pid int, threads []int, gadget uint64, flags int) (fd int, err error) {
+	fd, err = -1, fmt.Errorf("no thread could be stopped: %w", ErrUnsupported)
+	for begun, i := time.Now(), 0; i < len(threads) && time.Since(begun) < allLimit; i++ {
+		var number int
+		if fd, number, err = createIn(pid, threads[i], gadget, flags); errors.Is(err, errBusy) {
+			continue
+		}
+		if err == nil && len(threads) > 1 {
+			err = closeCopies(pid, fd, number, gadget)
+		}
+		break
+	}
+	return fd, err
 }
 
 // userfaultfdLink is what a descriptor of a userfaultfd links to in /proc/PID/fd.
