@@ -31,13 +31,13 @@ type DumpOptions struct {
 	Target Target // instead of Dir: where else the checkpoint goes
 	Name   string // for people; default: the command and the time
 
-	Streams     int    // number of shards; 0: one for each CPU
-	Compression string // none, lz4, zstd, gzip or zlib; "": DefaultCompression
-	Level       int    // of the codec; 0: its default
-	After       After  // "": AfterKill
-	Engine      Engine // "": EngineAuto
-	CRIU        CRIUOptions
-	CRIUPath    string // "": the first that is new enough
+	Streams     int         // number of shards; 0: one for each CPU
+	Compression string      // none, lz4, zstd, gzip or zlib; "": DefaultCompression
+	Level       int         // of the codec; 0: its default
+	After       After       // "": AfterKill
+	Engine      Engine      // "": EngineAuto
+	CRIU        CRIUOptions // stay with the checkpoint, for its restore
+	CRIUPath    string      // program; "": the first that is new enough
 
 	// Parent is the folder of a checkpoint or pre-dump of the same tree that this
 	// one builds on: it holds what differs from the parent, and needs the parent
@@ -86,7 +86,7 @@ const (
 	DefaultCompression = "lz4"
 	DefaultRounds      = 8
 	DefaultMaxPause    = 2 * time.Millisecond
-	DefaultFinalBuffer = 256 << 20
+	DefaultFinalBuffer = 256 << 20 // bytes
 )
 
 // Target is a place that a checkpoint can be written to, other than a folder;
@@ -112,6 +112,9 @@ type DumpResult struct {
 // tree runs on as before; only where the tree could not be ended at last, there
 // is a checkpoint, and the error says so. Cancelling the context has the same
 // effect, up to the moment of the publication.
+//
+// The error wraps ErrInput, ErrProcess, ErrBusy, or ErrDamaged where it is the
+// parent that is damaged.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
 	if errors.Is(err, errFlagsChanged) {
@@ -122,8 +125,10 @@ func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 
 // dumpOnce makes a dump; an exact one trusts nothing that was read before the
 // freeze.
-func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, error) {
+func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (_ *DumpResult, err error) {
 	d := &dump{opts: opts, begun: time.Now(), exact: exact}
+	d.dumpSpans(ctx)
+	defer func() { d.endSpans(err) }()
 	defer d.cleanUp()
 	if err := d.do(StepPrepare, func() error { return d.prepare(ctx) }); err != nil {
 		return nil, err
@@ -133,6 +138,7 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (*DumpResult, e
 	}
 	if d.opts.After == AfterRun {
 		d.notePause()
+		d.endPause()
 		if err := d.keep(); err != nil {
 			return nil, err
 		}
@@ -191,19 +197,23 @@ func (d *dump) whileRunning(ctx context.Context) error {
 	}
 	err := d.do(StepCopy, func() error { return d.copyRounds(ctx) })
 	d.frozen = time.Now() // as good as: CRIU freezes the tree next
+	d.spans.begin("dump.pause")
 	return err
 }
 
 func (d *dump) whileFrozen(ctx context.Context) error {
-	return d.do(StepFreeze, func() error {
+	err := d.do(StepFreeze, func() error {
 		if err := d.hideMemory(); err != nil {
 			return err
 		}
 		return d.copyLast(ctx)
 	})
+	d.spans.begin("dump.criu")
+	return err
 }
 
 func (d *dump) whenStateIsWritten(ctx context.Context, session *criu.Session) error {
+	d.spans.end(nil) // of CRIU's part
 	if err := d.do(StepState, func() error { return d.finishLast(ctx) }); err != nil {
 		return err
 	}
@@ -211,6 +221,7 @@ func (d *dump) whenStateIsWritten(ctx context.Context, session *criu.Session) er
 		return nil
 	}
 	d.thawed = time.Now()
+	d.endPause()
 	if err := d.do(StepWrite, d.writeKept); err != nil {
 		return err
 	}
@@ -230,7 +241,9 @@ func (d *dump) keep() error {
 }
 
 // do runs a step; its error says which step it was.
-func (d *dump) do(step Step, work func() error) error {
+func (d *dump) do(step Step, work func() error) (err error) {
+	d.spans.begin("dump." + string(step))
+	defer func() { d.spans.end(err) }()
 	d.report(Progress{Step: step})
 	if d.opts.AtStep != nil {
 		if err := d.opts.AtStep(step); err != nil {

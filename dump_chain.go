@@ -13,6 +13,7 @@ import (
 	"stasis/internal/capture"
 	"stasis/internal/chain"
 	"stasis/internal/image"
+	"stasis/internal/inject"
 	"stasis/internal/keeper"
 	"stasis/internal/proc"
 	"stasis/internal/track"
@@ -31,7 +32,7 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 		return nil
 	}
 	if d.parentLock, err = chain.LockShared(ctx, d.opts.Parent); err == nil {
-		d.parent, err = chain.Open(d.opts.Parent)
+		d.parent, err = d.parentLock.Open()
 	}
 	switch {
 	case isDamage(err):
@@ -178,6 +179,8 @@ func (d *dump) startTracker(p *process) error {
 	}
 	tracker, err := track.Start(d.trackerKind, d.injector, who.pid)
 	switch {
+	case errors.Is(err, inject.ErrDispatched):
+		return d.fail(StepArm, ErrProcess, fmt.Errorf("process %d (%s): %w; CRIU would lose that, and may hurt the process: it cannot be dumped", who.pid, p.task.Comm, inject.ErrDispatched))
 	case errors.Is(err, track.ErrUnavailable), errors.Is(err, proc.ErrGone):
 		return nil
 	case err != nil:

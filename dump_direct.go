@@ -21,14 +21,50 @@ import (
 //
 // So the rounds of a process that has such a file open are made while all of its
 // threads are held: a thread stops outside of the kernel only, when its read is
-// complete. Asynchronous reads (io_submit(2)) stop for nobody; a process that can
-// do those is not tracked.
+// complete. Asynchronous reads (io_submit(2), io_uring(7)) stop for nobody, and
+// memory that is pinned for them is written past all protection at any time; a
+// process that has such is not tracked. Soft-dirty bits do not have this problem:
+// the kernel leaves those of pinned pages set.
 
 // roundOf runs a round of the tracker of a process and adds the written pages.
 func (d *dump) roundOf(p *process, add func(proc.Range)) error {
 	if p.tracker.Kind() != track.KindUserfaultfd {
 		return p.tracker.Round(p.ours, func(r proc.Run) { add(r.Range) })
 	}
+	if why := writtenUnseen(p.task.PID); why != "" {
+		return d.untrack(p, why)
+	}
+	err := d.roundOfTracked(p, add)
+	if err != nil || p.tracker == nil {
+		return err
+	}
+	if why := writtenUnseen(p.task.PID); why != "" {
+		return d.untrack(p, why)
+	}
+	return nil
+}
+
+// writtenUnseen says why the memory of a process may be written without a trace,
+// or "".
+func writtenUnseen(pid int) string {
+	if pinned, err := proc.Pinned(pid); err == nil && pinned > 0 {
+		return fmt.Sprintf("%d KiB of its memory are pinned for something that is no program, such as a device", pinned>>10)
+	}
+	files, err := proc.OpenFiles(pid)
+	if err != nil {
+		return "" // it has ended
+	}
+	defer files.Close()
+	list, err := files.List()
+	if err == nil && slices.ContainsFunc(list, func(fd proc.Descriptor) bool { return fd.Target == "anon_inode:[io_uring]" }) {
+		return "it has an io_uring"
+	}
+	return ""
+}
+
+// roundOfTracked holds the process for the round if it reads files past the page
+// cache.
+func (d *dump) roundOfTracked(p *process, add func(proc.Range)) error {
 	if p.direct = p.direct || readsDirectly(p.task.PID); p.direct {
 		return d.roundHeld(p, false, add)
 	}

@@ -43,6 +43,7 @@ func (d *dump) hideMemory() error {
 		if err != nil {
 			return err
 		}
+		p.frozen = now
 		if ranges := stillOurs(p, now); len(ranges) > 0 {
 			d.hidden[task.PID] = ranges
 			d.describeMappings(p, now, ranges)
@@ -125,6 +126,7 @@ func (d *dump) copyLast(ctx context.Context) error {
 	if err := d.copyChanged(ctx, code); err != nil {
 		return err
 	}
+	d.lookAtSettings()
 	d.last = inBackground(func() (none, error) { return none{}, d.copyChanged(ctx, others) })
 	return nil
 }
@@ -134,7 +136,7 @@ func (d *dump) copyLast(ctx context.Context) error {
 func (d *dump) splitCode() (code, others map[int][]proc.Range) {
 	code, others = make(map[int][]proc.Range), make(map[int][]proc.Range)
 	for pid, ranges := range d.hidden {
-		executable := executableOf(d.processes[pid].maps)
+		executable := executableOf(d.processes[pid].frozen)
 		for _, r := range ranges {
 			into := others
 			if executable(r) {
@@ -298,6 +300,7 @@ func (d *dump) finishLast(ctx context.Context) error {
 	if d.lazy != nil {
 		err = d.copyMissing(ctx)
 	}
+	d.noteSettings()
 	d.rearm()
 	d.dirty = roundFigures(d.dirty.Bytes, time.Since(d.frozen))
 	return errors.Join(err, d.checkHidden())

@@ -34,6 +34,7 @@ type dump struct {
 	notes   []string // for the result
 
 	reporting sync.Mutex // held while opts.Progress runs
+	spans     *spans     // that are open; nil where nobody listens
 
 	// prepare
 	criu        *criu.Binary
@@ -65,13 +66,15 @@ type dump struct {
 	dropped   []capture.Dropped // pages that a round could not read
 
 	// while frozen
-	frozen  time.Time
-	tree    []*proc.Task
-	hidden  map[int][]proc.Range
-	last    func() (none, error) // waits for the last copy, which runs beside CRIU
-	buffer  *capture.Buffer
-	present map[int][]image.Range // by the pid inside
-	dirty   image.Round
+	frozen time.Time
+	tree   []*proc.Task
+	hidden map[int][]proc.Range
+	last   func() (none, error) // waits for the last copy, which runs beside CRIU
+	buffer *capture.Buffer
+	// settings waits for what CRIU does not keep of the processes, by the pid inside.
+	settings func() (map[int]*image.Settings, error)
+	present  map[int][]image.Range // by the pid inside
+	dirty    image.Round
 
 	// at the end
 	thawed   time.Time
@@ -84,6 +87,7 @@ type process struct {
 	tracker track.Tracker  // nil: its memory is copied during the freeze
 	maps    []proc.Mapping // as smaps showed them in the last round
 	ours    []proc.Mapping // those of maps that Stasis copies
+	frozen  []proc.Mapping // as maps shows them in the freeze
 
 	// looked has the mappings, with a tracker that was kept, whose unchanged
 	// pages have been compared with what the parent has; nil with a new tracker.
@@ -322,19 +326,17 @@ func (d *dump) startCRIU() (*criu.Session, error) {
 // cleanUp leaves nothing behind. After a success it only frees what the dump
 // held.
 func (d *dump) cleanUp() {
+	if d.last != nil {
+		_, _ = d.last() // a failed dump may still be copying
+	}
 	for _, p := range d.processes {
-		if p.tracker != nil {
-			p.tracker.Close()
-		}
+		p.close()
 	}
 	for _, tracker := range d.adopted {
 		tracker.Close() // of processes that have ended
 	}
 	if d.injector != nil {
 		d.injector.Close()
-	}
-	if d.last != nil {
-		_, _ = d.last() // a failed dump may still be copying
 	}
 	d.endTracking()
 	if d.writer != nil && d.manifest == nil {

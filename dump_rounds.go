@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"stasis/internal/capture"
 	"stasis/internal/image"
 	"stasis/internal/proc"
@@ -41,8 +43,11 @@ func (d *dump) follow() error {
 	d.tree = tree
 	for _, task := range tree {
 		known := d.processes[task.PID]
-		if task.Zombie() || known != nil && known.task.StartTime == task.StartTime {
+		if task.Zombie() || known != nil && known.task.StartTime == task.StartTime || borrowsMemory(task) {
 			continue
+		}
+		if known != nil {
+			known.close() // the pid is another process' now
 		}
 		p := &process{task: task}
 		if d.engine != EngineCRIU {
@@ -53,6 +58,21 @@ func (d *dump) follow() error {
 		d.processes[task.PID] = p
 	}
 	return d.selectMemory()
+}
+
+// borrowsMemory says whether a process still has the memory of its parent, as after
+// vfork(2). Two trackers of one address space would take each other's writes away.
+func borrowsMemory(task *proc.Task) bool {
+	same, err := proc.SameMemory(task.PPID, task.PID)
+	return err == nil && same
+}
+
+// close ends the tracking of a process, if there is any.
+func (p *process) close() {
+	if p.tracker != nil {
+		p.tracker.Close()
+		p.tracker = nil
+	}
 }
 
 // selectMemory reads the mappings of the tree and chooses those that Stasis
@@ -103,6 +123,8 @@ func (d *dump) copyRounds(ctx context.Context) error {
 // copyRound copies what was written since the last round, at first everything.
 func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 	begun, round := time.Now(), d.round
+	d.spans.begin("dump.round", attribute.Int("stasis.round", round))
+	defer func() { d.spans.end(err, attribute.Int64("stasis.bytes", bytes)) }()
 	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
 	for pid, p := range d.processes {
 		if p.tracker == nil {

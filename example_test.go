@@ -2,6 +2,7 @@ package stasis_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -120,4 +121,85 @@ func ExampleDump_chain() {
 	// dump 1 is at its freeze
 	// dump 2 is at its freeze
 	// back as it was at dump 1
+}
+
+// Hand a checkpoint to somebody who has CRIU alone, and take one back.
+func ExampleExport() {
+	pid, end := program()
+	defer end()
+	dir := folder()
+	defer os.RemoveAll(dir)
+
+	ctx := context.Background()
+	checkpoint, images, again := filepath.Join(dir, "one"), filepath.Join(dir, "images"), filepath.Join(dir, "again")
+	if _, err := stasis.Dump(ctx, stasis.DumpOptions{PID: pid, Dir: checkpoint}); err != nil {
+		panic(err)
+	}
+	reap(pid)
+	exported, err := stasis.Export(ctx, stasis.ExportOptions{Dir: checkpoint, Out: images})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(exported.Command[0], exported.Command[1], "restores it from", filepath.Base(exported.Out))
+
+	imported, err := stasis.Import(ctx, stasis.ImportOptions{Path: images, Dir: again, Name: "again"})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("imported as", imported.Manifest.Name, "with", len(imported.Manifest.Processes), "process")
+	back, err := stasis.Restore(ctx, stasis.RestoreOptions{Dir: again})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("it has its pid again:", back.PID == pid)
+	// Output:
+	// criu restore restores it from images
+	// imported as again with 1 process
+	// it has its pid again: true
+}
+
+// See which checkpoints there are, what builds on what, and whether they are
+// whole.
+func ExampleCheckpoints() {
+	pid, end := program()
+	defer end()
+	dir := folder()
+	defer os.RemoveAll(dir)
+
+	ctx := context.Background()
+	before, after := filepath.Join(dir, "pre"), filepath.Join(dir, "final")
+	if _, err := stasis.PreDump(ctx, stasis.PreDumpOptions{PID: pid, Dir: before, Name: "monday"}); err != nil {
+		panic(err)
+	}
+	if _, err := stasis.Dump(ctx, stasis.DumpOptions{PID: pid, Dir: after, Parent: before, Name: "tuesday"}); err != nil {
+		panic(err)
+	}
+	reap(pid)
+
+	list, err := stasis.Checkpoints(ctx, dir)
+	if err != nil {
+		panic(err)
+	}
+	for _, c := range list {
+		fmt.Printf("%s: %s, %s, on top of %d, needed by %d\n", c.Name, c.Kind, c.State, c.Depth, len(c.Dependents))
+	}
+	if _, err := stasis.Verify(ctx, stasis.VerifyOptions{Dir: after}); err != nil {
+		panic(err)
+	}
+	found, err := stasis.Inspect(ctx, after)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("whole:", found.Manifest.Processes[0].Comm, found.Manifest.Processes[0].Cmdline)
+
+	if err := os.RemoveAll(before); err != nil {
+		panic(err)
+	}
+	_, err = stasis.Verify(ctx, stasis.VerifyOptions{Dir: after})
+	fmt.Println("damaged without its parent:", errors.Is(err, stasis.ErrDamaged))
+	// Output:
+	// monday: pre-dump, whole, on top of 0, needed by 1
+	// tuesday: full, whole, on top of 1, needed by 0
+	// whole: sleep [sleep 1000]
+	// damaged without its parent: true
 }

@@ -33,8 +33,9 @@ type PreDumpOptions struct {
 // for one thread of each process, which is stopped for less than a millisecond.
 //
 // A pre-dump holds memory alone and cannot be restored. When PreDump returns an
-// error there is none, and the tree is as it was.
-func PreDump(ctx context.Context, opts PreDumpOptions) (*DumpResult, error) {
+// error there is none, and the tree is as it was. The error wraps what that of
+// [Dump] does.
+func PreDump(ctx context.Context, opts PreDumpOptions) (_ *DumpResult, err error) {
 	rounds := opts.MaxRounds
 	setDefault(&rounds, 1)
 	d := &dump{preDump: true, begun: time.Now(), opts: DumpOptions{
@@ -42,6 +43,8 @@ func PreDump(ctx context.Context, opts PreDumpOptions) (*DumpResult, error) {
 		Streams: opts.Streams, Compression: opts.Compression, Level: opts.Level, MaxRounds: rounds,
 		Progress: opts.Progress, AtStep: opts.AtStep,
 	}}
+	d.dumpSpans(ctx)
+	defer func() { d.endSpans(err) }()
 	defer d.cleanUp()
 	for _, step := range []struct {
 		name Step

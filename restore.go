@@ -14,6 +14,7 @@ import (
 	"stasis/internal/guard"
 	"stasis/internal/image"
 	"stasis/internal/pager"
+	"stasis/internal/settings"
 	"stasis/internal/store"
 	"stasis/internal/track"
 	"stasis/internal/workdir"
@@ -47,13 +48,15 @@ type RestoreOptions struct {
 	// Sibling makes the root of the tree a child of this process' parent.
 	Sibling bool
 
-	CRIUPath string // "": the first that is new enough
+	CRIUPath string // program; "": the first that is new enough
 	// AdjustCRIU, if set, changes the options that the dump was made with.
 	AdjustCRIU func(*CRIUOptions)
 
-	Progress func(Progress)         // as for a dump
-	AtStep   func(Step) error       // as for a dump
-	Resumed  func(r *RestoreResult) // called when the tree runs; with Lazy long before Restore returns
+	Progress func(Progress)   // as for a dump
+	AtStep   func(Step) error // as for a dump
+	// Resumed, if set, is called when the tree runs, with Lazy long before
+	// Restore returns. The result has no Took yet.
+	Resumed func(r *RestoreResult)
 }
 
 // Source is a checkpoint that can be read; see [OpenFolder].
@@ -85,9 +88,15 @@ type RestoreResult struct {
 // It returns when all memory is in place. When it fails, nothing of the tree is
 // left running. No process runs on memory that was not verified: a page of a
 // damaged checkpoint is never given to a process, and the tree is killed
-// instead.
-func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
-	r := &restore{opts: opts, begun: time.Now()}
+// instead. The error wraps ErrInput, ErrDamaged, or ErrConflict where something
+// that runs here is in the way.
+//
+// The processes get the identity and the files that stand in the checkpoint, so
+// whoever can write it decides as whom they run. Who wrote it is for the caller
+// to know: Restore does not ask.
+func Restore(ctx context.Context, opts RestoreOptions) (_ *RestoreResult, err error) {
+	r := &restore{opts: opts, begun: time.Now(), spans: beginSpans(ctx, "stasis.restore")}
+	defer func() { r.endSpans(err) }()
 	defer r.cleanUp()
 	for _, step := range []struct {
 		name Step
@@ -114,6 +123,7 @@ func Restore(ctx context.Context, opts RestoreOptions) (*RestoreResult, error) {
 type restore struct {
 	opts  RestoreOptions
 	begun time.Time
+	spans *spans // that are open; nil where nobody listens
 
 	lock       *chain.Lock // nil when the checkpoint is not in a folder
 	checkpoint *image.Checkpoint
@@ -126,8 +136,12 @@ type restore struct {
 	result     RestoreResult
 	done       bool
 
-	arm      *criu.Arm                   // with Track
-	trackers map[int]*track.WriteProtect // by the pid that this machine sees; filled while CRIU lets the tree go
+	arm      *criu.Arm                   // nil when there is nothing to do in threads that are let go
+	trackers map[int]*track.WriteProtect // with Track; by the pid that this machine sees; filled while CRIU lets the tree go
+
+	applier       settings.Applier
+	eventfds      []criu.Eventfd          // that CRIU is to make in another way
+	personalities map[int]*image.Settings // of processes that need a call for them; by the pid inside
 
 	guardStarts func() (*guard.Guard, error) // nil when CRIU has all memory
 }
@@ -166,27 +180,30 @@ func (r *restore) open(ctx context.Context) error {
 // openCheckpoint opens the checkpoint with its ancestors, all of which have to
 // be there.
 func (r *restore) openCheckpoint(ctx context.Context) (src store.Source, err error) {
-	near := r.opts.Dir
+	var missing []*chain.MissingError
 	if src = r.opts.Source; src == nil {
-		if r.lock, err = chain.LockShared(ctx, near, r.opts.Near...); err != nil {
+		if r.lock, err = chain.LockShared(ctx, r.opts.Dir, r.opts.Near...); err != nil {
 			return nil, r.fail(StepOpen, kindOfOpening(err), err)
 		}
-		if src, err = store.OpenFolder(near); err != nil {
-			return nil, r.fail(StepOpen, ErrInput, err)
+		r.checkpoint, err = r.lock.Open()
+		src, missing = r.lock.Source(), r.lock.Missing()
+	} else {
+		near := r.opts.Dir
+		if len(r.opts.Near) > 0 {
+			near = r.opts.Near[0]
 		}
-	} else if len(r.opts.Near) > 0 {
-		near = r.opts.Near[0]
+		if r.checkpoint, err = chain.OpenSource(src, near, r.opts.Near...); err == nil {
+			missing = chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...)
+		}
 	}
-	r.checkpoint, err = chain.OpenSource(src, near, r.opts.Near...)
 	var deduped *chain.DedupedError
 	switch {
 	case errors.As(err, &deduped):
 		return nil, r.fail(StepOpen, ErrInput, err)
 	case err != nil:
 		return nil, r.fail(StepOpen, ErrDamaged, err)
-	}
-	for _, missing := range chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...) {
-		return nil, r.fail(StepOpen, ErrInput, missing)
+	case len(missing) > 0:
+		return nil, r.fail(StepOpen, ErrInput, missing[0])
 	}
 	return src, nil
 }
@@ -226,6 +243,9 @@ func (r *restore) unpack(context.Context) error {
 		if err := r.unpackFile(file.Name); err != nil {
 			return err
 		}
+	}
+	if err := r.mendImages(); err != nil {
+		return err
 	}
 	if !r.hasMemory() {
 		return nil
@@ -326,6 +346,7 @@ func (r *restore) rootIs(pid int) error {
 // CRIU does not listen to a failure here and would let the tree go, so it is
 // ended on the spot.
 func (r *restore) beforeResume(ctx context.Context, session *criu.Session) error {
+	r.applySettings()
 	if r.opts.Lazy {
 		return nil
 	}
@@ -347,6 +368,7 @@ func (r *restore) fill(ctx context.Context) error {
 
 func (r *restore) resumed() {
 	r.result.ToResume = time.Since(r.begun)
+	r.result.Warnings = append(r.result.Warnings, r.applier.Notes()...)
 	r.result.Manifest = r.checkpoint.Manifest()
 	r.result.PIDs = r.pids()
 	r.result.BytesMemory = r.result.Manifest.Figures.BytesMemory
@@ -373,7 +395,9 @@ func (r *restore) finish() (*RestoreResult, error) {
 }
 
 // do runs a step; its error says which step it was.
-func (r *restore) do(step Step, work func() error) error {
+func (r *restore) do(step Step, work func() error) (err error) {
+	r.spans.begin("restore." + string(step))
+	defer func() { r.spans.end(err) }()
 	if r.opts.Progress != nil {
 		r.opts.Progress(Progress{Step: step})
 	}

@@ -27,13 +27,23 @@ func (r *restore) startPager() error {
 		return err
 	}
 	fire := r.guard.Fire // at once: a process that waits for a damaged page waits for good, and CRIU for it
-	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint, pager.Options{
+	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint.Families(), pager.Options{
 		Lazy:         r.opts.Lazy,
+		HostPID:      r.hostPID,
 		OnDescriptor: r.hold,
 		OnProgress:   r.filled,
 		OnError:      func(error) { _ = fire() },
 	})
 	return err
+}
+
+// hostPID is the pid of a restored process as this machine sees it; 0 where the
+// tree has a pid namespace of its own. That pid is another process' here.
+func (r *restore) hostPID(pid int) int {
+	if r.result.PID != r.checkpoint.Manifest().RootPID {
+		return 0
+	}
+	return pid
 }
 
 // hold gives a userfaultfd of the tree to the guard. With the first of them
@@ -113,10 +123,12 @@ func (r *restore) killTree() error {
 	if r.result.PID == 0 {
 		return nil
 	}
-	var err error
-	tree, treeErr := proc.Tree(r.result.PID)
-	if errors.Is(treeErr, proc.ErrGone) {
+	tree, err := proc.Tree(r.result.PID)
+	if errors.Is(err, proc.ErrGone) {
 		return nil
+	}
+	if err != nil {
+		tree = []*proc.Task{{PID: r.result.PID}} // the guard, which fires next, tries to find the others
 	}
 	for _, t := range tree {
 		if killErr := unix.Kill(t.PID, unix.SIGKILL); killErr != nil && !errors.Is(killErr, unix.ESRCH) {

@@ -18,40 +18,33 @@ import (
 // armed when all memory is in place and no thread runs yet. The processes are
 // held by CRIU then, which makes the system calls for Stasis (criu.Arm).
 
-// prepareArm makes what arms the trackers, if they are wanted.
-func (r *restore) prepareArm() (err error) {
+// prepareTrackers makes room for the trackers, if they are wanted and possible.
+func (r *restore) prepareTrackers() {
 	switch {
 	case !r.opts.Track || r.pager == nil:
-		return nil
+		return
 	case r.opts.Lazy:
 		r.warnUntracked(errors.New("its memory comes while it runs"))
-		return nil
+		return
 	case !r.criu.Dynamic:
 		r.warnUntracked(fmt.Errorf("no library can be preloaded into %s", r.criu.Path))
-		return nil
+		return
 	}
 	if err := track.Available(); err != nil {
 		r.warnUntracked(err)
-		return nil
+		return
 	}
 	r.trackers = make(map[int]*track.WriteProtect)
-	r.arm, err = criu.NewArm(r.armProcess)
-	return err
 }
 
 func (r *restore) warnUntracked(why error) {
-	r.result.Warnings = append(r.result.Warnings,
-		fmt.Sprintf("the writes of the restored tree are not tracked (%v): the next dump on top of this checkpoint compares all memory", why))
+	r.warn("the writes of the restored tree are not tracked (%v): the next dump on top of this checkpoint compares all memory", why)
 }
 
 // armProcess arms the tracker of a process when CRIU is about to let its first
 // thread go. The others still stand still. Where it does not work the process
 // stays without one, and the next dump compares its memory.
-func (r *restore) armProcess(tid int, call criu.Caller) {
-	pid, err := proc.ThreadGroup(tid)
-	if err != nil {
-		return
-	}
+func (r *restore) armProcess(pid int, call criu.Caller) {
 	if _, known := r.trackers[pid]; known {
 		return
 	}
@@ -86,6 +79,10 @@ func userfaultfdBy(call criu.Caller, pid, flags int) (fd int, err error) {
 	if _, closeErr := call(gadget, unix.SYS_CLOSE, remote); closeErr != nil {
 		err = errors.Join(err, fmt.Errorf("close it there: %w", closeErr))
 	}
+	if err != nil && fd >= 0 {
+		unix.Close(fd)
+		fd = -1
+	}
 	return fd, err
 }
 
@@ -93,7 +90,7 @@ func userfaultfdBy(call criu.Caller, pid, flags int) (fd int, err error) {
 // checkpoint as its parent.
 func (r *restore) keepTrackers() {
 	root, err := proc.ReadTask(r.result.PID)
-	if r.arm == nil || err != nil {
+	if r.trackers == nil || err != nil {
 		return
 	}
 	m := r.checkpoint.Manifest()

@@ -7,12 +7,20 @@
 // tracked by the kernel, and only the last changes are copied while the tree is
 // frozen.
 //
-// Both functions read from top to bottom as named steps. They need root, Linux
-// 6.7 or newer for the short pause, and CRIU 4.2 or newer.
+// Both need root, Linux 6.7 or newer for the short pause, and CRIU 4.2 or newer.
+// What works on checkpoints alone needs the right to read and write their files:
+// [Checkpoints] lists them, [Inspect] and [Verify] look into one, [Export] and
+// [Import] turn them into CRIU's own images and back.
 //
-// A checkpoint is a folder with a manifest and shards; internal/image has its
-// format. No checkpoint exists before it is whole and durable, and no process
-// is ended before its checkpoint exists.
+// A checkpoint is a folder with a manifest and shards; docs/manifest.schema.json
+// describes the manifest. No checkpoint exists before it is whole and durable,
+// and no process is ended before its checkpoint exists. A dump with a parent
+// holds what differs from it, and needs it: together they are a chain.
+//
+// Each function may be called from any number of goroutines. What takes long
+// takes a context, and when that is cancelled undoes what it began. Errors say
+// what happened and what to do; those that a program can act on wrap one of the
+// Err values.
 package stasis
 
 import (
@@ -28,7 +36,8 @@ var Version = "devel"
 // The kinds of errors that callers can act on. Each error of this package that
 // is of a kind wraps one of them; its text says what happened and what to do.
 var (
-	// ErrInput: what was asked for makes no sense or is not there. Nothing was done.
+	// ErrInput: what was asked for makes no sense, is not there, or is in use.
+	// Nothing was done.
 	ErrInput = errors.New("invalid request")
 	// ErrProcess: the process is gone, or cannot be dumped as it is.
 	ErrProcess = errors.New("the process cannot be dumped")
@@ -40,11 +49,23 @@ var (
 	ErrConflict = errors.New("the restore conflicts with this machine")
 )
 
-// CRIUOptions are the options that are handed to CRIU.
+// CRIUOptions are the options that are handed to CRIU, named as criu(8) names
+// them: ShellJob, TCPEstablished, TCPClose, ExtUnixSk, FileLocks, LinkRemap,
+// GhostLimit (bytes), External, Root, JoinNS, ManageCgroups, Timeout (seconds)
+// and others. The zero value is CRIU's default for each.
 type CRIUOptions = criu.Options
 
-// Manifest describes a checkpoint.
+// Manifest describes a checkpoint: its ID and Name, its Parent, when it was
+// Created, the Host and the Processes, and Figures of how the dump went
+// (microseconds where a name ends in US, bytes where it begins with Bytes).
+// docs/manifest.schema.json describes every member.
 type Manifest = image.Manifest
+
+// The kinds of checkpoint, as Manifest.Kind has them.
+const (
+	KindFull    = image.KindFull    // "full": can be restored
+	KindPreDump = image.KindPreDump // "pre-dump": memory only, the parent of a later one
+)
 
 // Engine is the way in which memory is kept from CRIU.
 type Engine string
@@ -63,8 +84,8 @@ const (
 	EngineCRIU Engine = "criu"
 )
 
-// Step names a part of a dump or a restore, for progress and for tests that
-// break things at every one of them.
+// Step names a part of what is being done, for progress and, in dumps and
+// restores, for tests that break things at every one of them.
 type Step string
 
 // The steps of a dump, in their order.
@@ -89,12 +110,20 @@ const (
 	StepResume  Step = "resume"  // the tree is let go for good; named by errors only
 )
 
-// Progress tells how far a dump or restore is.
+// The only step of what works on checkpoints alone.
+const (
+	StepVerify Step = "verify"
+	StepExport Step = "export"
+	StepImport Step = "import"
+)
+
+// Progress tells how far something is. It is called from one goroutine at a
+// time, which waits for it: it should return soon.
 type Progress struct {
 	Step  Step
 	Round int   // number of the copy round, from 0
-	Done  int64 // bytes of memory done in this step
-	Total int64 // bytes of memory that this step has to do; 0 where unknown
+	Done  int64 // bytes done in this step; of memory, unless it is said otherwise
+	Total int64 // bytes that this step has to do; 0 where unknown
 }
 
 // stepError is a failure with the step in which it happened and, where callers

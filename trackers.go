@@ -21,7 +21,8 @@ type TrackerInfo struct {
 }
 
 // Trackers lists the trees that [Dump] with Track, or [PreDump], left tracked.
-// The tracking of a tree ends with its root, or by [StopTracker].
+// The tracking of a tree ends with its root, or by [StopTracker]. It needs root,
+// asks one small process for each tree, and so takes milliseconds.
 func Trackers() ([]TrackerInfo, error) {
 	kept, err := keeper.List()
 	if err != nil {

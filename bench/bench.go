@@ -21,6 +21,7 @@ type bench struct {
 	dir     string  // everything is below it
 	program string  // the subject
 	stock   *rig.Stock
+	stalls  *stalls   // of the machine, all the time
 	log     io.Writer // tells people what is going on
 	made    int       // how many checkpoints there have been, for their names
 }

@@ -82,7 +82,7 @@ func (b *bench) paused(ctx context.Context, s *subject, into *series, j job) (ke
 		return kept{}, err
 	}
 	seen, err := s.figures(ctx)
-	into.addTime(seen.gap)
+	b.notePause(into, seen)
 	return made, err
 }
 

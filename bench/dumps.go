@@ -99,8 +99,15 @@ func (b *bench) pauseOf(ctx context.Context, s *subject, into *series, dump dump
 		return err
 	}
 	seen, err := s.figures(ctx)
-	into.addTime(seen.gap)
+	b.notePause(into, seen)
 	return err
+}
+
+// notePause notes the longest standstill, less the times at which the whole
+// machine stood still, and as it was with them.
+func (b *bench) notePause(into *series, seen answer) {
+	into.addTime(b.stalls.longest(seen.gaps))
+	into.Seen = append(into.Seen, seen.gap.Seconds())
 }
 
 // wholeDump measures a dump to the disk without compression, while the program

@@ -67,6 +67,10 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	if b.stalls, err = watchStalls(ctx); err != nil {
+		return err
+	}
+	defer b.stalls.end()
 
 	r := &report{Taken: time.Now().UTC().Truncate(time.Second), Small: *small, Machine: thisMachine(b.stock)}
 	fmt.Printf("%s\nload average %s\n", r.Machine.describe(), r.Machine.Load)

@@ -24,6 +24,10 @@ type series struct {
 	Median float64   `json:"median"`
 	Worst  float64   `json:"worst"`
 	Runs   []float64 `json:"runs"`
+
+	// Seen are the same runs as the program saw them, where the times at which
+	// the whole machine stood still were taken out of Runs.
+	Seen []float64 `json:"seen,omitempty"`
 }
 
 func (s *series) empty() bool { return len(s.Runs) == 0 }
@@ -58,15 +62,24 @@ func (s *series) add(value float64) { s.Runs = append(s.Runs, value) }
 
 func (s *series) addTime(d time.Duration) { s.add(d.Seconds()) }
 
+// median is the middle of some numbers.
+func median(of []float64) float64 {
+	sorted, n := slices.Sorted(slices.Values(of)), len(of)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
 // finish computes what follows from the runs.
 func (r *row) finish() {
+	if len(r.Ours.Seen) > 0 {
+		r.Note = "with the machine's own stalls " + r.Unit.format(median(r.Ours.Seen))
+	}
 	for _, s := range []*series{&r.Ours, &r.Other} {
 		if s.empty() {
 			continue
 		}
 		sorted := slices.Sorted(slices.Values(s.Runs))
 		n := len(sorted)
-		s.Median = (sorted[(n-1)/2] + sorted[n/2]) / 2
+		s.Median = median(s.Runs)
 		s.Worst = sorted[0]
 		if r.Unit.lessIsBetter() {
 			s.Worst = sorted[n-1]

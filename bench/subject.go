@@ -59,7 +59,7 @@ func startSubject(ctx context.Context, program, dir string, bytes int64, megabyt
 			return nil, err
 		}
 	}
-	cmd := exec.Command(program, dir, strings.Join(append([]string{fmt.Sprintf("mem:mib=%d,rate=%d,fill=text", bytes>>20, megabytesPerSecond)}, more...), ","))
+	cmd := exec.Command(program, dir, strings.Join(append([]string{fmt.Sprintf("mem:mib=%d,rate=%d,fill=text,gaps=list", bytes>>20, megabytesPerSecond)}, more...), ","))
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -91,6 +91,7 @@ func (s *subject) waitReady(ctx context.Context) error {
 type answer struct {
 	gap     time.Duration // longest standstill since the last answer
 	written int64         // pages, since it was started; a page counts each time
+	gaps    []span        // the longest standstills since then, of 0.5 ms and more
 	resumed time.Time     // end of the longest jump of the wall clock since then
 }
 
@@ -143,6 +144,10 @@ func parseAnswer(line string) (answer, error) {
 	var a answer
 	for field := range strings.FieldsSeq(line) {
 		key, value, _ := strings.Cut(field, "=")
+		if key == "gaps" {
+			a.gaps = parseGaps(value)
+			continue
+		}
 		number, err := strconv.ParseInt(value, 10, 64)
 		if err != nil {
 			continue
@@ -157,6 +162,19 @@ func parseAnswer(line string) (answer, error) {
 		}
 	}
 	return a, nil
+}
+
+// parseGaps reads "81@17800021,40@17800090": the lengths and ends of standstills
+// in microseconds.
+func parseGaps(text string) []span {
+	var gaps []span
+	for gap := range strings.SplitSeq(text, ",") {
+		var length, end int64
+		if _, err := fmt.Sscanf(gap, "%d@%d", &length, &end); err == nil {
+			gaps = append(gaps, span{time.UnixMicro(end - length), time.UnixMicro(end)})
+		}
+	}
+	return gaps
 }
 
 func (s *subject) end() error { return rig.End(s.pid) }

@@ -49,6 +49,9 @@ type Options struct {
 	Start []string
 	// StartWithin is how long a daemon may take to begin to serve; 0: 10 s.
 	StartWithin time.Duration
+
+	// Interceptors see every call, such as those of connectrpc.com/otelconnect, which carry traces on.
+	Interceptors []connect.Interceptor
 }
 
 // ErrNoDaemon says that no daemon answers.
@@ -109,9 +112,10 @@ func newClient(o Options) (*Client, error) {
 		}
 		c.BaseURL = "http://stasis"
 	}
-	c.Checkpoints = stasisv1connect.NewCheckpointServiceClient(c.HTTP, c.BaseURL)
-	c.Jobs = stasisv1connect.NewJobServiceClient(c.HTTP, c.BaseURL)
-	c.System = stasisv1connect.NewSystemServiceClient(c.HTTP, c.BaseURL)
+	with := connect.WithInterceptors(o.Interceptors...)
+	c.Checkpoints = stasisv1connect.NewCheckpointServiceClient(c.HTTP, c.BaseURL, with)
+	c.Jobs = stasisv1connect.NewJobServiceClient(c.HTTP, c.BaseURL, with)
+	c.System = stasisv1connect.NewSystemServiceClient(c.HTTP, c.BaseURL, with)
 	return c, nil
 }
 

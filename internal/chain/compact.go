@@ -148,7 +148,7 @@ func (e *entry) failure() error {
 // shareAncestors holds what e is read from.
 func (f *forest) shareAncestors(ctx context.Context, e *entry, l *Lock) error {
 	for _, a := range f.ancestors(e) {
-		if err := l.share(ctx, a.dir); err != nil && !errors.Is(err, store.ErrNoCheckpoint) {
+		if _, err := l.share(ctx, a.dir, func() bool { return true }); err != nil && !errors.Is(err, store.ErrNoCheckpoint) {
 			return err
 		}
 	}

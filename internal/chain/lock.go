@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"time"
@@ -20,8 +20,15 @@ var ErrBusy = errors.New("in use")
 
 // Lock holds folders of checkpoints. It belongs to one goroutine.
 type Lock struct {
-	files []*os.File
+	files []folderFD
 	dirs  []string // of files, absolute
+
+	// Of LockShared, read while they were held:
+
+	top      *store.Folder
+	manifest *image.Manifest // of top
+	found    map[[16]byte]*store.Folder
+	lost     []*MissingError
 }
 
 // LockShared holds the checkpoint in dir and all ancestors that hold blocks of it, so that nothing of them is removed or given up
@@ -39,53 +46,126 @@ func LockShared(ctx context.Context, dir string, roots ...string) (*Lock, error)
 }
 
 func (l *Lock) shareAll(ctx context.Context, dir string, roots []string) error {
-	if err := l.share(ctx, absolute(dir)); err != nil {
+	if _, err := l.share(ctx, absolute(dir), func() bool { return true }); err != nil {
 		return err
 	}
-	folder, err := store.OpenFolder(dir) // not before it is locked: it could be removed meanwhile
-	if err != nil {
+	var err error
+	if l.top, err = store.OpenFolder(dir); err != nil { // not before it is locked: it could be removed meanwhile
 		return err
 	}
-	m, err := image.ReadManifest(folder)
-	if err != nil {
+	if l.manifest, err = image.ReadManifest(l.top); err != nil {
 		return err
 	}
-	resolve := Resolver(m, dir, roots...)
-	for _, o := range m.Origins {
+	l.found = make(map[[16]byte]*store.Folder, len(l.manifest.Origins))
+	f := newFinder(l.manifest, dir, roots)
+	for _, o := range l.manifest.Origins {
 		id, err := image.ParseID(o.ID)
 		if err != nil {
 			return err
 		}
-		src, err := resolve(id)
-		if err != nil {
-			continue // said when it is needed
-		}
-		if err := l.share(ctx, src.Name()); err != nil {
+		if err := l.shareAncestor(ctx, f, id); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// share locks one folder more. A folder that was put in its place while it waited is locked instead.
-func (l *Lock) share(ctx context.Context, dir string) error {
+// shareAncestor looks for an ancestor and locks its folder. What is there is looked at once it is locked: before, others could change
+// it.
+func (l *Lock) shareAncestor(ctx context.Context, f *finder, id [16]byte) error {
+	folder, err := f.findWith(id, func(path string) (folder *store.Folder, why string, err error) {
+		isIt := func() bool {
+			folder, why = withID(path, id)
+			return folder != nil
+		}
+		held, err := l.share(ctx, path, isIt)
+		var cannot *openError
+		switch {
+		case errors.Is(err, store.ErrNoCheckpoint):
+			return nil, "no checkpoint there", nil
+		case errors.As(err, &cannot):
+			return nil, cannot.err.Error(), nil
+		case err != nil || !held:
+			return nil, why, err
+		}
+		if !isIt() {
+			err = l.letGoLast()
+		}
+		return folder, why, err
+	})
+	var lost *MissingError
+	if errors.As(err, &lost) {
+		l.lost = append(l.lost, lost) // said when it is needed
+		return nil
+	}
+	if err == nil {
+		l.found[id] = folder
+	}
+	return err
+}
+
+// share locks one folder more. A folder that was put in its place while it waited is locked instead. It does not wait for a folder
+// of which wanted says that it is the wrong one, and returns false.
+func (l *Lock) share(ctx context.Context, dir string, wanted func() bool) (held bool, err error) {
 	for {
 		f, err := openDir(dir)
 		if err != nil {
-			return err
+			return false, err
 		}
-		if err := flockWait(ctx, f); err != nil {
-			return errors.Join(fmt.Errorf("cannot use the checkpoint %s while it is being changed: %w", dir, err), f.Close())
+		err = flock(f, unix.LOCK_SH|unix.LOCK_NB)
+		if errors.Is(err, ErrBusy) {
+			if !wanted() {
+				return false, f.Close()
+			}
+			err = flockWait(ctx, f)
 		}
-		if isAt(f, dir) {
+		if err != nil {
+			return false, errors.Join(fmt.Errorf("cannot use the checkpoint %s while it is being changed: %w", dir, err), f.Close())
+		}
+		if f.isAt(dir) {
 			l.files, l.dirs = append(l.files, f), append(l.dirs, dir)
-			return nil
+			return true, nil
 		}
 		if err := f.Close(); err != nil {
-			return err
+			return false, err
 		}
 	}
 }
+
+// letGoLast gives back the folder that was locked last.
+func (l *Lock) letGoLast() error {
+	last := len(l.files) - 1
+	f := l.files[last]
+	l.files, l.dirs = l.files[:last], l.dirs[:last]
+	return f.Close()
+}
+
+// Open opens the checkpoint that LockShared holds, with the ancestors that it found, none of which is looked for again. Otherwise it is
+// as the function [Open].
+func (l *Lock) Open() (*image.Checkpoint, error) {
+	if err := checkDeduped(l.top.Name()); err != nil {
+		return nil, err
+	}
+	return image.OpenWith(l.top, l.manifest, l.resolve)
+}
+
+func (l *Lock) resolve(id [16]byte) (store.Source, error) {
+	if folder := l.found[id]; folder != nil {
+		return folder, nil
+	}
+	for _, lost := range l.lost {
+		if lost.ID == hexID(id) {
+			return nil, lost
+		}
+	}
+	return nil, fmt.Errorf("%s does not list %x among its ancestors", l.top.Name(), id) // image refuses such an index
+}
+
+// Source is the folder that LockShared holds.
+func (l *Lock) Source() *store.Folder { return l.top }
+
+// Missing lists the ancestors that LockShared did not find.
+func (l *Lock) Missing() []*MissingError { return l.lost }
 
 // LockExclusive holds folders so that nobody else uses them. Where somebody does, it is ErrBusy at once.
 func LockExclusive(dirs ...string) (*Lock, error) {
@@ -107,7 +187,7 @@ func (l *Lock) exclude(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil || !isAt(f, dir) {
+	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil || !f.isAt(dir) {
 		if err == nil {
 			err = ErrBusy
 		}
@@ -141,31 +221,43 @@ func (l *Lock) Unlock() error {
 	return errors.Join(errs...)
 }
 
-func openDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_RDONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w in %s: there is no such folder: check the path", store.ErrNoCheckpoint, dir)
+// folderFD is the descriptor of a folder.
+type folderFD int
+
+// Close closes it. It must not be used again.
+func (f folderFD) Close() error { return unix.Close(int(f)) }
+
+func openDir(dir string) (folderFD, error) {
+	for {
+		fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ENOENT):
+			return -1, fmt.Errorf("%w in %s: there is no such folder: check the path", store.ErrNoCheckpoint, dir)
+		case err != nil:
+			return -1, &openError{&fs.PathError{Op: "open", Path: dir, Err: err}}
+		}
+		return folderFD(fd), nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot lock the checkpoint: %w", err)
-	}
-	return f, nil
 }
 
+// openError says that a folder that is there can't be opened.
+type openError struct{ err error }
+
+func (e *openError) Error() string { return "cannot lock the checkpoint: " + e.err.Error() }
+func (e *openError) Unwrap() error { return e.err }
+
 // isAt says whether the path leads to the folder that was opened.
-func isAt(f *os.File, dir string) bool {
-	open, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	at, err := os.Stat(dir)
-	return err == nil && os.SameFile(open, at)
+func (f folderFD) isAt(dir string) bool {
+	var open, at unix.Stat_t
+	return unix.Fstat(int(f), &open) == nil && unix.Stat(dir, &at) == nil && open.Dev == at.Dev && open.Ino == at.Ino
 }
 
 // flock locks a folder. Where the file system can't, nothing is locked and nothing is wrong.
-func flock(f *os.File, how int) error {
+func flock(f folderFD, how int) error {
 	for {
-		err := unix.Flock(int(f.Fd()), how)
+		err := unix.Flock(int(f), how)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -183,7 +275,7 @@ func flock(f *os.File, how int) error {
 
 // flockWait takes a shared lock, and waits for it as long as ctx lasts. It asks again and again instead of waiting in the kernel: a wait
 // there can't be called off, and would take the lock for a moment after its caller has gone.
-func flockWait(ctx context.Context, f *os.File) error {
+func flockWait(ctx context.Context, f folderFD) error {
 	const longest = 5 * time.Millisecond
 	for pause := 50 * time.Microsecond; ; pause = min(2*pause, longest) {
 		if err := flock(f, unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, ErrBusy) {

@@ -47,13 +47,13 @@ func OpenIndex(dir string) (*image.Checkpoint, error) {
 	return openAny(src, src.Name(), nil)
 }
 
-// openAny opens a checkpoint whether it was deduplicated or not. The manifest is read twice, which for a manifest costs nothing.
+// openAny opens a checkpoint whether it was deduplicated or not.
 func openAny(src store.Source, near string, roots []string) (*image.Checkpoint, error) {
 	m, err := image.ReadManifest(src)
 	if err != nil {
 		return nil, err
 	}
-	return image.OpenChain(src, Resolver(m, near, roots...))
+	return image.OpenWith(src, m, Resolver(m, near, roots...))
 }
 
 // Resolver finds the ancestors of the checkpoint with the manifest m, which is in the folder dir; see [Open] for where. What makes
@@ -146,21 +146,35 @@ func absolute(path string) string {
 	return path // only without a working directory
 }
 
-// find returns the folder of the checkpoint with that id.
+// find returns the folder of the checkpoint with that id. Its error is a *MissingError.
 func (f *finder) find(id [16]byte) (*store.Folder, error) {
-	lost := &MissingError{ID: hexID(id), Path: f.paths[id], Near: f.dir}
-	if lost.Path != "" {
-		folder, why := withID(lost.Path, id)
-		if folder != nil {
-			return folder, nil
+	return f.findWith(id, func(path string) (*store.Folder, string, error) {
+		folder, why := withID(path, id)
+		return folder, why, nil
+	})
+}
+
+// findWith is find with another look at a folder: it returns the folder where that has the checkpoint, else says what is there. Its
+// error ends the search.
+func (f *finder) findWith(id [16]byte, look func(path string) (folder *store.Folder, why string, err error)) (*store.Folder, error) {
+	path := f.paths[id]
+	why := ""
+	if path != "" {
+		folder, reason, err := look(path)
+		if folder != nil || err != nil {
+			return folder, err
 		}
-		lost.Looked = append(lost.Looked, fmt.Sprintf("at %s (%s)", lost.Path, why))
+		why = reason
 	}
 	f.once.Do(func() { f.index = readFolders(f.places) })
 	if at, ok := f.index[id]; ok {
-		if folder, _ := withID(at, id); folder != nil {
-			return folder, nil
+		if folder, _, err := look(at); folder != nil || err != nil {
+			return folder, err
 		}
+	}
+	lost := &MissingError{ID: hexID(id), Path: path, Near: f.dir}
+	if path != "" {
+		lost.Looked = append(lost.Looked, fmt.Sprintf("at %s (%s)", path, why))
 	}
 	for _, place := range f.places {
 		lost.Looked = append(lost.Looked, "in "+place)
@@ -196,7 +210,7 @@ func readFolders(places []string) map[[16]byte]string {
 
 // withID opens the folder at path where it has the checkpoint of that id, or what is left of it. Else it says what is there.
 func withID(path string, id [16]byte) (folder *store.Folder, why string) {
-	found, err := idOf(path)
+	folder, found, err := identify(path)
 	switch {
 	case errors.Is(err, store.ErrNoCheckpoint):
 		return nil, "no checkpoint there"
@@ -205,25 +219,28 @@ func withID(path string, id [16]byte) (folder *store.Folder, why string) {
 	case found != id:
 		return nil, fmt.Sprintf("another checkpoint there, %x", found)
 	}
-	if folder, err = store.OpenData(path); err != nil {
-		return nil, err.Error()
-	}
 	return folder, ""
 }
 
-// idOf reads the id of the checkpoint in dir, or of what is left of it, from its first shard: 64 bytes, whatever the size of the
-// manifest.
+// idOf reads the id of the checkpoint in dir, or of what is left of it.
 func idOf(dir string) (id [16]byte, err error) {
-	folder, err := store.OpenData(dir)
-	if err != nil {
-		return id, err
+	_, id, err = identify(dir)
+	return id, err
+}
+
+// identify opens the folder of a checkpoint, or of what is left of one, and reads its id from its first shard: 64 bytes, whatever the
+// size of the manifest.
+func identify(dir string) (folder *store.Folder, id [16]byte, err error) {
+	if folder, err = store.OpenData(dir); err != nil {
+		return nil, id, err
 	}
 	shard, err := folder.Open(image.ShardName(0))
 	if err != nil {
-		return id, err
+		return nil, id, err
 	}
 	defer shard.Close()
-	return image.ShardID(shard)
+	id, err = image.ShardID(shard)
+	return folder, id, err
 }
 
 func hexID(id [16]byte) string { return hex.EncodeToString(id[:]) }

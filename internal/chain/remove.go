@@ -82,12 +82,14 @@ func (f *forest) stale() []*entry {
 // anybody, as after a crash.
 func (f *forest) leftovers(dirs []string) []*entry {
 	wanted := map[*entry]bool{}
+	var tops []*entry
 	for _, dir := range dirs {
 		if e := f.dirs[dir]; e != nil {
-			for _, a := range f.ancestors(e) {
-				wanted[a] = true
-			}
+			tops = append(tops, e)
 		}
+	}
+	for _, a := range f.ancestorsOfAll(tops) {
+		wanted[a] = true
 	}
 	var list []*entry
 	for _, e := range f.entries {

@@ -31,20 +31,13 @@ func (e *entry) restores() bool { return !e.removed && e.mark == nil }
 // isData says whether it is there for others only.
 func (e *entry) isData() bool { return e.removed || e.mark != nil }
 
-// origin returns the number of an ancestor in the entry's manifest, counted from 1, or 0.
-func (e *entry) origin(id string) int {
-	if e.m == nil {
-		return 0
-	}
-	return 1 + slices.IndexFunc(e.m.Origins, func(o image.Origin) bool { return o.ID == id })
-}
-
 // forest is all checkpoints that could have to do with those of an operation.
 type forest struct {
 	entries []*entry // sorted by folder when scan is done
 	dirs    map[string]*entry
 	ids     map[string][]*entry
-	places  map[string]bool // whose folders were looked at
+	places  map[string]bool     // whose folders were looked at
+	needers map[string][]*entry // by id: whose manifests list it as an origin; made when scan is done
 }
 
 // scan reads the checkpoints at and beside targets, then those beside their ancestors and dependents, and those in roots.
@@ -77,6 +70,14 @@ func scan(targets, roots []string) (*forest, error) {
 		}
 	}
 	slices.SortFunc(f.entries, func(a, b *entry) int { return strings.Compare(a.dir, b.dir) })
+	f.needers = map[string][]*entry{}
+	for _, e := range f.entries {
+		if e.m != nil {
+			for _, o := range e.m.Origins {
+				f.needers[o.ID] = append(f.needers[o.ID], e)
+			}
+		}
+	}
 	return f, nil
 }
 
@@ -166,8 +167,8 @@ func readEntry(dir string) *entry {
 // dependents lists the checkpoints that need blocks of e. Those that gave up memory themselves need nothing.
 func (f *forest) dependents(e *entry) []*entry {
 	var list []*entry
-	for _, other := range f.entries {
-		if other.restores() && other.origin(e.id) > 0 {
+	for _, other := range f.needers[e.id] {
+		if n := len(list); other.restores() && (n == 0 || list[n-1] != other) { // a manifest may list one twice
 			list = append(list, other)
 		}
 	}
@@ -176,16 +177,29 @@ func (f *forest) dependents(e *entry) []*entry {
 
 // ancestors lists what e was made on top of: by parents, and whatever else holds blocks of it.
 func (f *forest) ancestors(e *entry) []*entry {
-	list := []*entry{e}
+	return slices.DeleteFunc(f.ancestorsOfAll([]*entry{e}), func(a *entry) bool { return a == e }) // manifests can form a circle
+}
+
+// ancestorsOfAll is ancestors of several, each ancestor once. One of them that others were made on top of is in it.
+func (f *forest) ancestorsOfAll(tops []*entry) []*entry {
+	var found []*entry
+	seen, queued, queue := map[*entry]bool{}, map[*entry]bool{}, slices.Clone(tops)
+	for _, e := range tops {
+		queued[e] = true
+	}
 	add := func(id string) {
 		for _, a := range f.ids[id] {
-			if !slices.Contains(list, a) {
-				list = append(list, a)
+			if seen[a] {
+				continue
+			}
+			seen[a], found = true, append(found, a)
+			if !queued[a] {
+				queued[a], queue = true, append(queue, a)
 			}
 		}
 	}
-	for done := 0; done < len(list); { // it grows
-		m := list[done].m
+	for done := 0; done < len(queue); { // it grows
+		m := queue[done].m
 		done++
 		if m != nil {
 			add(m.Parent)
@@ -194,7 +208,7 @@ func (f *forest) ancestors(e *entry) []*entry {
 			}
 		}
 	}
-	return list[1:]
+	return found
 }
 
 // unreadable lists checkpoints of which nobody knows what they need.

@@ -134,7 +134,7 @@ func (w *world) dump(dir, parent string, m *model) {
 		if lock, err = LockShared(w.t.Context(), parent); err != nil {
 			w.t.Fatal(err)
 		}
-		p, err := Open(parent)
+		p, err := lock.Open()
 		if err != nil {
 			w.t.Fatal(err)
 		}

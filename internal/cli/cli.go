@@ -17,10 +17,12 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"go.opentelemetry.io/otel/trace"
 
 	"stasis"
 	"stasis/internal/config"
 	"stasis/internal/health"
+	"stasis/internal/tracing"
 )
 
 // app is what the commands share.
@@ -44,7 +46,9 @@ type app struct {
 	quiet      bool
 	criuPath   string
 
-	config *config.Config // there when a command runs
+	config *config.Config   // there when a command runs
+	traces *tracing.Tracing // likewise; nil: none are sent
+	span   trace.Span       // likewise; of the command
 }
 
 // Run runs one command with the arguments that follow the program's name, and returns the exit code.
@@ -68,6 +72,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root := a.root()
 	root.SetArgs(criuVerbosity(args))
 	err := root.ExecuteContext(ctx)
+	a.endTrace(err)
 	if err == nil {
 		return exitOK
 	}
@@ -169,6 +174,7 @@ func (a *app) prepare(cmd *cobra.Command, _ []string) error {
 		return &inputError{err: err}
 	}
 	a.config = c
+	a.beginTrace(cmd)
 	return nil
 }
 

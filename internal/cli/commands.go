@@ -24,6 +24,7 @@ func (a *app) commands() []*cobra.Command {
 		a.logsCommand(),
 		a.attachCommand(),
 		a.killCommand(),
+		a.updateCommand(),
 		a.manageCommand(),
 		a.eventsCommand(),
 		a.evacuateCommand(),

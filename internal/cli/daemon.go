@@ -27,7 +27,7 @@ leaves when it has nothing to do.`,
 	}
 	cmd.PersistentFlags().String(socketFlag, "", "use the daemon on the socket `PATH` (default: as configured)")
 	must(cmd.MarkPersistentFlagFilename(socketFlag))
-	cmd.AddCommand(a.daemonStartCommand(), a.daemonStopCommand(), a.daemonStatusCommand(), a.daemonCheckCommand())
+	cmd.AddCommand(a.daemonStartCommand(), a.daemonStopCommand(), a.daemonStatusCommand(), a.daemonCheckCommand(), a.daemonPageCommand())
 	return cmd
 }
 
@@ -50,7 +50,7 @@ func (a *app) socketOf(cmd *cobra.Command) error {
 // daemon connects to the daemon. Where none runs it starts one, if that makes sense for the command: one that changes or asks for
 // something that only a daemon knows.
 func (a *app) daemon(ctx context.Context, start bool) (*client.Client, error) {
-	o := client.Options{Socket: a.config.Daemon.Socket}
+	o := client.Options{Socket: a.config.Daemon.Socket, Interceptors: a.traces.Interceptors()}
 	if start && os.Geteuid() == 0 {
 		self, err := os.Executable()
 		if err != nil {

@@ -16,7 +16,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"stasis"
 	"stasis/internal/daemon"
+	"stasis/internal/tracing"
 )
 
 // startWithin is how long a daemon may take to answer, and how long one that stops is waited for.
@@ -143,7 +145,11 @@ func (a *app) runDaemon(ctx context.Context, onDemand bool) error {
 		}
 	}
 	log := a.logger()
-	d, err := daemon.New(daemon.Options{Config: a.config, Log: log, CRIUPath: a.criuPath, OnDemand: onDemand, Jobs: a.jobsOfDaemon()})
+	traces := tracing.Start(tracing.Options{Collector: a.config.Trace.Collector, Version: stasis.Version, Flush: flushDaemon, Log: log})
+	defer traces.Stop()
+	d, err := daemon.New(daemon.Options{
+		Config: a.config, Log: log, CRIUPath: a.criuPath, OnDemand: onDemand, Interceptors: traces.Interceptors(), Jobs: a.jobsOfDaemon(),
+	})
 	if err != nil {
 		return err
 	}

@@ -3,14 +3,11 @@ package cli
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"stasis/internal/convert"
-	"stasis/internal/image"
+	"stasis"
 )
 
 // exportFlags are the flags of an export.
@@ -56,10 +53,9 @@ left. The checkpoint stays as it is.`,
 
 // exportReport is the result for programs.
 type exportReport struct {
-	*convert.Exported
-	Notes          []string `json:"notes,omitempty"`
-	TookUS         int64    `json:"took_us"`
-	BytesPerSecond int64    `json:"bytes_per_second"`
+	*stasis.ExportResult
+	TookUS         int64 `json:"took_us"`
+	BytesPerSecond int64 `json:"bytes_per_second"`
 }
 
 func (a *app) runExport(ctx context.Context, arg string, f *exportFlags) error {
@@ -70,30 +66,17 @@ func (a *app) runExport(ctx context.Context, arg string, f *exportFlags) error {
 	if err := checkParent(f.out); err != nil {
 		return err
 	}
-	line, err := convert.OpenLine(ctx, dir, f.chain, f.also...)
-	if err != nil {
-		return err
-	}
-	defer line.Close()
-	if last := line.Checkpoints[len(line.Checkpoints)-1].Manifest(); last.Kind == image.KindPreDump {
-		return badInput("%s is a pre-dump, which has memory only and cannot be restored: export a dump that was made on top of it", printable(last.Name))
-	}
 	view := a.progress()
 	defer view.Close()
-	begun := time.Now()
-	exported, err := convert.Export(ctx, line.Checkpoints, f.out, convert.ExportOptions{
-		Workers:  runtime.NumCPU(),
-		Chain:    f.chain,
-		Progress: func(done, total int64) { view.show("writing", done, total) },
+	made, err := stasis.Export(ctx, stasis.ExportOptions{
+		Dir: dir, Near: f.also, Out: f.out, Chain: f.chain, Progress: func(p stasis.Progress) { view.show("writing", p.Done, p.Total) },
 	})
-	took := time.Since(begun)
 	view.Close()
 	if err != nil {
-		return err
+		return err //nolint:wrapcheck // it says all there is to say
 	}
-	report := exportReport{Exported: exported, TookUS: took.Microseconds(), BytesPerSecond: perSecond(exported.Bytes, took)}
-	if line.Note != "" {
-		report.Notes = []string{line.Note}
+	report := exportReport{
+		ExportResult: made, TookUS: made.Took.Microseconds(), BytesPerSecond: perSecond(made.Bytes, made.Took),
 	}
 	if a.output == outputJSON {
 		return a.writeJSON(report)

@@ -1,15 +1,14 @@
 package cli
 
 import (
+	"context"
 	"fmt"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"stasis/internal/chain"
+	"stasis"
 	"stasis/internal/image"
 )
 
@@ -22,98 +21,29 @@ folder or the name of a checkpoint in the default folder. Only the manifest and 
 		Example:           "  stasis inspect before-update\n  stasis inspect /srv/one -o json",
 		Args:              oneArg("the checkpoint"),
 		ValidArgsFunction: a.completeCheckpoint,
-		RunE:              func(_ *cobra.Command, args []string) error { return a.runInspect(args[0]) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.runInspect(cmd.Context(), args[0]) },
 	}
 }
 
-// inspectReport is the result for programs.
-type inspectReport struct {
-	Dir      string          `json:"dir"`
-	Manifest *image.Manifest `json:"manifest"`
-	Shards   []shardUse      `json:"shards"`
-	Codecs   []codecUse      `json:"codecs"` // of the blocks of memory
-	Files    []stateFile     `json:"files"`  // CRIU's images
-}
+// inspectReport is the result, for people and for programs.
+type inspectReport struct{ *stasis.Inspection }
 
-// shardUse says what is in a shard.
-type shardUse struct {
-	Name   string `json:"name"`
-	Size   int64  `json:"size"`   // bytes of the file
-	Blocks int    `json:"blocks"` // of memory, that are still wanted
-	Raw    int64  `json:"raw"`    // bytes of these before compression
-	Stored int64  `json:"stored"` // and after
-}
-
-// codecUse says how many blocks have a codec.
-type codecUse struct {
-	Codec  string `json:"codec"`
-	Blocks int    `json:"blocks"`
-	Raw    int64  `json:"raw"`
-	Stored int64  `json:"stored"`
-}
-
-type stateFile struct {
-	Name string `json:"name"`
-	Size int64  `json:"size"`
-}
-
-func (a *app) runInspect(arg string) error {
+func (a *app) runInspect(ctx context.Context, arg string) error {
 	dir, err := a.locate(arg)
 	if err != nil {
 		return err
 	}
-	checkpoint, err := chain.OpenIndex(dir)
+	found, err := stasis.Inspect(ctx, dir)
 	if err != nil {
-		return err
-	}
-	defer checkpoint.Close()
-	report := inspect(checkpoint)
-	if report.Dir, err = filepath.Abs(dir); err != nil {
-		report.Dir = dir
+		return err //nolint:wrapcheck // it says all there is to say
 	}
 	if a.output == outputJSON {
-		return a.writeJSON(report)
+		return a.writeJSON(found)
 	}
-	if err := report.show(a.out); err != nil {
+	if err := (inspectReport{found}).show(a.out); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil
-}
-
-// inspect sums the index up.
-func inspect(c *image.Checkpoint) *inspectReport {
-	m := c.Manifest()
-	r := &inspectReport{Manifest: m}
-	for _, s := range m.Shards {
-		r.Shards = append(r.Shards, shardUse{Name: s.Name, Size: s.Size})
-	}
-	codecs := make(map[string]*codecUse)
-	for i := range c.Blocks() {
-		b := c.Block(i)
-		name := b.Codec.String()
-		use := codecs[name]
-		if use == nil {
-			use = &codecUse{Codec: name}
-			codecs[name] = use
-		}
-		use.Blocks++
-		use.Raw += int64(b.Raw)
-		use.Stored += int64(b.Stored)
-		if b.Origin == 0 && b.Shard < len(r.Shards) {
-			shard := &r.Shards[b.Shard]
-			shard.Blocks++
-			shard.Raw += int64(b.Raw)
-			shard.Stored += int64(b.Stored)
-		}
-	}
-	for _, use := range codecs {
-		r.Codecs = append(r.Codecs, *use)
-	}
-	slices.SortFunc(r.Codecs, func(a, b codecUse) int { return strings.Compare(a.Codec, b.Codec) })
-	for _, f := range c.Files() {
-		r.Files = append(r.Files, stateFile{f.Name, f.Size})
-	}
-	return r
 }
 
 // treeRows lists processes with their descendants indented below them.

@@ -15,7 +15,7 @@ import (
 const mostRows = 40
 
 // show writes the report for people: tables, each under its title.
-func (r *inspectReport) show(w io.Writer) error {
+func (r inspectReport) show(w io.Writer) error {
 	m := r.Manifest
 	name := m.Name
 	if name == "" {
@@ -49,7 +49,7 @@ func (r *inspectReport) show(w io.Writer) error {
 	return nil
 }
 
-func (r *inspectReport) general() [][]string {
+func (r inspectReport) general() [][]string {
 	m, g := r.Manifest, &r.Manifest.Figures
 	var state int64
 	for _, f := range r.Files {
@@ -127,7 +127,7 @@ func capped(rows [][]string) [][]string {
 	return append(rows[:mostRows:mostRows], []string{"…", "", fmt.Sprintf("and %d more: -o json lists all", len(rows)-mostRows)})
 }
 
-func (r *inspectReport) shardRows() [][]string {
+func (r inspectReport) shardRows() [][]string {
 	var rows [][]string
 	for _, s := range r.Shards {
 		rows = append(rows, []string{s.Name, inBytes(s.Size), strconv.Itoa(s.Blocks), inBytes(s.Raw), inBytes(s.Stored), percent(s.Stored, s.Raw)})
@@ -135,7 +135,7 @@ func (r *inspectReport) shardRows() [][]string {
 	return rows
 }
 
-func (r *inspectReport) codecRows() [][]string {
+func (r inspectReport) codecRows() [][]string {
 	var rows [][]string
 	for _, c := range r.Codecs {
 		rows = append(rows, []string{c.Codec, strconv.Itoa(c.Blocks), inBytes(c.Raw), inBytes(c.Stored), percent(c.Stored, c.Raw)})

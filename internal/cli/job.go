@@ -124,7 +124,7 @@ func (a *app) completeJob(cmd *cobra.Command, args []string, _ string) ([]string
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	defer c.Close()
-	list, err := allJobs(cmd.Context(), c)
+	list, err := allJobs(cmd.Context(), c, true)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -135,11 +135,11 @@ func (a *app) completeJob(cmd *cobra.Command, args []string, _ string) ([]string
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// allJobs asks for all pages.
-func allJobs(ctx context.Context, c *client.Client) ([]*v1.Job, error) {
+// allJobs asks for all pages; brief ones have what a table shows.
+func allJobs(ctx context.Context, c *client.Client, brief bool) ([]*v1.Job, error) {
 	var all []*v1.Job
 	for token := ""; ; {
-		page, err := c.Jobs.List(ctx, connect.NewRequest(&v1.ListJobsRequest{PageSize: 1000, PageToken: token}))
+		page, err := c.Jobs.List(ctx, connect.NewRequest(&v1.ListJobsRequest{PageSize: 1000, PageToken: token, Brief: brief}))
 		if err != nil {
 			return nil, err
 		}

@@ -52,18 +52,33 @@ func (f *jobFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&f.name, "name", "", "`NAME` of the job (default: the command's)")
+	f.addChangeable(cmd, "default: as configured", " (default no)")
+	f.addSettings(cmd)
+}
+
+// addChangeable gives a command the flags for what can be changed of a job. unset says what holds where a number is 0, and restart
+// where that flag is not given.
+func (f *jobFlags) addChangeable(cmd *cobra.Command, unset, restart string) {
+	flags := cmd.Flags()
+	flags.SortFlags = false
 	flags.DurationVar(&f.every, "every", 0, "make a checkpoint every `TIME`, such as 5m")
 	flags.StringVar(&f.cron, "cron", "", "make checkpoints at the times of a cron `LINE`, such as \"*/5 * * * *\" or @hourly")
-	flags.Int32Var(&f.keep.KeepLast, "keep-last", 0, "keep the newest `N` checkpoints (default: as configured, else all)")
+	flags.Int32Var(&f.keep.KeepLast, "keep-last", 0, "keep the newest `N` checkpoints ("+unset+", else all)")
 	flags.Int32Var(&f.keep.KeepHourly, "keep-hourly", 0, "keep the newest of each of the last `N` hours that have one")
 	flags.Int32Var(&f.keep.KeepDaily, "keep-daily", 0, "keep the newest of each of the last `N` days that have one")
 	flags.Int32Var(&f.keep.KeepWeekly, "keep-weekly", 0, "keep the newest of each of the last `N` weeks that have one")
 	flags.Int32Var(&f.keep.KeepMonthly, "keep-monthly", 0, "keep the newest of each of the last `N` months that have one")
 	flags.Var(&size{most: math.MaxInt64, into: func(n int64) { f.keep.MaxBytes = n }}, "keep-bytes", "delete the oldest checkpoints until all take at most this `SIZE`")
-	flags.Var(oneOf{&f.restart, []string{"no", "on-failure", "always"}}, "restart", "`WHEN` the job is brought back from its newest good checkpoint: no, on-failure or always (default no)")
-	flags.Int32Var(&f.maxRetries, "max-retries", 0, "try at most `N` times in a row to bring it back (default: as configured)")
-	flags.DurationVar(&f.restartDelay, "restart-delay", 0, "wait for this `TIME` before the second attempt in a row; it doubles with each (default: as configured)")
+	flags.Var(oneOf{&f.restart, []string{"no", "on-failure", "always"}}, "restart", "`WHEN` the job is brought back from its newest good checkpoint: no, on-failure or always"+restart)
+	flags.Int32Var(&f.maxRetries, "max-retries", 0, "try at most `N` times in a row to bring it back ("+unset+")")
+	flags.DurationVar(&f.restartDelay, "restart-delay", 0, "wait for this `TIME` before the second attempt in a row; it doubles with each ("+unset+")")
 	flags.BoolVar(&f.fromScratch, "from-scratch", false, "start it anew where none of its checkpoints is good")
+	must(cmd.RegisterFlagCompletionFunc("restart", cobra.FixedCompletions([]string{"no", "on-failure", "always"}, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+// addSettings gives a command the flags for how a job is dumped, which stay as they are.
+func (f *jobFlags) addSettings(cmd *cobra.Command) {
+	flags := cmd.Flags()
 	flags.StringArrayVar(&f.withFiles, "with-files", nil, "keep the file or folder `PATH` with each checkpoint, and put it back on a restore; may be repeated")
 	flags.Int32Var(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
 	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC` of checkpoints: none, lz4, zstd, gzip or zlib (default: as configured)")
@@ -75,7 +90,6 @@ func (f *jobFlags) add(cmd *cobra.Command) {
 	addCRIUFlags(cmd, "dump", &f.criu)
 	must(cmd.MarkFlagFilename("with-files"))
 	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
-	must(cmd.RegisterFlagCompletionFunc("restart", cobra.FixedCompletions([]string{"no", "on-failure", "always"}, cobra.ShellCompDirectiveNoFileComp)))
 }
 
 // spec turns the flags into what the API takes.

@@ -25,7 +25,7 @@ checkpoints take, and when the next one is due.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDaemon(cmd.Context(), func(c *client.Client) error {
-				list, err := allJobs(cmd.Context(), c)
+				list, err := allJobs(cmd.Context(), c, a.output != outputJSON)
 				if err != nil {
 					return err
 				}

@@ -102,7 +102,7 @@ func (a *app) openParent(ctx context.Context, f *pageServerFlags) (*heldParent, 
 	if err != nil {
 		return nil, fmt.Errorf("the parent: %w", err)
 	}
-	checkpoint, err := chain.Open(dir)
+	checkpoint, err := lock.Open()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("the parent: %w", err), lock.Unlock())
 	}

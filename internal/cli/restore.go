@@ -25,6 +25,7 @@ type restoreFlags struct {
 	inherit []string
 	near    []string
 	track   bool
+	trust   bool
 	criu    stasis.CRIUOptions
 }
 
@@ -90,6 +91,7 @@ func (f *restoreFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.lazy, "lazy", false, "let the processes run at once, and bring their memory meanwhile")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "return when the restore is complete, and print the process id (also --restore-detached)")
 	flags.BoolVar(&f.force, "force", false, "restore although a check found a conflict that can be coped with, such as another kernel or a changed file")
+	flags.BoolVar(&f.trust, "trust", false, "restore although somebody else could have written the checkpoint, who then decides as whom its processes run")
 	flags.BoolVar(&f.track, "track-mem", false, "keep track of what is written from the first instruction on, for a dump on top of this checkpoint")
 	flags.StringArrayVar(&f.near, "also", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
 	flags.StringVar(&f.pidfile, "pidfile", "", "write the process id of the root to `FILE`")
@@ -134,6 +136,9 @@ func (a *app) runRestore(cmd *cobra.Command, pathFlag string, f *restoreFlags) (
 		options.Dir, cleanUp = received.dir, received.Close
 	} else if options.Dir, err = a.locate(f.path); err != nil {
 		return err
+	}
+	if err := a.trusted(f, options.Dir); err != nil {
+		return errors.Join(err, cleanUp())
 	}
 	options.AdjustCRIU = adjustCRIU(cmd, f, inherited)
 	result, err := a.restoreAndTell(ctx, f, options, pidfile)

@@ -73,7 +73,7 @@ func TestVerify(t *testing.T) {
 func shardWithMemory(t *testing.T, dir string) string {
 	t.Helper()
 	b := newBench(t)
-	var r inspectReport
+	var r stasis.Inspection
 	if b.run("inspect", dir, "-o", "json") != exitOK {
 		t.Fatal(b.err.String())
 	}
@@ -106,7 +106,7 @@ func TestInspect(t *testing.T) {
 	if strings.Contains(text, "\x1b") {
 		t.Error("the name of a file reached the terminal as it is")
 	}
-	var r inspectReport
+	var r stasis.Inspection
 	b.run("inspect", "one", "-o", "json")
 	if b.document(&r); r.Manifest.Name != "redis-one" || len(r.Shards) != 2 || len(r.Files) != 1 || len(r.Codecs) != 1 || r.Codecs[0].Raw == 0 {
 		t.Errorf("as JSON: %+v", r)
@@ -124,7 +124,7 @@ func TestInspectAnything(t *testing.T) {
 		t.Errorf("a circle has %d rows", len(rows))
 	}
 	var out strings.Builder
-	if err := (&inspectReport{Manifest: circle}).show(&out); err != nil || out.Len() == 0 {
+	if err := (inspectReport{&stasis.Inspection{Manifest: circle}}).show(&out); err != nil || out.Len() == 0 {
 		t.Errorf("%v, %q", err, out.String())
 	}
 }

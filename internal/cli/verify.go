@@ -3,13 +3,10 @@ package cli
 import (
 	"context"
 	"fmt"
-	"runtime"
-	"sync/atomic"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"stasis/internal/chain"
+	"stasis"
 )
 
 func (a *app) verifyCommand() *cobra.Command {
@@ -49,38 +46,24 @@ func (a *app) runVerify(ctx context.Context, arg string, ancestors []string) err
 	if err != nil {
 		return err
 	}
-	lock, err := chain.LockShared(ctx, dir, ancestors...) // nothing of it is given up meanwhile
-	if err != nil {
-		return err
-	}
-	defer lock.Unlock() //nolint:errcheck // closing a folder loses nothing
-	checkpoint, err := chain.Open(dir, ancestors...)
-	if err != nil {
-		return err
-	}
-	defer checkpoint.Close()
 	view := a.progress()
 	defer view.Close()
-	begun := time.Now()
-	var all atomic.Int64
-	err = checkpoint.Verify(ctx, runtime.NumCPU(), func(done, total int64) {
-		all.Store(total)
-		view.show("reading", done, total)
+	result, err := stasis.Verify(ctx, stasis.VerifyOptions{
+		Dir: dir, Near: ancestors, Progress: func(p stasis.Progress) { view.show("reading", p.Done, p.Total) },
 	})
-	took := time.Since(begun)
 	view.Close()
 	if err != nil {
-		return err
+		return err //nolint:wrapcheck // it says all there is to say
 	}
-	m := checkpoint.Manifest()
-	report := verifyReport{ID: m.ID, Name: m.Name, OK: true, Blocks: checkpoint.Blocks(), TookUS: took.Microseconds(), Bytes: all.Load()}
-	report.BytesPerSecond = perSecond(report.Bytes, took)
+	m := result.Manifest
+	report := verifyReport{ID: m.ID, Name: m.Name, OK: true, Blocks: result.Blocks, TookUS: result.Took.Microseconds(), Bytes: result.Bytes}
+	report.BytesPerSecond = perSecond(report.Bytes, result.Took)
 	if a.output == outputJSON {
 		return a.writeJSON(report)
 	}
 	if !a.quiet {
 		fmt.Fprintf(a.out, "checkpoint %s is whole: %s, %s in %s, read in %s (%s)\n", printable(m.Name),
-			plural(report.Blocks, "block"), inBytes(report.Bytes), plural(len(m.Shards), "stream"), span(took), rate(report.Bytes, took))
+			plural(report.Blocks, "block"), inBytes(report.Bytes), plural(len(m.Shards), "stream"), span(result.Took), rate(report.Bytes, result.Took))
 	}
 	return nil
 }

@@ -88,6 +88,12 @@ func TestBad(t *testing.T) {
 		{name: "no YAML", text: "checkpoint: {", says: []string{"neither YAML nor JSON"}},
 		{name: "level alone", text: "checkpoint: {level: 3}", says: []string{"set both"}},
 		{name: "level too high", text: "checkpoint: {compression: lz4, level: 22}", says: []string{"no level 22"}},
+		{name: "page for the network", text: "daemon: {page: '0.0.0.0:7070'}", says: []string{"daemon.page", "no loopback address", "without encryption", "127.0.0.1:7070", "ssh -L"}},
+		{name: "page for another interface", text: "daemon: {page: '192.168.1.2:7070'}", says: []string{"no loopback address"}},
+		{name: "page for all", text: "daemon: {page: ':7070'}", says: []string{"as a number"}},
+		{name: "page by name", text: "daemon: {page: 'localhost:7070'}", says: []string{"as a number", "127.0.0.1:7070"}},
+		{name: "page without port", text: "daemon: {page: 127.0.0.1}", says: []string{"address with a port"}},
+		{name: "page with a wrong port", text: "daemon: {page: '127.0.0.1:70700'}", says: []string{"up to 65535"}},
 		{name: "variable", environ: []string{"STASIS_CHECKPOINT_STREAM=x"}, says: []string{"STASIS_CHECKPOINT_STREAM", `"x"`}},
 		{name: "unknown variable", environ: []string{"STASIS_CHECKPOINT_STREAMS=1"}, says: []string{"did you mean STASIS_CHECKPOINT_STREAM?"}},
 	} {

@@ -131,6 +131,33 @@ func address(key, example, help string, at func(*Config) *string) setting {
 	}
 }
 
+// loopback is an address that only this machine can reach.
+func loopback(key, example, help string, at func(*Config) *string) setting {
+	return setting{
+		key: key, example: example, help: help,
+		get: func(c *Config) string { return *at(c) },
+		set: func(c *Config, text string) error {
+			if text != "" {
+				host, port, err := net.SplitHostPort(text)
+				if err != nil {
+					return fmt.Errorf("%q: it is an address with a port, such as %s", text, example)
+				}
+				if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+					return fmt.Errorf("%q: the port is a number up to 65535", text)
+				}
+				if ip := net.ParseIP(host); ip == nil {
+					return fmt.Errorf("%q: write the address as a number, such as %s: what a name means can change", text, example)
+				} else if !ip.IsLoopback() {
+					return fmt.Errorf("%q is no loopback address: others on the network could see it, without encryption. Use one such as %s, and from another "+
+						"machine a tunnel: ssh -L", text, example)
+				}
+			}
+			*at(c) = text
+			return nil
+		},
+	}
+}
+
 func word(key, help string, valid []string, at func(*Config) *string) setting {
 	return setting{
 		key: key, example: valid[0], help: help,

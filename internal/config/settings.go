@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -90,6 +91,8 @@ var settings = []setting{
 		func(c *Config) *string { return &c.Daemon.TLSKey }),
 	path("daemon.tls_ca", "/etc/stasis/tls/ca.pem", "the authority of clients' certificates: whoever has one may do everything",
 		func(c *Config) *string { return &c.Daemon.TLSCA }),
+	loopback("daemon.page", "127.0.0.1:7070", "serve the page for browsers on this loopback address; \"stasis daemon page\" gives a link",
+		func(c *Config) *string { return &c.Daemon.Page }),
 	words("daemon.allow_users", "alice, 1001", "users besides root that may call, for what is their own; * is all users",
 		func(c *Config) *[]string { return &c.Daemon.AllowUsers }),
 	span("daemon.idle_timeout", "5m", "a daemon that was started on demand leaves after so long with nothing to do",
@@ -120,6 +123,20 @@ var settings = []setting{
 		func(c *Config) *string { return &c.Log.Format }),
 	path("log.file", "/srv/stasis.log", "where a daemon in the background logs; one in the foreground uses standard error",
 		func(c *Config) *string { return &c.Log.File }),
+
+	{
+		key: "trace.collector", example: "http://localhost:4318",
+		help: "where spans go, by OTLP over HTTP; auto is where the variables OTEL_EXPORTER_OTLP_… say, and nowhere without them; off is nowhere",
+		get:  func(c *Config) string { return c.Trace.Collector },
+		set: func(c *Config, text string) error {
+			u, err := url.Parse(text)
+			if text != TraceAuto && text != TraceOff && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+				return fmt.Errorf("%q: it is %s, %s, or the URL of a collector, such as http://localhost:4318", text, TraceAuto, TraceOff)
+			}
+			c.Trace.Collector = text
+			return nil
+		},
+	},
 }
 
 // check looks at settings that depend on each other, which may come from different places.

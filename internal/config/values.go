@@ -11,6 +11,7 @@ type Config struct {
 	Daemon     Daemon
 	Jobs       Jobs
 	Log        Log
+	Trace      Trace
 
 	path    string            // of the file that was looked for
 	origins map[string]string // where a setting came from, by its key; "": the default
@@ -53,6 +54,7 @@ type Daemon struct {
 	TCP             string        // host:port to serve on with mutual TLS; "": none
 	TLSCert, TLSKey string        // of the daemon, PEM files
 	TLSCA           string        // who signs the certificates of clients, a PEM file
+	Page            string        // loopback address with a port of the page for browsers; "": none
 	AllowUsers      []string      // names or numbers of users that may call besides root; "*": all
 	IdleTimeout     time.Duration // after which a daemon that was started on demand leaves
 	StopTimeout     time.Duration // that running calls and the jobs' last checkpoints have when it stops
@@ -77,6 +79,17 @@ type Log struct {
 	File   string // where a daemon in the background logs, an absolute path
 }
 
+// Trace holds the settings of traces.
+type Trace struct {
+	Collector string // auto, off, or the URL of a collector of OpenTelemetry
+}
+
+// What Trace.Collector can be besides a URL.
+const (
+	TraceAuto = "auto" // where OpenTelemetry's own variables say so
+	TraceOff  = "off"
+)
+
 // Default is what holds where nothing is set.
 func Default() *Config {
 	return &Config{
@@ -88,6 +101,7 @@ func Default() *Config {
 			Dir: "/var/lib/stasis/jobs", State: "/var/lib/stasis/state.db", LogBytes: 64 << 20, MaxChain: 32, MaxRetries: 5,
 			RestartDelay: time.Second, DumpOnStop: true,
 		},
-		Log: Log{Level: "info", Format: "text", File: "/var/log/stasis.log"},
+		Log:   Log{Level: "info", Format: "text", File: "/var/log/stasis.log"},
+		Trace: Trace{Collector: TraceAuto},
 	}
 }

@@ -38,7 +38,7 @@ func (l *Line) open(ctx context.Context, dir string, roots []string) (*image.Che
 	if err != nil {
 		return nil, err
 	}
-	c, err := chain.Open(dir, roots...)
+	c, err := lock.Open()
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock())
 	}

@@ -15,7 +15,7 @@ import (
 // Layout of struct box in preload/arm.c.
 const (
 	boxMagic = 0x32444e494c425453
-	boxBytes = 4096
+	boxBytes = 65536
 
 	boxTurn   = 8
 	boxTID    = 16
@@ -23,6 +23,10 @@ const (
 	boxCall   = 32 // gadget, number and three arguments
 	boxResult = 72
 	boxFailed = 80
+	boxEvents = 88 // how many eventfds, then two numbers for each
+
+	maxEventfds  = 4000
+	efdSemaphore = 1 // EFD_SEMAPHORE
 
 	turnCRIU, turnStasis = 0, 1
 	orderLetGo           = 0
@@ -71,6 +75,20 @@ func NewArm(visit func(tid int, call Caller)) (*Arm, error) {
 	}
 	go a.serve(visit)
 	return a, nil
+}
+
+// Eventfds lists the eventfds that CRIU is to make, as [MendFiles] has given
+// them. It is called before CRIU is started.
+func (a *Arm) Eventfds(list []Eventfd) {
+	for i, e := range list {
+		at := boxEvents + 8 + 16*i
+		*a.number(at) = e.Count
+		*a.number(at + 8) = 0
+		if e.Semaphore {
+			*a.number(at + 8) = efdSemaphore
+		}
+	}
+	*a.number(boxEvents) = uint64(len(list))
 }
 
 // Close ends the service. A CRIU that still asks lets its threads go after a

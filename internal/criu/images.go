@@ -18,6 +18,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/stats"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"stasis/internal/proc"
@@ -35,10 +36,13 @@ const (
 	vmaVDSO     = 1 << 3
 	vmaVVAR     = 1 << 12
 
-	mapPrivate = 0x02
-	mapAnon    = 0x20
-	mapLocked  = 0x2000
-	mapHugeTLB = 0x40000
+	mapPrivate   = 0x02
+	mapAnon      = 0x20
+	mapGrowsDown = 0x100
+	mapLocked    = 0x2000
+	mapHugeTLB   = 0x40000
+
+	madvWipeOnFork = 1 << unix.MADV_WIPEONFORK
 
 	pagePresent = 1 << 2 // PE_PRESENT
 	pageLazy    = 1 << 1 // PE_LAZY
@@ -83,8 +87,9 @@ func FrozenTime(dir string) time.Duration {
 	return took
 }
 
-// LazyRanges lists the memory of a dumped process that CRIU would restore
-// lazily, joined and in address order. Only that may be hidden.
+// LazyRanges lists the memory of a dumped process that may be hidden, joined and
+// in address order: what CRIU would restore lazily, without the stacks and what is
+// wiped on fork, which capture.Eligible leaves to CRIU as well.
 func LazyRanges(dir string, pid int) ([]proc.Range, error) {
 	var ranges []proc.Range
 	err := readEntries(filepath.Join(dir, "mm-"+strconv.Itoa(pid)+".img"), func(raw []byte) error {
@@ -93,7 +98,7 @@ func LazyRanges(dir string, pid int) ([]proc.Range, error) {
 			return err
 		}
 		for _, area := range e.GetVmas() {
-			if !lazy(area) {
+			if !lazy(area) || area.GetFlags()&mapGrowsDown != 0 || area.GetMadv()&madvWipeOnFork != 0 {
 				continue
 			}
 			r := proc.Range{Start: area.GetStart(), End: area.GetEnd()}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
@@ -75,6 +76,8 @@ type Session struct {
 	req    Request
 	pidfd  int // of a CRIU that is no child of ours
 
+	kernelTemporary string // file that CRIU may leave; "" if none
+
 	mu        sync.Mutex
 	abandoned bool // guarded by mu
 	ended     bool // guarded by mu; CRIU has been waited for
@@ -103,6 +106,12 @@ func (b *Binary) Start(req Request) (*Session, error) {
 		s.cmd.ExtraFiles[tableFD-3], s.cmd.ExtraFiles[libraryFD-3] = req.Arm.file, req.Arm.library
 		s.cmd.Env = append(s.cmd.Env, req.Arm.environment()...)
 	}
+	library, err := s.keepKernel(b)
+	if err != nil {
+		ours.Close()
+		return nil, err
+	}
+	defer library.Close()
 	s.cmd.ExtraFiles = append(s.cmd.ExtraFiles, req.Files...)
 	// Signals from the terminal go to Stasis alone, which then decides.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: !req.Opts.GetShellJob()}
@@ -117,6 +126,32 @@ func (b *Binary) Start(req Request) (*Session, error) {
 	}
 	return s, nil
 }
+
+// keepKernel lets CRIU keep what it finds out about the kernel. The library for
+// it is preloaded if nobody has done that yet; the caller closes it after the
+// start. It is nil where there is none.
+func (s *Session) keepKernel(b *Binary) (library *os.File, err error) {
+	if !b.Dynamic {
+		return nil, nil
+	}
+	file := b.kernelFile()
+	if file == "" {
+		return nil, nil
+	}
+	if s.req.Blind == nil && s.req.Arm == nil {
+		if library, err = memfile("stasis-preload.so", preloadLibrary); err != nil {
+			return nil, err
+		}
+		s.cmd.ExtraFiles[libraryFD-3] = library
+		s.cmd.Env = append(s.cmd.Env, preload())
+	}
+	s.kernelTemporary = fmt.Sprintf("%s.%d", file, temporaries.Add(1)<<32|int64(os.Getpid()))
+	s.cmd.Env = append(s.cmd.Env, kernelEnvironment(file, s.kernelTemporary)...)
+	return library, nil
+}
+
+// temporaries counts the sessions of this process.
+var temporaries atomic.Int64
 
 // PID is the process id of CRIU.
 func (s *Session) PID() int { return s.cmd.Process.Pid }
@@ -153,6 +188,9 @@ func (s *Session) Abandon() {
 func (s *Session) Close() error {
 	s.socket.Close()
 	err := s.wait()
+	if s.kernelTemporary != "" {
+		_ = os.Remove(s.kernelTemporary) // CRIU has renamed it, if it got that far
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true

@@ -292,7 +292,7 @@ func (s *checkpointService) Verify(ctx context.Context, request *connect.Request
 		return busyOr(err)
 	}
 	defer held.Unlock() //nolint:errcheck // closing a folder loses nothing
-	checkpoint, err := chain.Open(entry.Dir)
+	checkpoint, err := held.Open()
 	if err != nil {
 		return fmt.Errorf("%w: %w", stasis.ErrDamaged, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
@@ -29,6 +30,9 @@ type Options struct {
 	CRIUPath string // "": the first that is new enough
 	OnDemand bool   // leave when there is nothing to do
 	Library  engine.Library
+
+	// Interceptors see every call before the daemon's own do, such as those that trace calls.
+	Interceptors []connect.Interceptor
 
 	// Jobs makes what looks after jobs; nil: there are none.
 	Jobs func(*engine.Engine, *slog.Logger) (Jobs, error)
@@ -63,6 +67,7 @@ type Daemon struct {
 	lists    lists
 	allowed  *allowed
 	server   *http.Server
+	browsers *browsers
 	begun    time.Time
 
 	work       context.Context //nolint:containedctx // of all calls: cancelled when the daemon can wait for them no longer
@@ -104,6 +109,7 @@ func New(opts Options) (*Daemon, error) {
 	}
 	d.registerGauges()
 	d.server = d.newServer()
+	d.browsers = d.newBrowsers()
 	return d, nil
 }
 
@@ -137,6 +143,11 @@ func (d *Daemon) Serve(listeners ...net.Listener) error {
 	}
 	d.addresses.Store(&names)
 	d.log.Info("serving", "addresses", names, "on_demand", d.opts.OnDemand)
+	if d.opts.Config.Daemon.Page != "" {
+		if _, err := d.browsers.start(d); err != nil {
+			d.log.Warn("the page is not served", "error", err)
+		}
+	}
 	go d.engine.Catalog.List() // the first look takes a second for ten thousand checkpoints
 	if d.opts.OnDemand {
 		go d.leaveWhenIdle()
@@ -176,6 +187,9 @@ func (d *Daemon) end() error {
 	ctx, cancel := context.WithTimeout(d.work, d.opts.Config.Daemon.StopTimeout)
 	defer cancel()
 	d.cancelView()
+	if err := d.browsers.close(); err != nil {
+		d.log.Warn("cannot end the page", "error", err)
+	}
 	err := d.server.Shutdown(ctx)
 	if err != nil {
 		d.log.Warn("calls are still under way: cancelling them", "error", err)

@@ -62,9 +62,13 @@ func (l *lists) page(list []*catalog.Entry, who peer.Peer, q *v1.ListCheckpoints
 	if err != nil {
 		return nil, err
 	}
-	if !who.Root() || kind != "" || q.GetJob() != "" {
+	if q.GetNoJob() && q.GetJob() != "" {
+		return nil, fmt.Errorf("%w: no_job and job %q: choose one", stasis.ErrInput, q.GetJob())
+	}
+	if !who.Root() || kind != "" || q.GetJob() != "" || q.GetNoJob() || q.OwnerUid != nil {
 		list = slices.DeleteFunc(slices.Clone(list), func(e *catalog.Entry) bool {
-			return !who.May(e.Owner) || kind != "" && e.Manifest.Kind != kind || q.GetJob() != "" && e.Job != q.GetJob()
+			return !who.May(e.Owner) || kind != "" && e.Manifest.Kind != kind || q.GetJob() != "" && e.Job != q.GetJob() ||
+				q.GetNoJob() && e.Job != "" || q.OwnerUid != nil && e.Owner != q.GetOwnerUid()
 		})
 	}
 	response := &v1.ListCheckpointsResponse{Total: int32(len(list))} //nolint:gosec // no disk holds so many

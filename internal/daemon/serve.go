@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -21,7 +22,8 @@ import (
 // handler puts everything together that is served.
 func (d *Daemon) handler() http.Handler {
 	options := []connect.HandlerOption{
-		connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(worthIt), connect.WithRecover(d.recovered), connect.WithInterceptors(&edge{daemon: d}),
+		connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(worthIt), connect.WithRecover(d.recovered),
+		connect.WithInterceptors(append(slices.Clone(d.opts.Interceptors), &edge{daemon: d})...),
 	}
 	services := []string{stasisv1connect.SystemServiceName, stasisv1connect.CheckpointServiceName}
 	mux := http.NewServeMux()

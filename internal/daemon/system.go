@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
@@ -22,7 +23,7 @@ import (
 )
 
 // APIVersion is the version of the API: the last part of the name of its package, and the number of its last addition.
-const APIVersion = "v1.1"
+const APIVersion = "v1.2"
 
 // systemService tells about the daemon and its machine.
 type systemService struct{ daemon *Daemon }
@@ -75,6 +76,9 @@ func (s *systemService) Status(ctx context.Context, _ *connect.Request[v1.Status
 	}
 	if names := s.daemon.addresses.Load(); names != nil {
 		status.Addresses = *names
+		if page := s.daemon.browsers.served(); page != "" {
+			status.Addresses = append(slices.Clone(status.Addresses), "http://"+page)
+		}
 	}
 	for _, e := range s.daemon.engine.Catalog.List() {
 		if who.May(e.Owner) {

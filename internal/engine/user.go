@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"stasis"
 	"stasis/internal/chain"
@@ -170,8 +171,24 @@ func harmless(o *stasis.CRIUOptions) error {
 
 // Trusted reads the manifest of a checkpoint that nobody but root could have written, ancestors included.
 func Trusted(dir string) (*image.Manifest, error) {
-	if err := trusted(dir); err != nil {
-		return nil, err
+	return TrustedWith(Trust{}, dir)
+}
+
+// Trust says what is to be looked at, and whom to trust.
+type Trust struct {
+	Users []uint32 // who may write checkpoints besides root
+	Near  []string // where else ancestors are looked for: as stasis.RestoreOptions has it
+	// Received: the checkpoint itself was handed over, and only its ancestors are looked at.
+	Received bool
+}
+
+// TrustedWith is Trusted for somebody who trusts others as well. Where somebody else could have written something, the error wraps a
+// *trust.Error.
+func TrustedWith(t Trust, dir string) (*image.Manifest, error) {
+	if !t.Received {
+		if err := trusted(dir, t.Users); err != nil {
+			return nil, err
+		}
 	}
 	src, err := store.OpenFolder(dir)
 	if err != nil {
@@ -181,8 +198,8 @@ func Trusted(dir string) (*image.Manifest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", stasis.ErrDamaged, err)
 	}
-	find := chain.Resolver(m, dir)
-	for _, missing := range chain.Missing(m, dir) {
+	find := chain.Resolver(m, dir, t.Near...)
+	for _, missing := range chain.Missing(m, dir, t.Near...) {
 		return nil, fmt.Errorf("%w: %w", stasis.ErrInput, missing)
 	}
 	for _, origin := range m.Origins {
@@ -194,15 +211,20 @@ func Trusted(dir string) (*image.Manifest, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", stasis.ErrDamaged, err)
 		}
-		if err := trusted(ancestor.Name()); err != nil {
+		if err := trusted(ancestor.Name(), t.Users); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
 }
 
-func trusted(dir string) error {
-	err := trust.Folder(dir)
+// trusted looks at one folder.
+func trusted(dir string, users []uint32) error {
+	absolute, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", stasis.ErrInput, err)
+	}
+	err = trust.Folder(absolute, users...)
 	if not := (*trust.Error)(nil); errors.As(err, &not) {
 		return fmt.Errorf("%w: %w", wire.ErrDenied, err)
 	}

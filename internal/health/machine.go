@@ -20,6 +20,7 @@ import (
 // criuPath is the CRIU to use; "" is the first that is new enough. It takes
 // some tenths of a second.
 func Machine(ctx context.Context, criuPath string) []Result {
+	criu.Forget() // what is asked here is asked of the kernel as it is now
 	results := []Result{kernel(), user()}
 	results = append(results, capabilities()...)
 	results = append(results, criuResults(ctx, criuPath)...)

@@ -205,6 +205,10 @@ func (s *survey) lookAtTask(t *proc.Task) {
 		}
 		s.note(Fail, "tracer", fmt.Sprintf("process %d (%s) traces it", t.TracerPID, tracer), "end that debugger before the dump", at(t))
 	}
+	if same, err := proc.SameMemory(t.PID, t.PPID); err == nil && same {
+		s.note(Fail, "process", fmt.Sprintf("it shares its memory with its parent %d (CLONE_VM, or vfork for a moment)", t.PPID),
+			"no tool can dump that, unless it lasts for a moment only", at(t))
+	}
 	if t.State == 'D' {
 		s.note(Warn, "process", "it sleeps in the kernel (state D) and cannot be stopped as long as that lasts",
 			"see to the disk or network that it waits for; --timeout gives more time", at(t))

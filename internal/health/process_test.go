@@ -15,6 +15,7 @@ import (
 
 	"stasis/internal/require"
 	"stasis/internal/subject"
+	"stasis/internal/testkit"
 )
 
 func diesWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL} }
@@ -168,6 +169,14 @@ func TestProcessNamesItsTracer(t *testing.T) {
 	// A tracer is a thread; this one may be any of this program.
 	if len(bad) != 1 || bad[0].Name != "tracer" || !strings.Contains(bad[0].Detail, "traces it") {
 		t.Errorf("%+v, want the tracer", bad)
+	}
+}
+
+func TestProcessWithTheMemoryOfItsParent(t *testing.T) {
+	s := testkit.StartSubject(t, "sharing")
+	bad := troubles(Process(t.Context(), s.PID()))
+	if len(bad) != 1 || bad[0].Status != Fail || !strings.Contains(bad[0].Detail, "CLONE_VM") {
+		t.Errorf("%+v, want that a child has the same memory", bad)
 	}
 }
 

@@ -11,24 +11,48 @@ type cachedBlock struct {
 	of     *Checkpoint // nil: none
 	number int         // of the block
 	data   []byte
+	delta  deltaPages // of a block of differences
 	buffer Buffer
 }
 
-// read returns a block's payload, decompressed: pages or differences. It is valid until two others were read. Where it may be
-// mapped, it goes away with the file.
+// read returns a block's pages, decompressed. They are valid until two others were read. Where they may be mapped, they go away
+// with the file.
 func (k *blockCache) read(c *Checkpoint, number int, mapped bool) ([]byte, error) {
+	s, err := k.slot(c, number, mapped)
+	if err != nil {
+		return nil, err
+	}
+	return s.data, nil
+}
+
+// deltas is read for a block of differences.
+func (k *blockCache) deltas(c *Checkpoint, number int) (*deltaPages, error) {
+	s, err := k.slot(c, number, false)
+	if err != nil {
+		return nil, err
+	}
+	return &s.delta, nil
+}
+
+func (k *blockCache) slot(c *Checkpoint, number int, mapped bool) (*cachedBlock, error) {
 	for i := range k.slots {
 		if k.slots[i].of == c && k.slots[i].number == number {
-			return k.slots[i].data, nil
+			return &k.slots[i], nil
 		}
 	}
 	s := &k.slots[k.turn]
 	k.turn = (k.turn + 1) % len(k.slots)
 	s.of = nil
-	data, err := c.readPayload(&c.blocks[number], &s.buffer, mapped)
+	b := &c.blocks[number]
+	data, err := c.readPayload(b, &s.buffer, mapped)
 	if err != nil {
 		return nil, err
 	}
+	if b.kind == deltaBlock {
+		if err := s.delta.parse(data, int(b.pages)); err != nil {
+			return nil, c.blockDamage(b, "a block there can't be used", err)
+		}
+	}
 	s.of, s.number, s.data = c, number, data
-	return data, nil
+	return s, nil
 }

@@ -103,8 +103,24 @@ func (c *chain) add(tb testing.TB, o WriterOptions, kind string, want memory, pr
 	*c = append(*c, link{m, o.ID, want, kind})
 }
 
-// checkMemory reads every block of a checkpoint and sees that it has that memory, each page once.
+// blocks is what Checkpoint and Families have in common.
+type blocks interface {
+	Blocks() int
+	Block(i int) BlockInfo
+	ReadBlock(i int, b *Buffer) ([]byte, error)
+	Find(pid int, addr uint64) (block int, page uint32, kind Kind)
+	PIDs() []int
+	ZeroRanges(pid int) []Range
+}
+
+// checkMemory reads every block and every family of a checkpoint and sees that it has that memory, each page once.
 func checkMemory(tb testing.TB, c *Checkpoint, want memory) {
+	tb.Helper()
+	checkPages(tb, c, want)
+	checkPages(tb, c.Families(), want)
+}
+
+func checkPages(tb testing.TB, c blocks, want memory) {
 	tb.Helper()
 	seen := map[int]map[uint64]bool{}
 	once := func(pid int, page uint64) {

@@ -281,7 +281,18 @@ func TestAncestorsAreMapped(t *testing.T) {
 	if _, err := parent.ReadBlock(0, &b); err != nil {
 		t.Fatal(err)
 	}
-	f := parent.ancestors[ancestorShard{1, 0}]
+	// Small ones are kept open: this one is made to look large.
+	at := ancestorShard{1, 0}
+	small := parent.ancestors[at]
+	if small == nil || small.mapped != nil {
+		t.Fatalf("the ancestor's small shard is open as %+v", small)
+	}
+	large, err := newAncestorFile(small.File, maxKeptOpen())
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent.ancestors[at] = large
+	f := parent.ancestors[at]
 	if f == nil || f.mapped == nil || f.File != nil {
 		t.Fatalf("the ancestor's shard is open as %+v", f)
 	}

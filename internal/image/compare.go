@@ -4,7 +4,7 @@ import "bytes"
 
 // compare finds the pages that are as the parent has them, and stores those that differ from that a little as differences. The
 // bytes are compared, so what is referred to is equal whatever the tracker said; the parent's block is read and checked for that.
-// Neighbours are mostly in one block, which is read once.
+// Neighbours are mostly in one block, which is read once. Where that gave nothing for a while, few pages are compared: see worth.
 func (w *Writer) compare(s *scratch, b PageBlock, order uint64) error {
 	if w.parent == nil || w.noCompare {
 		return nil
@@ -16,7 +16,7 @@ func (w *Writer) compare(s *scratch, b PageBlock, order uint64) error {
 			continue
 		}
 		block, page, kind := w.parent.Find(b.PID, s.pages[i]*PageSize)
-		if kind != Data {
+		if kind != Data || !w.worth.try(b.PID, s.pages[i], block) {
 			continue
 		}
 		if err := w.parent.page(block, uint8(page), &s.old, &s.oldPage); err != nil {
@@ -24,13 +24,18 @@ func (w *Writer) compare(s *scratch, b PageBlock, order uint64) error {
 		}
 		if bytes.Equal(b.content(i), s.oldPage.content) {
 			f.kind, f.at = elsewhere, pageAt{uint32(block), inParent, uint8(page)}
+			w.worth.gained(b.PID, s.pages[i], afterEqual)
 			continue
 		}
-		if w.noDelta {
-			continue
+		if !w.noDelta {
+			if err := w.differ(s, b, i, order); err != nil {
+				return err
+			}
 		}
-		if err := w.differ(s, b, i, order); err != nil {
-			return err
+		if f.kind == kept {
+			w.worth.lost(b.PID, s.pages[i])
+		} else {
+			w.worth.gained(b.PID, s.pages[i], afterDelta)
 		}
 	}
 	return w.putDelta(s, b.PID, order)

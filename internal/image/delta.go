@@ -87,11 +87,17 @@ func (d *deltaWriter) add(at uint64, from base, runs []patch, page []byte) {
 // errDelta says that a block of differences can't be as it was written. Its checksum should have found that.
 var errDelta = errors.New("its differences are nonsense although its checksum matches")
 
-// deltaReader reads the payload of a block of differences, page by page.
-type deltaReader struct{ numbers, literals []byte }
+// deltaPages is the payload of a block of differences, taken apart.
+type deltaPages struct {
+	numbers, literals []byte
+	at                []deltaAt // of each page
+}
 
-// newDelta checks the payload for a block of that many pages. After that next can't fail that often.
-func newDelta(payload []byte, pages int) (deltaReader, error) {
+// deltaAt is where a page begins in numbers and literals.
+type deltaAt struct{ number, literal uint32 }
+
+// parse checks the payload for a block of that many pages, and keeps it. After that patch can't fail.
+func (d *deltaPages) parse(payload []byte, pages int) error {
 	rest, total := payload, uint64(0)
 	number := func(limit uint64) (v uint64, ok bool) {
 		v, n := binary.Uvarint(rest)
@@ -101,7 +107,9 @@ func newDelta(payload []byte, pages int) (deltaReader, error) {
 		rest = rest[n:]
 		return v, true
 	}
+	d.at = d.at[:0]
 	for range pages {
+		d.at = append(d.at, deltaAt{uint32(len(payload) - len(rest)), uint32(total)})
 		runs, ok := number(PageSize)
 		end := uint64(0)
 		for ; ok && runs > 0; runs-- {
@@ -112,31 +120,58 @@ func newDelta(payload []byte, pages int) (deltaReader, error) {
 			end += gap + n
 			total += n
 		}
-		if !ok {
-			return deltaReader{}, errDelta
+		if !ok || total > uint64(len(rest)) {
+			return errDelta
 		}
 	}
 	if total != uint64(len(rest)) {
-		return deltaReader{}, errDelta
+		return errDelta
 	}
-	return deltaReader{payload[:len(payload)-len(rest)], rest}, nil
+	d.numbers, d.literals = payload[:len(payload)-len(rest)], rest
+	return nil
 }
 
-// next makes the next page of what it differs from. With nil it is passed over.
-func (d *deltaReader) next(page []byte) {
+// only returns a copy that has some of the pages, a bit for each, and takes no more than these need.
+func (d *deltaPages) only(pages uint64) deltaPages {
+	var out deltaPages
+	total := deltaAt{}
+	for left := pages; left != 0; left &= left - 1 {
+		from, to := d.span(bits.TrailingZeros64(left))
+		total.number += to.number - from.number
+		total.literal += to.literal - from.literal
+	}
+	space := make([]byte, 0, total.number+total.literal)
+	out.numbers, out.literals = space[0:0:total.number], space[total.number:total.number]
+	out.at = make([]deltaAt, 0, bits.OnesCount64(pages))
+	for left := pages; left != 0; left &= left - 1 {
+		from, to := d.span(bits.TrailingZeros64(left))
+		out.at = append(out.at, deltaAt{uint32(len(out.numbers)), uint32(len(out.literals))})
+		out.numbers = append(out.numbers, d.numbers[from.number:to.number]...)
+		out.literals = append(out.literals, d.literals[from.literal:to.literal]...)
+	}
+	return out
+}
+
+// span is where a page begins and where it ends.
+func (d *deltaPages) span(i int) (from, to deltaAt) {
+	if i+1 < len(d.at) {
+		return d.at[i], d.at[i+1]
+	}
+	return d.at[i], deltaAt{uint32(len(d.numbers)), uint32(len(d.literals))}
+}
+
+// patch makes of the page that the i-th one differs from that one.
+func (d *deltaPages) patch(i int, page []byte) {
+	numbers, literals := d.numbers[d.at[i].number:], d.literals[d.at[i].literal:]
+	next := func() int {
+		v, n := binary.Uvarint(numbers)
+		numbers = numbers[n:]
+		return int(v)
+	}
 	end := 0
-	for runs := d.number(); runs > 0; runs-- {
-		at := end + d.number()
-		end = at + d.number()
-		if page != nil {
-			copy(page[at:end], d.literals)
-		}
-		d.literals = d.literals[end-at:]
+	for runs := next(); runs > 0; runs-- {
+		at := end + next()
+		end = at + next()
+		literals = literals[copy(page[at:end], literals):]
 	}
-}
-
-func (d *deltaReader) number() int {
-	v, n := binary.Uvarint(d.numbers)
-	d.numbers = d.numbers[n:]
-	return int(v)
 }

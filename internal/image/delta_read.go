@@ -14,6 +14,7 @@ type base struct {
 // deltaSpace is the space that reading blocks of differences takes.
 type deltaSpace struct {
 	payload Buffer
+	delta   deltaPages
 	bases   blockCache
 	pages   []byte
 }
@@ -32,8 +33,7 @@ func (c *Checkpoint) readDelta(k *block, b *Buffer) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	delta, err := newDelta(payload, int(k.pages))
-	if err != nil {
+	if err := s.delta.parse(payload, int(k.pages)); err != nil {
 		return nil, c.blockDamage(k, "a block there can't be used", err)
 	}
 	out := s.pages[:int(k.pages)*PageSize]
@@ -49,10 +49,8 @@ func (c *Checkpoint) readDelta(k *block, b *Buffer) ([]byte, error) {
 		i += n
 	}
 	for i, from := range bases {
-		if from.block == noBlock {
-			delta.next(nil)
-		} else {
-			delta.next(out[i*PageSize : (i+1)*PageSize])
+		if from.block != noBlock {
+			s.delta.patch(i, out[i*PageSize:(i+1)*PageSize])
 		}
 	}
 	return out, nil
@@ -106,20 +104,13 @@ func (c *Checkpoint) page(number int, page uint8, cache *blockCache, p *oldPage)
 	if err := c.takeBases([]base{p.full}, p.base, cache); err != nil || k.kind != deltaBlock {
 		return err
 	}
-	payload, err := cache.read(c, number, false)
+	delta, err := cache.deltas(c, number)
 	if err != nil {
 		return err
 	}
-	delta, err := newDelta(payload, int(k.pages))
-	if err != nil {
-		return c.blockDamage(k, "a block there can't be used", err)
-	}
-	for range page {
-		delta.next(nil)
-	}
 	p.content = p.space[PageSize:]
 	copy(p.content, p.base)
-	delta.next(p.content)
+	delta.patch(int(page), p.content)
 	return nil
 }
 

@@ -47,27 +47,23 @@ func TestDiff(t *testing.T) {
 			olds, news = append(olds, old), append(news, page)
 		}
 		payload := append(bytes.Clone(d.numbers), d.literals...)
-		got, err := newDelta(payload, len(olds))
-		if err != nil {
+		var got deltaPages
+		if err := got.parse(payload, len(olds)); err != nil {
 			t.Fatal(err)
 		}
-		for i := range olds {
-			if r.IntN(4) == 0 {
-				got.next(nil)
-				continue
-			}
+		for _, i := range r.Perm(len(olds)) {
 			page := bytes.Clone(olds[i])
-			if got.next(page); !bytes.Equal(page, news[i]) {
+			if got.patch(i, page); !bytes.Equal(page, news[i]) {
 				t.Fatalf("page %d of %d differs", i, len(olds))
 			}
 		}
 		for _, pages := range []int{len(olds) - 1, len(olds) + 1} {
-			if _, err := newDelta(payload, pages); err == nil && len(payload) > 0 && pages >= 0 {
+			if err := got.parse(payload, max(pages, 0)); err == nil && len(payload) > 0 && pages >= 0 {
 				t.Errorf("%d pages were read as %d", len(olds), pages)
 			}
 		}
 		for n := 0; n < len(payload); n += 1 + len(payload)/50 {
-			if _, err := newDelta(payload[:n], len(olds)); !errors.Is(err, errDelta) {
+			if err := got.parse(payload[:n], len(olds)); !errors.Is(err, errDelta) {
 				t.Fatalf("%d of %d bytes passed", n, len(payload))
 			}
 		}
@@ -90,16 +86,16 @@ func FuzzDelta(f *testing.F) {
 	f.Add(append(d.numbers, d.literals...), uint8(2))
 	f.Add([]byte{1, 0, 0x80, 0x20}, uint8(1))
 	f.Fuzz(func(t *testing.T, payload []byte, pages uint8) {
-		got, err := newDelta(payload, int(pages))
-		if err != nil {
+		var got deltaPages
+		if err := got.parse(payload, int(pages)); err != nil {
 			return
 		}
-		var page [PageSize]byte
-		for range pages {
-			got.next(page[:])
+		if len(got.numbers)+len(got.literals) != len(payload) {
+			t.Fatalf("of %d bytes %d and %d were taken", len(payload), len(got.numbers), len(got.literals))
 		}
-		if len(got.numbers) > 0 || len(got.literals) > 0 {
-			t.Fatalf("%d and %d bytes are left", len(got.numbers), len(got.literals))
+		var page [PageSize]byte
+		for i := range int(pages) {
+			got.patch(i, page[:])
 		}
 	})
 }
@@ -193,6 +189,14 @@ func (c chain) use(i int) error {
 	for i := range p.Blocks() {
 		_, e := p.ReadBlock(i, new(Buffer))
 		read = errors.Join(read, e)
+	}
+	families := error(nil)
+	for f, i := p.Families(), 0; i < f.Blocks(); i++ {
+		_, e := f.ReadBlock(i, new(Buffer))
+		families = errors.Join(families, e)
+	}
+	if (families == nil) != (read == nil) {
+		return fmt.Errorf("reading blocks says %w, reading families says %w", read, families)
 	}
 	if (err == nil) != (read == nil) && len(p.files) == 0 {
 		return fmt.Errorf("verify says %w, reading says %w", err, read)

@@ -131,5 +131,7 @@
 // methods may be called at once, each with a Buffer of its own. Neither side holds data between calls: a Writer has some 50
 // bytes for each block, 8 for each extent and each difference, 32 for each run of pages that it only refers to, and 4 MiB to
 // find equal pages; a Checkpoint has 40 for each block and 20 for each extent. To compare with the parent, and to read
-// differences, each goroutine keeps the last four blocks that it read for that, at most 2 MiB.
+// differences, each goroutine keeps the last four blocks that it read for that, at most 2 MiB. Families has 8 bytes for each block
+// and each difference, 8 more for each difference that is wanted, and keeps at most 32 MiB of differences that it read and that were
+// not asked for yet.
 package image

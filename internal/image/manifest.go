@@ -71,6 +71,35 @@ type Process struct {
 	// Needs are the files that it reads, but does not write, by mappings and descriptors. A restore finds them unchanged.
 	// Each is listed once, with the first process of the tree that uses it.
 	Needs []NeededFile `json:"needs,omitempty"`
+	// Settings are what CRIU's images lack of the process. Left out for zombies, and by versions that did not know them: nothing is put back then.
+	Settings *Settings `json:"settings,omitempty"`
+}
+
+// Settings are what CRIU does not keep of a process. What is as in a process that never changed it is left out.
+type Settings struct {
+	CoredumpFilter *uint32          `json:"coredump_filter,omitempty"` // bits of core(5); left out: 0x33
+	AutogroupNice  int              `json:"autogroup_nice,omitempty"`  // of its session, as in sched(7)
+	Semaphores     []int            `json:"semaphores,omitempty"`      // descriptors of eventfds that are EFD_SEMAPHORE
+	Threads        []ThreadSettings `json:"threads,omitempty"`         // those with anything to note
+}
+
+// ThreadSettings are what CRIU does not keep of a thread.
+type ThreadSettings struct {
+	TID          int       `json:"tid"`                      // as the process sees it
+	CPUs         string    `json:"cpus,omitempty"`           // it is bound to, as taskset(1) lists them: "0-3,8"; left out: not bound
+	TimerSlackNS uint64    `json:"timer_slack_ns,omitempty"` // nanoseconds; left out: 50000
+	IOPriority   int       `json:"io_priority,omitempty"`    // as ioprio_set(2) has it; left out: by its nice value
+	SliceNS      uint64    `json:"slice_ns,omitempty"`       // nanoseconds that it asked to run at a stretch; left out: what the kernel gives
+	Deadline     *Deadline `json:"deadline,omitempty"`       // of policy SCHED_DEADLINE
+	Personality  uint32    `json:"personality,omitempty"`    // as personality(2) has it
+}
+
+// Deadline are the parameters of policy SCHED_DEADLINE in nanoseconds, and flags as in sched_setattr(2).
+type Deadline struct {
+	RuntimeNS  uint64 `json:"runtime_ns"`
+	DeadlineNS uint64 `json:"deadline_ns"`
+	PeriodNS   uint64 `json:"period_ns"`
+	Flags      uint64 `json:"flags,omitempty"`
 }
 
 // Mapping sums up the mappings of one kind.
@@ -174,15 +203,17 @@ func hexSum(sum uint64) string { return fmt.Sprintf("%016x", sum) }
 // decodeManifest reads a manifest. A newer format is a *VersionError, whatever else is in it; everything else that is not as
 // it was written is damage, whose reason it returns.
 func decodeManifest(text []byte) (*Manifest, error) {
-	var version struct {
-		Format int    `json:"format"`
-		Stasis string `json:"stasis"`
-	}
-	if err := json.Unmarshal(text, &version); err != nil {
+	m := new(Manifest)
+	err := json.Unmarshal(text, m)
+	if err != nil || m.Format > FormatVersion {
+		var version struct { // all that is sure of a newer format
+			Format int    `json:"format"`
+			Stasis string `json:"stasis"`
+		}
+		if json.Unmarshal(text, &version) == nil && version.Format > FormatVersion {
+			return nil, &VersionError{Format: version.Format, Stasis: version.Stasis}
+		}
 		return nil, fmt.Errorf("it is not JSON as Stasis writes it: %w", err)
-	}
-	if version.Format > FormatVersion {
-		return nil, &VersionError{Format: version.Format, Stasis: version.Stasis}
 	}
 	at, err := checksumAt(text)
 	if err != nil {
@@ -192,10 +223,6 @@ func decodeManifest(text []byte) (*Manifest, error) {
 	copy(blank[at:], noChecksum)
 	if want, got := hexSum(xxh3.Hash(blank)), string(text[at:at+len(noChecksum)]); want != got {
 		return nil, fmt.Errorf("its checksum is %s and should be %s: it was changed after it was written", want, got)
-	}
-	m := new(Manifest)
-	if err := json.Unmarshal(text, m); err != nil {
-		return nil, fmt.Errorf("it is not JSON as Stasis writes it: %w", err)
 	}
 	return m, m.check()
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"unsafe"
 
@@ -42,6 +43,32 @@ func newShardFile(f store.File) *shardFile {
 	_ = unix.Madvise(m, unix.MADV_SEQUENTIAL) // read ahead more: workers together read each shard from front to back
 	s.mapped = m
 	return s
+}
+
+// smallShard is what it does not pay to map, in bytes: of those a few blocks are read, and mapping and unmapping take longer than that.
+const smallShard = 1 << 20
+
+// maxKeptOpen is how many small shards of ancestors a checkpoint keeps open at most. It is a quarter of what this process may have
+// open: the folders of the ancestors are held open, too.
+var maxKeptOpen = sync.OnceValue(func() int {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return 0
+	}
+	return int(min(limit.Cur/4, 1<<16))
+})
+
+// newAncestorFile takes a shard of an ancestor over, with so many others open. One that is mapped is not kept open: a chain may have
+// more shards than a process may have files open.
+func newAncestorFile(f store.File, others int) (*shardFile, error) {
+	if f.Size() <= smallShard && others < maxKeptOpen() {
+		return &shardFile{File: f}, nil
+	}
+	s := newShardFile(f)
+	if err := s.drop(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
 // bytes returns n bytes of the shard, in the mapping or in buf's storage.

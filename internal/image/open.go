@@ -93,7 +93,17 @@ func Open(src store.Source) (*Checkpoint, error) { return OpenChain(src, nil) }
 
 // OpenChain is Open for a checkpoint that may refer to blocks of its ancestors, which resolve finds when they are needed.
 func OpenChain(src store.Source, resolve Resolver) (*Checkpoint, error) {
-	c := &Checkpoint{src: src, resolve: resolve}
+	m, err := ReadManifest(src)
+	if err != nil {
+		return nil, err
+	}
+	return OpenWith(src, m, resolve)
+}
+
+// OpenWith is OpenChain for whoever has read the manifest already, with ReadManifest: in a long chain it is the largest of what a
+// reader needs at once.
+func OpenWith(src store.Source, m *Manifest, resolve Resolver) (*Checkpoint, error) {
+	c := &Checkpoint{src: src, manifest: m, resolve: resolve}
 	if err := c.open(); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -102,9 +112,6 @@ func OpenChain(src store.Source, resolve Resolver) (*Checkpoint, error) {
 
 func (c *Checkpoint) open() error {
 	var err error
-	if c.manifest, err = ReadManifest(c.src); err != nil {
-		return err
-	}
 	if c.id, err = decodeID(c.manifest.ID); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ type Buffer struct {
 	stored []byte // as in the shard
 	raw    []byte // decompressed
 	delta  *deltaSpace
+	family *familySpace
 }
 
 // Blocks is the number of blocks that have pages of the checkpoint. They are numbered from 0 by the process and address of the
@@ -181,11 +182,7 @@ func (c *Checkpoint) openAncestor(k *block) (*shardFile, error) {
 	if err != nil {
 		return nil, errors.Join(c.blockDamage(k, "it is not the shard that is wanted", err), f.Close())
 	}
-	s := newShardFile(f)
-	if err := s.drop(); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	return s, nil
+	return newAncestorFile(f, len(c.ancestors))
 }
 
 // Find says where a page is: in which block, and which page of it. Block and page mean something for Data only.

@@ -62,7 +62,7 @@ func (c *Checkpoint) verify(k *block, b *Buffer) error {
 	if err != nil || k.kind != deltaBlock {
 		return err
 	}
-	if _, err := newDelta(payload, int(k.pages)); err != nil {
+	if err := new(deltaPages).parse(payload, int(k.pages)); err != nil {
 		return c.blockDamage(k, "a block there can't be used", err)
 	}
 	return nil

@@ -50,6 +50,7 @@ type Writer struct {
 	noCompare  bool
 	noDelta    bool
 	table      *pageTable // nil: equal pages are not looked for
+	worth      *worth
 	scratches  sync.Pool
 
 	free chan *shard // those that nobody is writing to
@@ -79,7 +80,7 @@ type shard struct {
 
 // NewWriter begins a checkpoint in t, which it owns from then on: Finish commits it, Abort (also here, on an error) aborts it.
 func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
-	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta}
+	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth()}
 	w.scratches.New = func() any { return new(scratch) }
 	if !o.NoShare {
 		w.table = newPageTable()

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,19 +29,28 @@ type Helper struct {
 	cmd *exec.Cmd
 
 	mu     sync.Mutex
-	socket int // guarded by mu; -1 after Close
+	socket int // guarded by mu; -1 after Close, and when the helper has been given up
 }
 
 const (
 	helperName   = "stasis-inject"
 	helperSocket = 3
 	maxMessage   = 1024
+
+	// answerLimit is how long Stasis waits for the helper. A thread that cannot go
+	// on in the middle of a call, as in a control group that was frozen just then,
+	// is the helper's to put back, for as long as it takes; Stasis goes on without.
+	answerLimit = 30 * time.Second
 )
+
+// errNoAnswer says that the helper still works on a thread.
+var errNoAnswer = fmt.Errorf("it has not come to its end within %v: is the process in a frozen control group?", answerLimit)
 
 // What the helper says an error is, so that errors.Is still works on this side.
 const (
 	kindOther       = 'o'
 	kindUnsupported = 'u'
+	kindDispatched  = 'd'
 	kindGone        = 'g'
 )
 
@@ -55,6 +65,11 @@ func StartHelper() (*Helper, error) {
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{helperName}, Env: []string{"GOMAXPROCS=2"}, Dir: "/",
 		ExtraFiles: []*os.File{theirs}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	limit := unix.NsecToTimeval(answerLimit.Nanoseconds())
+	if err := unix.SetsockoptTimeval(pair[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
+		unix.Close(pair[0])
+		return nil, fmt.Errorf("limit the wait for the helper that traces: %w", err)
 	}
 	if err := cmd.Start(); err != nil {
 		unix.Close(pair[0])
@@ -75,6 +90,19 @@ func (h *Helper) Close() error {
 	return h.cmd.Wait()
 }
 
+// receive waits for the helper's answer. A helper that gives none is left to what
+// it does. The caller holds mu.
+func (h *Helper) receive() (message string, fd int, err error) {
+	message, fd, err = receive(h.socket)
+	if errors.Is(err, unix.EAGAIN) {
+		unix.Close(h.socket)
+		h.socket = -1
+		go func() { _ = h.cmd.Wait() }()
+		err = errNoAnswer
+	}
+	return message, fd, err
+}
+
 // Userfaultfd is [Userfaultfd], done by the helper.
 func (h *Helper) Userfaultfd(pid, flags int) (fd int, err error) {
 	h.mu.Lock()
@@ -85,7 +113,7 @@ func (h *Helper) Userfaultfd(pid, flags int) (fd int, err error) {
 	if err := unix.Sendmsg(h.socket, fmt.Appendf(nil, "%d %d", pid, flags), nil, nil, unix.MSG_NOSIGNAL); err != nil {
 		return lost(err)
 	}
-	message, fd, err := receive(h.socket)
+	message, fd, err := h.receive()
 	if err != nil {
 		return lost(err)
 	}
@@ -133,6 +161,8 @@ func encodeError(err error) string {
 	switch {
 	case errors.Is(err, proc.ErrGone):
 		kind = kindGone
+	case errors.Is(err, ErrDispatched):
+		kind = kindDispatched
 	case errors.Is(err, ErrUnsupported):
 		kind = kindUnsupported
 	}
@@ -156,6 +186,8 @@ func decodeError(message string) error {
 	switch kind {
 	case kindGone:
 		e.is = append(e.is, proc.ErrGone)
+	case kindDispatched:
+		e.is = append(e.is, ErrDispatched)
 	case kindUnsupported:
 		e.is = append(e.is, ErrUnsupported)
 	}

@@ -48,13 +48,13 @@ func TestHelper(t *testing.T) {
 
 func TestErrorsOfTheHelper(t *testing.T) {
 	for _, err := range []error{
-		unix.EPERM, fmt.Errorf("it: %w", unix.ENOSYS), fmt.Errorf("thread 3: %w", proc.ErrGone), ErrUnsupported, errors.New("some text"),
+		unix.EPERM, fmt.Errorf("it: %w", unix.ENOSYS), fmt.Errorf("thread 3: %w", proc.ErrGone), ErrUnsupported, ErrDispatched, errors.New("some text"),
 	} {
 		got := decodeError(encodeError(err))
 		if got.Error() != err.Error() {
 			t.Errorf("%q became %q", err, got)
 		}
-		for _, kind := range []error{unix.EPERM, unix.ENOSYS, proc.ErrGone, ErrUnsupported} {
+		for _, kind := range []error{unix.EPERM, unix.ENOSYS, proc.ErrGone, ErrUnsupported, ErrDispatched} {
 			if errors.Is(got, kind) != errors.Is(err, kind) {
 				t.Errorf("%v: %v is %t on the other side", err, kind, errors.Is(got, kind))
 			}

@@ -54,7 +54,7 @@ func (h *Helper) order(format string, args ...any) error {
 	if err := unix.Sendmsg(h.socket, fmt.Appendf(nil, format, args...), nil, nil, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("the helper that traces: %w", err)
 	}
-	message, fd, err := receive(h.socket)
+	message, fd, err := h.receive()
 	if err != nil {
 		return fmt.Errorf("the helper that traces: %w", err)
 	}
@@ -142,7 +142,10 @@ func stopAll(pid int) (threads map[int]*tracee, err error) {
 			break
 		}
 		for _, t := range fresh {
-			err := t.waitUntil(deadline)
+			status, err := t.waitUntil(deadline)
+			if err == nil {
+				t.keep(status)
+			}
 			switch {
 			case errors.Is(err, proc.ErrGone):
 				delete(threads, t.tid)

@@ -1,10 +1,10 @@
 // Package inject runs single system calls inside another process.
 //
 // One thread of the target is stopped with ptrace(2), made to execute a
-// "syscall" instruction that stands in its vdso by a single step, and put back
-// exactly as it was: no code of the target is changed, its signals are held
-// back meanwhile, and a system call that was interrupted starts again by
-// itself. The stop lasts well under a millisecond.
+// "syscall" instruction that stands in its vdso, and put back exactly as it was:
+// no code of the target is changed, its signals are held back meanwhile, and a
+// system call that was interrupted starts again by itself. The stop lasts well
+// under a millisecond.
 //
 // Everything happens on one locked operating system thread that ends with the
 // call. Should Stasis return early or panic, the end of that thread detaches
@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,19 @@ import (
 // although it lives: 32-bit code, no vdso, or no thread that can be stopped.
 var ErrUnsupported = errors.New("no system call can be run in the process")
 
+// ErrDispatched says that the process has its system calls dispatched to code of
+// its own, as Wine does (prctl(2), PR_SET_SYSCALL_USER_DISPATCH). Neither Stasis
+// nor CRIU can run one in it.
+var ErrDispatched = fmt.Errorf("%w: its system calls are dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH)", ErrUnsupported)
+
+// maxMoves bounds how often a process is tried again that executes another program
+// at just the moment when it is looked at.
+const maxMoves = 20
+
+// allLimit bounds the attempts to stop one thread after another: in a frozen
+// control group none of a thousand stops.
+const allLimit = time.Second
+
 // Userfaultfd creates a userfaultfd(2) inside the process and returns this
 // process' copy of it; the target keeps none. The caller closes it. The flags
 // are those of userfaultfd(2).
@@ -35,7 +49,19 @@ var ErrUnsupported = errors.New("no system call can be run in the process")
 // It fails with an error that wraps [ErrUnsupported] or [proc.ErrGone], or the
 // error number of the call that failed.
 func Userfaultfd(pid int, flags int) (fd int, err error) {
-	tids, err := proc.ReadTask(pid)
+	for range maxMoves {
+		if fd, err = userfaultfd(pid, flags); !errors.Is(err, errMoved) {
+			break
+		}
+	}
+	if err != nil {
+		return -1, fmt.Errorf("create a userfaultfd in process %d: %w", pid, err)
+	}
+	return fd, nil
+}
+
+func userfaultfd(pid int, flags int) (fd int, err error) {
+	task, err := proc.ReadTask(pid)
 	if err != nil {
 		return -1, err
 	}
@@ -43,28 +69,21 @@ func Userfaultfd(pid int, flags int) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	type result struct {
-		fd  int
-		err error
-	}
-	done := make(chan result)
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		// Never unlocked: the thread ends with this goroutine, and with it
 		// every tie to the target.
 		runtime.LockOSThread()
-		fd, err := -1, fmt.Errorf("no thread of process %d could be stopped: %w", pid, ErrUnsupported)
-		for _, tid := range tids.Threads {
-			if fd, err = createIn(pid, tid, gadget, flags); !errors.Is(err, errBusy) {
+		fd, err = -1, fmt.Errorf("no thread could be stopped: %w", ErrUnsupported)
+		for begun, i := time.Now(), 0; i < len(task.Threads) && time.Since(begun) < allLimit; i++ {
+			if fd, err = createIn(pid, task.Threads[i], gadget, flags); !errors.Is(err, errBusy) {
 				break
 			}
 		}
-		done <- result{fd, err}
 	}()
-	r := <-done
-	if r.err != nil {
-		return -1, fmt.Errorf("create a userfaultfd in process %d: %w", pid, r.err)
-	}
-	return r.fd, nil
+	<-done
+	return fd, err
 }
 
 // createIn makes the userfaultfd in one thread and fetches it.
@@ -75,6 +94,9 @@ func createIn(pid, tid int, gadget uint64, flags int) (fd int, err error) {
 	}
 	defer func() { err = errors.Join(err, t.release()) }()
 
+	if !t.hasSyscallAt(gadget) {
+		return -1, errMoved
+	}
 	remote, err := t.syscall(gadget, unix.SYS_USERFAULTFD, uint64(flags))
 	if err != nil {
 		return -1, err

@@ -20,7 +20,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	subject.Main(m, map[string]subject.Role{"busy": busy})
+	subject.Main(m, map[string]subject.Role{"busy": busy, "filtered tracer": filteredTracer})
 }
 
 // busy computes and sleeps in several threads, and says how often each came

@@ -2,6 +2,7 @@ package inject
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,9 @@ func FindSyscall(pid int) (uint64, error) {
 		local := []unix.Iovec{{Base: &code[0], Len: m.Len()}}
 		remote := []unix.RemoteIovec{{Base: uintptr(m.Start), Len: int(m.Len())}}
 		n, err := unix.ProcessVMReadv(pid, local, remote, 0)
+		if errors.Is(err, unix.EFAULT) {
+			return 0, errMoved
+		}
 		if err != nil {
 			return 0, fmt.Errorf("read the vdso of process %d: %w", pid, err)
 		}

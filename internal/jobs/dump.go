@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"stasis"
 	"stasis/internal/image"
 	"stasis/internal/jobs/db"
@@ -152,13 +154,17 @@ func (m *Manager) Dump(ctx context.Context, name string, r DumpRequest) (*Dumped
 }
 
 // dump makes a checkpoint, as the operation under way.
-func (j *job) dump(ctx context.Context, r DumpRequest) (*Dumped, error) {
+func (j *job) dump(ctx context.Context, r DumpRequest) (dumped *Dumped, err error) {
+	ctx, end := j.span(ctx, "job.dump", attribute.String("stasis.reason", r.reason))
+	var seq uint64
+	defer func() { end(err, attribute.Int64("stasis.checkpoint.seq", int64(seq))) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	j.mu.Lock()
 	j.dumping = cancel
 	j.rec.LastSeq++
 	rec, s := j.rec, j.shim
+	seq = rec.LastSeq
 	ending := r.After == stasis.AfterKill
 	j.expected = ending
 	over := j.over
@@ -168,7 +174,7 @@ func (j *job) dump(ctx context.Context, r DumpRequest) (*Dumped, error) {
 		j.dumping = nil
 		j.mu.Unlock()
 	}()
-	dumped, err := j.dumpAs(ctx, r, rec, s)
+	dumped, err = j.dumpAs(ctx, r, rec, s)
 	if err != nil {
 		j.dumpFailed(rec.LastSeq, err, ending)
 		return nil, err

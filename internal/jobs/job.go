@@ -20,6 +20,7 @@ type job struct {
 	kick chan struct{} // wakes keepTime
 
 	mu       sync.Mutex
+	revision uint64          // guarded by mu; of rec.Spec
 	rec      db.Job          // guarded by mu, but for ID, Owner, Created and the spec's name, which never change
 	cps      []db.Checkpoint // guarded by mu; the oldest first
 	schedule schedule.Schedule
@@ -47,9 +48,9 @@ func (j *job) state() db.State {
 func (j *job) info() Info {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	i := Info{Job: j.rec, Dumping: j.dumping != nil, Checkpoints: len(j.cps)}
-	for _, cp := range j.cps {
-		i.Bytes += cp.Bytes
+	i := Info{Job: j.rec, Revision: j.revision, Dumping: j.dumping != nil, Checkpoints: len(j.cps)}
+	for k := range j.cps { // ps asks often: no copies
+		i.Bytes += j.cps[k].Bytes
 	}
 	if good := newestGood(j.cps); good != nil {
 		last := *good

@@ -230,6 +230,7 @@ func (m *Manager) list() []*job {
 // Info is a job as it stands.
 type Info struct {
 	db.Job
+	Revision    uint64 // of the spec: grows when it is changed
 	Dumping     bool
 	Checkpoints int
 	Bytes       int64          // that its checkpoints take
@@ -239,8 +240,9 @@ type Info struct {
 
 // List gives the jobs of a user, or of all for user 0, the newest first.
 func (m *Manager) List(user uint32) []Info {
-	var infos []Info
-	for _, j := range m.list() {
+	list := m.list()
+	infos := make([]Info, 0, len(list))
+	for _, j := range list {
 		if j.mayBeSeenBy(user) {
 			infos = append(infos, j.info())
 		}

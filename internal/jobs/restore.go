@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"stasis"
 	"stasis/internal/jobs/db"
 	"stasis/internal/jobs/shim"
@@ -29,6 +31,11 @@ func (j *job) bringBack(ctx context.Context, anew bool) {
 		return
 	}
 	defer end()
+	ctx, endSpan := j.span(ctx, "job.bring_back")
+	attempts := 0
+	defer func() {
+		endSpan(nil, attribute.Int("stasis.attempts", attempts), attribute.String("stasis.job.state", string(j.state())))
+	}()
 	j.update(func(rec *db.Job) {
 		if time.Since(rec.Started) >= healthyAfter {
 			rec.Failures = 0
@@ -49,6 +56,7 @@ func (j *job) bringBack(ctx context.Context, anew bool) {
 			return
 		}
 		j.update(func(rec *db.Job) { rec.Failures++ })
+		attempts++
 		if _, err := j.resume(ctx, anew, RestoreRequest{}); err == nil || ctx.Err() != nil {
 			return
 		}
@@ -295,7 +303,16 @@ func (j *job) markBad(seq uint64, why error) {
 	}
 }
 
-func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreRequest) (*RestoredJob, error) {
+func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreRequest) (done *RestoredJob, err error) {
+	ctx, end := j.span(ctx, "job.restore", attribute.Int64("stasis.checkpoint.seq", int64(cp.Seq)), attribute.String("stasis.checkpoint.id", cp.ID))
+	defer func() {
+		if err != nil {
+			end(err)
+			return
+		}
+		end(nil, attribute.Int("stasis.pid", done.PID), attribute.Int64("stasis.bytes_memory", done.Restored.Memory),
+			attribute.Int64("stasis.resume_us", done.Restored.ToResume.Microseconds()))
+	}()
 	release, err := j.m.slot(ctx)
 	if err != nil {
 		return nil, err
@@ -352,7 +369,10 @@ func (j *job) begun(s Shim, now shim.Status, change func(*db.Job)) {
 }
 
 // startAnew starts the job's command.
-func (j *job) startAnew(ctx context.Context) (*RestoredJob, error) {
+func (j *job) startAnew(ctx context.Context) (_ *RestoredJob, err error) {
+	var now shim.Status
+	ctx, end := j.startSpan(ctx)
+	defer func() { end(&now, err) }()
 	j.mu.Lock()
 	spec := j.rec.Spec
 	j.mu.Unlock()
@@ -369,7 +389,7 @@ func (j *job) startAnew(ctx context.Context) (*RestoredJob, error) {
 	if err != nil {
 		return fail(err)
 	}
-	now, err := s.Start(ctx, shim.Command{
+	now, err = s.Start(ctx, shim.Command{
 		Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir, UID: spec.UID, GID: spec.GID, Terminal: spec.Terminal,
 	})
 	if err != nil {

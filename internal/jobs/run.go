@@ -154,10 +154,12 @@ func (m *Manager) Run(ctx context.Context, spec db.Spec, owner uint32) (Info, er
 		return Info{}, err
 	}
 	spec = j.rec.Spec
+	ctx, end := j.startSpan(ctx)
 	// The shim starts it also for a client that has left: then it had better be a job.
 	now, err := s.Start(context.WithoutCancel(ctx), shim.Command{
 		Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir, UID: spec.UID, GID: spec.GID, Terminal: spec.Terminal, Rows: spec.Rows, Cols: spec.Cols,
 	})
+	end(&now, err)
 	if err != nil {
 		m.forget(j)
 		return Info{}, errors.Join(fmt.Errorf("%w: %w", stasis.ErrInput, err), quit(s), os.RemoveAll(m.shimDir(j.name())))
@@ -391,6 +393,7 @@ func (m *Manager) Update(name string, c Change) (Info, error) {
 	}
 	j.update(func(rec *db.Job) {
 		rec.Spec = spec
+		j.revision++
 		if c.Every != nil || c.Cron != nil {
 			j.schedule, _ = parseSchedule(&spec)
 			j.due = time.Time{}

@@ -82,7 +82,10 @@ type Source interface {
 	Ranges(pid int) []image.Range
 }
 
-var _ Source = (*image.Checkpoint)(nil)
+var (
+	_ Source = (*image.Checkpoint)(nil)
+	_ Source = (*image.Families)(nil)
+)
 
 // Options of a Pager. The zero value is an eager one.
 type Options struct {

@@ -113,10 +113,12 @@ func (f *Files) SocketProtocol(fd int) (string, error) {
 
 // DescriptorInfo is what /proc/PID/fdinfo says about a descriptor.
 type DescriptorInfo struct {
-	Flags    int      // as open(2) takes them
-	MountID  int      // of the mount that it was opened on, as in mountinfo
-	Terminal int      // of the master of a terminal: its number N of /dev/pts/N; else -1
-	Locks    []string // file locks and leases that the process holds by it: "POSIX ADVISORY WRITE", …
+	Flags    int // as open(2) takes them
+	MountID  int // of the mount that it was opened on, as in mountinfo
+	Terminal int // of the master of a terminal: its number N of /dev/pts/N; else -1
+	// Semaphore: an eventfd that was made with EFD_SEMAPHORE. Linux before 6.11 does not tell.
+	Semaphore bool
+	Locks     []string // file locks and leases that the process holds by it: "POSIX ADVISORY WRITE", …
 }
 
 // Info describes how a descriptor was opened and what is locked by it.
@@ -148,6 +150,8 @@ func parseInfo(raw string) (DescriptorInfo, error) {
 			if n, err := strconv.Atoi(fields[0]); err == nil {
 				info.Terminal = n
 			}
+		case key == "eventfd-semaphore":
+			info.Semaphore = len(fields) == 1 && fields[0] == "1"
 		case key == "lock" && len(fields) > 4: // "1: POSIX  ADVISORY  WRITE 123 08:01:99 0 EOF"
 			info.Locks = append(info.Locks, strings.Join(fields[1:4], " "))
 		}

@@ -86,8 +86,11 @@ func (m *Mapping) Kind() string {
 	}
 }
 
-// Maps lists the mappings of a process. It is quick: the kernel walks no page
-// table for it.
+// Maps lists the mappings of a process, in the order of their addresses. It is
+// quick: the kernel walks no page table for it.
+//
+// The kernel hands the list out in pieces. Of a process that runs, mappings that
+// change between two of them may be missing, but none overlaps another.
 func Maps(pid int) ([]Mapping, error) {
 	raw, err := readFile(pid, "maps")
 	if err != nil {
@@ -123,6 +126,9 @@ func parseMaps(pid int, r io.Reader) ([]Mapping, error) {
 		m, err := parseMapping(line)
 		if err != nil {
 			return nil, fmt.Errorf("read the mappings of process %d: line %q: %w", pid, line, err)
+		}
+		for len(maps) > 0 && maps[len(maps)-1].End > m.Start {
+			maps = maps[:len(maps)-1] // it has become part of this one, or has been replaced
 		}
 		maps = append(maps, m)
 	}
@@ -167,19 +173,26 @@ func (m *Mapping) apply(key, value string) {
 		m.Flags = strings.TrimSpace(value)
 		return
 	}
-	into := map[string]*uint64{
-		"Rss": &m.Resident, "Anonymous": &m.AnonBytes, "Swap": &m.Swapped,
-		"Private_Dirty": &m.Dirty, "AnonHugePages": &m.HugeBytes,
-	}[key]
-	shared := key == "Shared_Clean" || key == "Shared_Dirty"
-	if into == nil && !shared {
+	var into *uint64
+	switch key {
+	case "Rss":
+		into = &m.Resident
+	case "Anonymous":
+		into = &m.AnonBytes
+	case "Swap":
+		into = &m.Swapped
+	case "Private_Dirty":
+		into = &m.Dirty
+	case "AnonHugePages":
+		into = &m.HugeBytes
+	case "Shared_Clean", "Shared_Dirty":
+		into = &m.sharedBytes
+	default:
 		return
 	}
 	number, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-	if shared {
-		m.sharedBytes += number << 10
-		m.SharedAnon = min(m.sharedBytes, m.AnonBytes)
-		return
+	if into == &m.sharedBytes {
+		number += m.sharedBytes >> 10
 	}
 	*into = number << 10
 	m.SharedAnon = min(m.sharedBytes, m.AnonBytes)
@@ -203,4 +216,19 @@ func PrivateMemory(pid int) (int64, error) {
 		}
 	}
 	return total, nil
+}
+
+// ksmShared is how many pages there are on this machine in place of several equal
+// ones (Documentation/admin-guide/mm/ksm.rst).
+const ksmShared = "/sys/kernel/mm/ksm/pages_shared"
+
+// Merged says whether the kernel has, or may have, merged pages of a process with
+// equal ones.
+func Merged(pid int) bool {
+	anywhere, err := os.ReadFile(ksmShared)
+	if err != nil || strings.TrimSpace(string(anywhere)) == "0" {
+		return false // without CONFIG_KSM there is no such file
+	}
+	own, err := os.ReadFile(path(pid, "ksm_merging_pages")) // Linux 5.19
+	return err != nil || strings.TrimSpace(string(own)) != "0"
 }

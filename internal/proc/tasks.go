@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Task is one process as /proc describes it.
@@ -135,9 +138,12 @@ func Children(pid int) ([]int, error) {
 	}
 	var children []int
 	for _, tid := range tids {
-		raw, err := os.ReadFile(path(pid, "task", strconv.Itoa(tid), "children"))
-		if err != nil {
+		raw, err := readFile(pid, filepath.Join("task", strconv.Itoa(tid), "children"))
+		if errors.Is(err, ErrGone) {
 			continue // the thread has just ended; its children have gone to another
+		}
+		if err != nil {
+			return nil, err
 		}
 		for _, field := range strings.Fields(string(raw)) {
 			if child, err := strconv.Atoi(field); err == nil {
@@ -150,7 +156,8 @@ func Children(pid int) ([]int, error) {
 
 // Tree lists a process and all its descendants, parents before children. A
 // descendant that ends while the tree is read is left out; when the root has
-// ended the error wraps [ErrGone].
+// ended the error wraps [ErrGone]. A descendant that cannot be read for another
+// reason, such as too many open files, is an error: nobody is left out in silence.
 func Tree(root int) ([]*Task, error) {
 	task, err := ReadTask(root)
 	if err != nil {
@@ -159,16 +166,50 @@ func Tree(root int) ([]*Task, error) {
 	tree := []*Task{task}
 	for i := 0; i < len(tree); i++ {
 		children, err := Children(tree[i].PID)
-		if err != nil {
+		if errors.Is(err, ErrGone) {
 			continue
 		}
+		if err != nil {
+			return nil, err
+		}
 		for _, pid := range children {
-			if child, err := ReadTask(pid); err == nil {
-				tree = append(tree, child)
+			child, err := ReadTask(pid)
+			if errors.Is(err, ErrGone) {
+				continue
 			}
+			if err != nil {
+				return nil, err
+			}
+			tree = append(tree, child)
 		}
 	}
 	return tree, nil
+}
+
+const kcmpVM = 1 // KCMP_VM of kcmp(2)
+
+// SameMemory says whether two processes have one address space, as a child of
+// vfork(2) has until it executes a program, and one of clone(2) with CLONE_VM for
+// good. A process that is gone, or that may not be looked at, has another: all that
+// share one are alike in that. It is an error where the kernel cannot tell
+// (CONFIG_KCMP).
+func SameMemory(pid, other int) (bool, error) {
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid), uintptr(other), kcmpVM, 0, 0, 0)
+	if errno == unix.ENOSYS {
+		return false, errors.New("kcmp(2) is not in this kernel (CONFIG_KCMP)")
+	}
+	return errno == 0 && order == 0, nil
+}
+
+// Pinned is how much memory, in bytes, of a process cannot move because something
+// that is no program, such as a device or an io_uring, uses its pages (VmPin).
+func Pinned(pid int) (uint64, error) {
+	value, err := statusField(pid, "VmPin")
+	if err != nil || value == "" { // a zombie has none
+		return 0, err
+	}
+	kib, err := strconv.ParseUint(strings.TrimSuffix(value, " kB"), 10, 64)
+	return kib << 10, err
 }
 
 // ThreadGroup is the pid of the process that a thread belongs to.

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 )
 
 // Folder is a checkpoint in a folder.
@@ -81,20 +79,14 @@ func (d *Folder) Open(name string) (File, error) {
 		return nil, err
 	}
 	path := filepath.Join(d.path, name)
-	// Not to hang where someone put a named pipe.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
+	f, err := openFile(path)
+	switch {
+	case errors.Is(err, errNotRegular):
+		return nil, fmt.Errorf("cannot open %s: %w", path, err)
+	case err != nil:
 		return nil, explainReading("cannot open", path, err)
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = errors.New("it is not a regular file")
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("cannot open %s: %w", path, err)
-	}
-	return &folderFile{f, st.Size()}, nil
+	return f, nil
 }
 
 // Manifest reads the manifest.
@@ -114,13 +106,3 @@ func (d *Folder) Manifest() ([]byte, error) {
 	}
 	return m, nil
 }
-
-// folderFile is a shard in a folder.
-type folderFile struct {
-	*os.File
-	size int64
-}
-
-var _ File = (*folderFile)(nil)
-
-func (f *folderFile) Size() int64 { return f.size }

@@ -41,15 +41,19 @@ var subjects = []struct {
 
 	// What a process is.
 	{Kind{Name: "identity"}, []string{"umask", "rlimits", "sched", "groups", "env", "caps", "handlers",
-		"prctls:no_new_privs=1,pdeathsig=1,dumpable=1,subreaper=1,keepcaps=1,thp_disable=1,name=1"}},
+		"prctls:no_new_privs=1,pdeathsig=1,dumpable=1,subreaper=1,keepcaps=1,thp_disable=1,name=1", "filtered"}},
 	{Kind{Name: "real-time"}, []string{"sched:policy=rr"}},
 	{Kind{Name: "pending-signals"}, []string{"pending"}},
 
-	// What CRIU gets wrong.
+	// What CRIU gets wrong, and Stasis puts back.
 	{Kind{Name: "affinity", CRIULacks: "CRIU does not save which CPUs a thread is bound to"}, []string{"affinity"}},
 	{Kind{Name: "timer-slack", CRIULacks: "CRIU does not save PR_SET_TIMERSLACK"}, []string{"prctls:timerslack=1"}},
 	{Kind{Name: "timerfd-periodic", CRIULacks: "CRIU restores a periodic timerfd with an unread tick switched off"},
 		[]string{"timerfd:period=5"}},
+	{Kind{Name: "timerfd-past", CRIULacks: "CRIU lets a timerfd go off again that was set to a point in time"}, []string{"timerfd:past=1"}},
+	{Kind{Name: "settings", CRIULacks: "CRIU does not save CPUs, timer slack, I/O priority, time slice, personality, coredump_filter"},
+		[]string{"settings", "mem:mib=4"}},
+	{Kind{Name: "deadline", CRIULacks: "CRIU dumps a thread of policy SCHED_DEADLINE, and cannot restore it"}, []string{"settings:deadline=1"}},
 	{Kind{Name: "eventfd-semaphore", CRIULacks: "CRIU forgets EFD_SEMAPHORE"}, []string{"eventfd:semaphore=1"}},
 	{Kind{Name: "eventfd-64-bit", CRIULacks: "CRIU keeps 32 bits of an eventfd's counter"}, []string{"eventfd:count=0x123456789abc"}},
 
@@ -57,6 +61,9 @@ var subjects = []struct {
 	{Kind{Name: "io-uring", Refused: "io_uring"}, []string{"iouring", "mem:mib=4"}},
 	{Kind{Name: "multipath-tcp", Refused: "MPTCP"}, []string{"mptcp", "mem:mib=4"}},
 	{Kind{Name: "traced", Refused: "trace"}, []string{"traced", "mem:mib=4"}},
+	{Kind{Name: "first-thread-ended", Refused: "first thread"}, []string{"headless", "mem:mib=4"}},
+	{Kind{Name: "memory-of-its-parent", Refused: "CLONE_VM"}, []string{"sharing", "mem:mib=4"}},
+	{Kind{Name: "dispatched-calls", Refused: "PR_SET_SYSCALL_USER_DISPATCH"}, []string{"dispatched", "mem:mib=4"}},
 }
 
 func subjectKinds() []Kind {

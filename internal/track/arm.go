@@ -55,14 +55,20 @@ func (w *WriteProtect) arm(r proc.Range) (bool, error) {
 // (seen on Linux 6.18). The bits of the others mean nothing any more: such a page
 // is written without a trace, and its bit stays. Were the mapping just registered
 // again, the page would count as unchanged for ever.
+//
+// Of memory that is registered already, by whichever userfaultfd, the bits are good
+// if it is ours: to register it again then does nothing, and else is refused. Should
+// the kernel end the registration in this very moment, it joins mappings, which shows.
 func (w *WriteProtect) register(r proc.Range) error {
-	if w.pagemap.Tracked(r.Start) && !overlaps(w.foreign, r) {
-		// It is registered already. To do it again would be wrong: the kernel may
-		// have ended the registration a moment ago. Without one, protecting fails.
+	tracked := w.pagemap.Tracked(r.Start)
+	if _, err := w.layout.At(r.Start); tracked && errors.Is(err, proc.ErrNoQuery) && !overlaps(w.foreign, r) {
 		return nil
 	}
 	if err := w.fd.Register(r.Start, r.Len(), uffd.RegisterWP); err != nil {
 		return err
+	}
+	if is, err := w.layout.At(r.Start); tracked && err == nil && is == r {
+		return nil
 	}
 	stale, err := w.pagemap.AnyProtected(r)
 	if err != nil || !stale {
@@ -72,61 +78,6 @@ func (w *WriteProtect) register(r proc.Range) error {
 		return err
 	}
 	return w.fd.Register(r.Start, r.Len(), uffd.RegisterWP)
-}
-
-// findForeign notes, before anything is registered, which memory is watched by
-// somebody else's userfaultfd. It cannot be registered as long as that lasts.
-func (w *WriteProtect) findForeign(mappings []proc.Mapping) {
-	if w.begun {
-		return
-	}
-	w.begun = true
-	var last proc.Range
-	if w.adopted {
-		last = w.unwritable()
-	}
-	for _, m := range mappings {
-		if w.pagemap.Tracked(m.Start) && (!w.adopted || !w.has(m.Range, last)) {
-			w.foreign = append(w.foreign, m.Range)
-		}
-	}
-}
-
-// has says whether memory that is watched is watched by this tracker. Nothing
-// tells that but an attempt to register it, which may do no more than that: so
-// it ends at the mapping last, with which it cannot succeed. The kernel looks at
-// all mappings in their order before it registers any, and says EBUSY of one that
-// is somebody else's, EPERM or EINVAL of one that nobody can register.
-func (w *WriteProtect) has(r, last proc.Range) bool {
-	if last.Start < r.End {
-		return false // there is none, or it lies before: better safe
-	}
-	err := w.fd.Register(r.Start, last.End-r.Start, uffd.RegisterWP)
-	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL)
-}
-
-// unwritable is the memory in which the kernel gives a process its clock: no
-// process can write to it, or make it writable, and so it cannot be registered.
-func (w *WriteProtect) unwritable() proc.Range {
-	maps, err := proc.Maps(w.pid)
-	if err != nil {
-		return proc.Range{}
-	}
-	for _, m := range maps {
-		if m.Path == "[vvar]" {
-			return m.Range
-		}
-	}
-	return proc.Range{}
-}
-
-func overlaps(list []proc.Range, r proc.Range) bool {
-	for _, other := range list {
-		if other.Start < r.End && r.Start < other.End {
-			return true
-		}
-	}
-	return false
 }
 
 // split says whether a neighbour has come up that may be a part of the same

@@ -102,8 +102,8 @@ func SoftDirtyAvailable() error {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	defer pagemap.Close()
-	if _, err := sameMemory(os.Getpid(), os.Getpid()); err != nil {
-		return err
+	if _, err := proc.SameMemory(os.Getpid(), os.Getpid()); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	const pages = 3
 	memory, err := unix.Mmap(-1, 0, pages*proc.PageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)

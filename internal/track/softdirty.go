@@ -37,7 +37,9 @@ import (
 //   - its page table is the one of the last round: mremap(2) can move a table with
 //     its 512 pages in one go, bits and all, to where another one was. See
 //     landmark;
-//   - no other program has cleared the bits since. See canaries.
+//   - no other program has cleared the bits since. See canaries;
+//   - the kernel has not merged pages of the process with equal ones (KSM): a
+//     merged page has no bit, whenever it was written.
 //
 // So a new mapping, also at an old place, and all memory after exec count as
 // written; after fork the pages that are still shared do as well. A write by

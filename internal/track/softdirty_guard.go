@@ -1,12 +1,9 @@
 package track
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 
 	"stasis/internal/proc"
 )
@@ -101,9 +98,12 @@ func canaryCandidates(pid int) (pages []uint64, err error) {
 }
 
 // doubt says why the bits cannot be believed, or "".
-func (s *state) doubt(pagemap *proc.Pagemap) string {
+func (s *state) doubt(pid int, pagemap *proc.Pagemap) string {
 	if len(s.Trusted) == 0 {
 		return "" // nothing is believed anyway
+	}
+	if proc.Merged(pid) {
+		return "the kernel has merged equal pages of it with others (KSM), and forgets the bits of those"
 	}
 	left := 0
 	for _, page := range s.Canaries {
@@ -120,8 +120,6 @@ func (s *state) doubt(pagemap *proc.Pagemap) string {
 	}
 	return ""
 }
-
-const kcmpVM = 1 // KCMP_VM of kcmp(2)
 
 // aloneWithMemory says whether no other process has the same address space, as a
 // child of vfork(2) has until it executes a program. Threads of the process do
@@ -141,24 +139,13 @@ func aloneWithMemory(pid int) (bool, error) {
 		if err != nil || other == pid {
 			continue
 		}
-		same, err := sameMemory(pid, other)
-		if same || err != nil {
-			return false, err
+		same, err := proc.SameMemory(pid, other)
+		if err != nil {
+			return false, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		if same {
+			return false, nil
 		}
 	}
 	return true, nil
-}
-
-// sameMemory says whether two processes have one address space. One that is
-// gone, or that may not be looked at, has another: all that share one are alike
-// in that.
-func sameMemory(pid, other int) (bool, error) {
-	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(pid), uintptr(other), kcmpVM, 0, 0, 0)
-	switch {
-	case errno == 0:
-		return order == 0, nil
-	case errors.Is(errno, unix.ENOSYS):
-		return false, fmt.Errorf("%w: kcmp(2) is not in this kernel (CONFIG_KCMP)", ErrUnavailable)
-	}
-	return false, nil
 }

@@ -47,7 +47,7 @@ func (s *SoftDirty) look(of []proc.Range, next *state) ([]looked, error) {
 	}
 	// At the end: bits that were cleared by somebody else before a page was read
 	// had been cleared by now.
-	if s.doubt = s.state.doubt(pagemap); s.doubt != "" {
+	if s.doubt = s.state.doubt(s.pid, pagemap); s.doubt != "" {
 		for i := range l.found {
 			l.found[i].changed = true
 		}

@@ -106,7 +106,7 @@ func TestMemoryThatIsShared(t *testing.T) {
 	if err != nil || !alone {
 		t.Errorf("a process of its own: %t, %v", alone, err)
 	}
-	if same, err := sameMemory(s.PID, s.PID); err != nil || !same {
+	if same, err := proc.SameMemory(s.PID, s.PID); err != nil || !same {
 		t.Errorf("a process and itself: %t, %v", same, err)
 	}
 	s.Ask("spawn") // forked and executed: memory of its own

@@ -116,6 +116,8 @@ func memory(say func(string, ...any), hear func() (string, bool)) {
 			a.move(n*pagesInTable, to*pagesInTable, pagesInTable)
 		case "movepage":
 			a.move(n, to, 1)
+		case "remappage":
+			mapAt(a.at(n), proc.PageSize, unix.MAP_FIXED)
 		case "remap":
 			mapAt(a.at(0), pages*proc.PageSize, unix.MAP_FIXED)
 			a.unhuge()

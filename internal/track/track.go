@@ -175,7 +175,13 @@ func (w *WriteProtect) Kind() Kind { return KindUserfaultfd }
 // it: with another one's userfaultfd there, a page that is not written says
 // nothing to us.
 func (w *WriteProtect) Look(ranges []proc.Range, visit func(r proc.Run, changed bool)) error {
-	return w.scan(ranges, func(run proc.Run) { visit(run, run.Changed() || !w.follows(run.Range)) })
+	lost := w.lost(ranges)
+	if len(lost) > 0 {
+		w.armed = without(w.armed, lost)
+	}
+	return w.scan(ranges, func(run proc.Run) {
+		cut(run, lost, func(part proc.Run, _ bool) { visit(part, part.Changed() || !w.follows(part.Range)) })
+	})
 }
 
 // Unwritten visits the runs of pages in some ranges that were not written since

@@ -17,21 +17,15 @@ func TestRoundTrip(t *testing.T) {
 	require.Root(t)
 	require.CRIU(t)
 	for _, kind := range testkit.Kinds() {
-		if slices.Contains(inherited, kind.Name) {
-			t.Logf("%s: left out: %s", kind.Name, kind.CRIULacks)
-			continue
-		}
 		t.Run(kind.Name, func(t *testing.T) {
 			testkit.RoundTrip(t, kind, library{engine: stasis.EngineAuto})
 		})
 	}
 }
 
-// inherited are the kinds whose state CRIU loses and Stasis, too.
-var inherited = []string{"affinity", "timer-slack", "timerfd-periodic", "eventfd-semaphore", "eventfd-64-bit"}
-
 // hard are kinds of which each treats memory in another way.
-var hard = []string{"memory-written", "memory-kinds", "memory-reserved", "memory-shared", "threads", "tree", "network", "redis"}
+var hard = []string{"memory-written", "memory-kinds", "memory-reserved", "memory-shared", "threads", "tree", "network", "redis",
+	"settings", "timerfd-periodic", "eventfd-semaphore"}
 
 // notLazy are kinds that a lazy dump of CRIU is not for (docs/limits.md): it
 // leaves no memory to CRIU, so that pages shared since fork come back as copies,

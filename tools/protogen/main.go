@@ -1,5 +1,6 @@
 // Command protogen makes what is generated from the protobuf definitions: the Go code of the messages and services, and the API
-// reference docs/api.md. With -check it writes nothing, and fails where a file is not what it would write.
+// reference docs/api.md. With -check it writes nothing, and fails where a file is not what it would write. With -freeze it writes the
+// descriptors alone, without comments: what a client of today knows, for the tests of tomorrow (api/testdata).
 //
 // The definitions are compiled here, in Go, so that nobody needs a protoc; the code comes from the usual plugins, at the versions
 // that this module pins.
@@ -31,8 +32,15 @@ const module = "stasis"
 func main() {
 	check := flag.Bool("check", false, "write nothing; fail where a file is not up to date")
 	root := flag.String("root", ".", "top of the repository")
+	frozen := flag.String("freeze", "", "write the descriptors to this file, and nothing else")
 	flag.Parse()
-	if err := run(*root, *check); err != nil {
+	var err error
+	if *frozen != "" {
+		err = freeze(*root, *frozen)
+	} else {
+		err = run(*root, *check)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "protogen:", err)
 		os.Exit(1)
 	}
@@ -55,6 +63,23 @@ func run(root string, check bool) error {
 		}
 	}
 	return put(root, want, check)
+}
+
+// freeze writes the descriptors, with those of the files that they import.
+func freeze(root, path string) error {
+	files, err := compile(filepath.Join(root, "api"))
+	if err != nil {
+		return err
+	}
+	set := &descriptorpb.FileDescriptorSet{File: requestFor(files).GetProtoFile()}
+	for _, file := range set.File {
+		file.SourceCodeInfo = nil
+	}
+	text, err := proto.MarshalOptions{Deterministic: true}.Marshal(set)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, text, 0o644)
 }
 
 // compile reads all definitions below a folder.

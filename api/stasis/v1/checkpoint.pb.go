@@ -78,6 +78,79 @@ func (CheckpointKind) EnumDescriptor() ([]byte, []int) {
 	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{0}
 }
 
+// MemoryKind is what memory is used for.
+type MemoryKind int32
+
+const (
+	// The checkpoint does not say it: a pre-dump, for one, has pages and no mappings.
+	MemoryKind_MEMORY_KIND_UNSPECIFIED MemoryKind = 0
+	// What brk(2) gives.
+	MemoryKind_MEMORY_KIND_HEAP MemoryKind = 1
+	// The stack of a process. Those of its threads are anonymous.
+	MemoryKind_MEMORY_KIND_STACK MemoryKind = 2
+	// Private, with no file behind it.
+	MemoryKind_MEMORY_KIND_ANONYMOUS MemoryKind = 3
+	// Private, of a file. What is in the checkpoint is what the process has changed.
+	MemoryKind_MEMORY_KIND_FILE MemoryKind = 4
+	// Shared with other processes, or with a file.
+	MemoryKind_MEMORY_KIND_SHARED MemoryKind = 5
+	// Of huge pages that were set aside for it (hugetlb).
+	MemoryKind_MEMORY_KIND_HUGE MemoryKind = 6
+	// The kernel's own: vdso, vvar, vsyscall.
+	MemoryKind_MEMORY_KIND_KERNEL MemoryKind = 7
+)
+
+// Enum value maps for MemoryKind.
+var (
+	MemoryKind_name = map[int32]string{
+		0: "MEMORY_KIND_UNSPECIFIED",
+		1: "MEMORY_KIND_HEAP",
+		2: "MEMORY_KIND_STACK",
+		3: "MEMORY_KIND_ANONYMOUS",
+		4: "MEMORY_KIND_FILE",
+		5: "MEMORY_KIND_SHARED",
+		6: "MEMORY_KIND_HUGE",
+		7: "MEMORY_KIND_KERNEL",
+	}
+	MemoryKind_value = map[string]int32{
+		"MEMORY_KIND_UNSPECIFIED": 0,
+		"MEMORY_KIND_HEAP":        1,
+		"MEMORY_KIND_STACK":       2,
+		"MEMORY_KIND_ANONYMOUS":   3,
+		"MEMORY_KIND_FILE":        4,
+		"MEMORY_KIND_SHARED":      5,
+		"MEMORY_KIND_HUGE":        6,
+		"MEMORY_KIND_KERNEL":      7,
+	}
+)
+
+func (x MemoryKind) Enum() *MemoryKind {
+	p := new(MemoryKind)
+	*p = x
+	return p
+}
+
+func (x MemoryKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MemoryKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_stasis_v1_checkpoint_proto_enumTypes[1].Descriptor()
+}
+
+func (MemoryKind) Type() protoreflect.EnumType {
+	return &file_stasis_v1_checkpoint_proto_enumTypes[1]
+}
+
+func (x MemoryKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MemoryKind.Descriptor instead.
+func (MemoryKind) EnumDescriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{1}
+}
+
 // DumpRequest says what to dump, and where to. Without dir and name, the checkpoint gets a name of the command and the time.
 type DumpRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1130,7 +1203,11 @@ type ListCheckpointsRequest struct {
 	// At most so many in one response; 0: 100. At most 1000.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the response before; empty: from the newest.
-	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Of no job only.
+	NoJob bool `protobuf:"varint,5,opt,name=no_job,json=noJob,proto3" json:"no_job,omitempty"`
+	// Of this user only.
+	OwnerUid      *uint32 `protobuf:"varint,6,opt,name=owner_uid,json=ownerUid,proto3,oneof" json:"owner_uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1191,6 +1268,20 @@ func (x *ListCheckpointsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListCheckpointsRequest) GetNoJob() bool {
+	if x != nil {
+		return x.NoJob
+	}
+	return false
+}
+
+func (x *ListCheckpointsRequest) GetOwnerUid() uint32 {
+	if x != nil && x.OwnerUid != nil {
+		return *x.OwnerUid
+	}
+	return 0
 }
 
 // ListCheckpointsResponse is one page of checkpoints.
@@ -1257,6 +1348,733 @@ func (x *ListCheckpointsResponse) GetTotal() int32 {
 	return 0
 }
 
+// GroupsRequest has nothing to say.
+type GroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupsRequest) Reset() {
+	*x = GroupsRequest{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupsRequest) ProtoMessage() {}
+
+func (x *GroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupsRequest.ProtoReflect.Descriptor instead.
+func (*GroupsRequest) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{13}
+}
+
+// GroupsResponse sums up the checkpoints that the caller may see.
+type GroupsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The one with the newest checkpoint first.
+	Groups        []*CheckpointGroup `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupsResponse) Reset() {
+	*x = GroupsResponse{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupsResponse) ProtoMessage() {}
+
+func (x *GroupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupsResponse.ProtoReflect.Descriptor instead.
+func (*GroupsResponse) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GroupsResponse) GetGroups() []*CheckpointGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// CheckpointGroup is the checkpoints of one job, or those of a user that belong to none.
+type CheckpointGroup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the job; empty: they are of none.
+	Job string `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	// User to whom they belong.
+	OwnerUid uint32 `protobuf:"varint,2,opt,name=owner_uid,json=ownerUid,proto3" json:"owner_uid,omitempty"`
+	// How many there are.
+	Checkpoints int32 `protobuf:"varint,3,opt,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	// Bytes that they take.
+	Bytes int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// When the newest was made.
+	Newest        *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=newest,proto3" json:"newest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointGroup) Reset() {
+	*x = CheckpointGroup{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointGroup) ProtoMessage() {}
+
+func (x *CheckpointGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointGroup.ProtoReflect.Descriptor instead.
+func (*CheckpointGroup) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CheckpointGroup) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *CheckpointGroup) GetOwnerUid() uint32 {
+	if x != nil {
+		return x.OwnerUid
+	}
+	return 0
+}
+
+func (x *CheckpointGroup) GetCheckpoints() int32 {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return 0
+}
+
+func (x *CheckpointGroup) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *CheckpointGroup) GetNewest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Newest
+	}
+	return nil
+}
+
+// MapRequest names a checkpoint.
+type MapRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, id or absolute path.
+	Checkpoint string `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// At most so many cells; 0: 1024. At most 4096.
+	Cells         int32 `protobuf:"varint,2,opt,name=cells,proto3" json:"cells,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MapRequest) Reset() {
+	*x = MapRequest{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MapRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MapRequest) ProtoMessage() {}
+
+func (x *MapRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MapRequest.ProtoReflect.Descriptor instead.
+func (*MapRequest) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *MapRequest) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+func (x *MapRequest) GetCells() int32 {
+	if x != nil {
+		return x.Cells
+	}
+	return 0
+}
+
+// MemoryParts says where the bytes of some memory are. All of them together are what the checkpoint has of it; what a process has mapped and
+// never touched, or can be read again from its file, is not in it.
+type MemoryParts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Stored by this checkpoint: new, or other than in the parent. In a checkpoint without a parent everything is new.
+	Changed int64 `protobuf:"varint,1,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Stored by this checkpoint as a difference from an ancestor's page: little of the page has changed.
+	ChangedPartly int64 `protobuf:"varint,2,opt,name=changed_partly,json=changedPartly,proto3" json:"changed_partly,omitempty"`
+	// As an ancestor stores it.
+	Unchanged int64 `protobuf:"varint,3,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
+	// Zeros, which are not stored.
+	Zero int64 `protobuf:"varint,4,opt,name=zero,proto3" json:"zero,omitempty"`
+	// Stored by this checkpoint in CRIU's images, whole stretches at a time: whether it has changed since the parent is not known.
+	StoredAgain   int64 `protobuf:"varint,5,opt,name=stored_again,json=storedAgain,proto3" json:"stored_again,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryParts) Reset() {
+	*x = MemoryParts{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryParts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryParts) ProtoMessage() {}
+
+func (x *MemoryParts) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryParts.ProtoReflect.Descriptor instead.
+func (*MemoryParts) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *MemoryParts) GetChanged() int64 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *MemoryParts) GetChangedPartly() int64 {
+	if x != nil {
+		return x.ChangedPartly
+	}
+	return 0
+}
+
+func (x *MemoryParts) GetUnchanged() int64 {
+	if x != nil {
+		return x.Unchanged
+	}
+	return 0
+}
+
+func (x *MemoryParts) GetZero() int64 {
+	if x != nil {
+		return x.Zero
+	}
+	return 0
+}
+
+func (x *MemoryParts) GetStoredAgain() int64 {
+	if x != nil {
+		return x.StoredAgain
+	}
+	return 0
+}
+
+// MapResponse is the memory in a checkpoint.
+type MapResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is the memory of.
+	Checkpoint *Checkpoint `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// All processes that have memory in it, by pid.
+	Processes []*MemoryProcess `protobuf:"bytes,2,rep,name=processes,proto3" json:"processes,omitempty"`
+	// The sum for each kind, the largest first.
+	Totals []*MemoryTotal `protobuf:"bytes,3,rep,name=totals,proto3" json:"totals,omitempty"`
+	// The mappings with the most memory in the checkpoint, or else the largest, at most 512; by process and address.
+	Mappings []*MemoryMapping `protobuf:"bytes,4,rep,name=mappings,proto3" json:"mappings,omitempty"`
+	// How many mappings there are besides.
+	MappingsLeftOut int32 `protobuf:"varint,5,opt,name=mappings_left_out,json=mappingsLeftOut,proto3" json:"mappings_left_out,omitempty"`
+	// All memory in the checkpoint, by process and address, cut into equal cells. A cell has memory of one kind, and fewer bytes where
+	// that ends; only of a tree with very many small mappings it has the kind of most of its bytes.
+	Cells []*MemoryCell `protobuf:"bytes,6,rep,name=cells,proto3" json:"cells,omitempty"`
+	// Bytes of memory in a full cell.
+	CellBytes int64 `protobuf:"varint,7,opt,name=cell_bytes,json=cellBytes,proto3" json:"cell_bytes,omitempty"`
+	// Why something is not known, for people.
+	Notes         []string `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MapResponse) Reset() {
+	*x = MapResponse{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MapResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MapResponse) ProtoMessage() {}
+
+func (x *MapResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MapResponse.ProtoReflect.Descriptor instead.
+func (*MapResponse) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MapResponse) GetCheckpoint() *Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *MapResponse) GetProcesses() []*MemoryProcess {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+func (x *MapResponse) GetTotals() []*MemoryTotal {
+	if x != nil {
+		return x.Totals
+	}
+	return nil
+}
+
+func (x *MapResponse) GetMappings() []*MemoryMapping {
+	if x != nil {
+		return x.Mappings
+	}
+	return nil
+}
+
+func (x *MapResponse) GetMappingsLeftOut() int32 {
+	if x != nil {
+		return x.MappingsLeftOut
+	}
+	return 0
+}
+
+func (x *MapResponse) GetCells() []*MemoryCell {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *MapResponse) GetCellBytes() int64 {
+	if x != nil {
+		return x.CellBytes
+	}
+	return 0
+}
+
+func (x *MapResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+// MemoryProcess is a process with memory in a checkpoint.
+type MemoryProcess struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it sees itself.
+	Pid int32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Its command.
+	Command string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	// All of its memory in the checkpoint.
+	Parts         *MemoryParts `protobuf:"bytes,3,opt,name=parts,proto3" json:"parts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryProcess) Reset() {
+	*x = MemoryProcess{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryProcess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryProcess) ProtoMessage() {}
+
+func (x *MemoryProcess) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryProcess.ProtoReflect.Descriptor instead.
+func (*MemoryProcess) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *MemoryProcess) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *MemoryProcess) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *MemoryProcess) GetParts() *MemoryParts {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+// MemoryTotal is all memory of one kind.
+type MemoryTotal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  MemoryKind             `protobuf:"varint,1,opt,name=kind,proto3,enum=stasis.v1.MemoryKind" json:"kind,omitempty"`
+	// How many mappings.
+	Mappings int32 `protobuf:"varint,2,opt,name=mappings,proto3" json:"mappings,omitempty"`
+	// Bytes of address space.
+	Mapped int64 `protobuf:"varint,3,opt,name=mapped,proto3" json:"mapped,omitempty"`
+	// What the checkpoint has of it.
+	Parts         *MemoryParts `protobuf:"bytes,4,opt,name=parts,proto3" json:"parts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryTotal) Reset() {
+	*x = MemoryTotal{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryTotal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryTotal) ProtoMessage() {}
+
+func (x *MemoryTotal) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryTotal.ProtoReflect.Descriptor instead.
+func (*MemoryTotal) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *MemoryTotal) GetKind() MemoryKind {
+	if x != nil {
+		return x.Kind
+	}
+	return MemoryKind_MEMORY_KIND_UNSPECIFIED
+}
+
+func (x *MemoryTotal) GetMappings() int32 {
+	if x != nil {
+		return x.Mappings
+	}
+	return 0
+}
+
+func (x *MemoryTotal) GetMapped() int64 {
+	if x != nil {
+		return x.Mapped
+	}
+	return 0
+}
+
+func (x *MemoryTotal) GetParts() *MemoryParts {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+// MemoryMapping is a mapping of a process.
+type MemoryMapping struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whose it is.
+	Pid int32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Its first address.
+	Start uint64 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	// Bytes of address space.
+	Mapped int64      `protobuf:"varint,3,opt,name=mapped,proto3" json:"mapped,omitempty"`
+	Kind   MemoryKind `protobuf:"varint,4,opt,name=kind,proto3,enum=stasis.v1.MemoryKind" json:"kind,omitempty"`
+	// Such as rw-p; empty where it is not known.
+	Permissions string `protobuf:"bytes,5,opt,name=permissions,proto3" json:"permissions,omitempty"`
+	// The file behind it, if any.
+	File string `protobuf:"bytes,6,opt,name=file,proto3" json:"file,omitempty"`
+	// What the checkpoint has of it.
+	Parts         *MemoryParts `protobuf:"bytes,7,opt,name=parts,proto3" json:"parts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryMapping) Reset() {
+	*x = MemoryMapping{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryMapping) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryMapping) ProtoMessage() {}
+
+func (x *MemoryMapping) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryMapping.ProtoReflect.Descriptor instead.
+func (*MemoryMapping) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *MemoryMapping) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *MemoryMapping) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *MemoryMapping) GetMapped() int64 {
+	if x != nil {
+		return x.Mapped
+	}
+	return 0
+}
+
+func (x *MemoryMapping) GetKind() MemoryKind {
+	if x != nil {
+		return x.Kind
+	}
+	return MemoryKind_MEMORY_KIND_UNSPECIFIED
+}
+
+func (x *MemoryMapping) GetPermissions() string {
+	if x != nil {
+		return x.Permissions
+	}
+	return ""
+}
+
+func (x *MemoryMapping) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *MemoryMapping) GetParts() *MemoryParts {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+// MemoryCell is a piece of a process's memory.
+type MemoryCell struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// Address of its first byte.
+	Start uint64 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	// Behind its last byte. What lies between is not all in the checkpoint.
+	End           uint64       `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
+	Kind          MemoryKind   `protobuf:"varint,4,opt,name=kind,proto3,enum=stasis.v1.MemoryKind" json:"kind,omitempty"`
+	Parts         *MemoryParts `protobuf:"bytes,5,opt,name=parts,proto3" json:"parts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemoryCell) Reset() {
+	*x = MemoryCell{}
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemoryCell) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemoryCell) ProtoMessage() {}
+
+func (x *MemoryCell) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemoryCell.ProtoReflect.Descriptor instead.
+func (*MemoryCell) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *MemoryCell) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *MemoryCell) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *MemoryCell) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *MemoryCell) GetKind() MemoryKind {
+	if x != nil {
+		return x.Kind
+	}
+	return MemoryKind_MEMORY_KIND_UNSPECIFIED
+}
+
+func (x *MemoryCell) GetParts() *MemoryParts {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
 // GetCheckpointRequest names a checkpoint.
 type GetCheckpointRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1268,7 +2086,7 @@ type GetCheckpointRequest struct {
 
 func (x *GetCheckpointRequest) Reset() {
 	*x = GetCheckpointRequest{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[13]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +2098,7 @@ func (x *GetCheckpointRequest) String() string {
 func (*GetCheckpointRequest) ProtoMessage() {}
 
 func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[13]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +2111,7 @@ func (x *GetCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*GetCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{13}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetCheckpointRequest) GetCheckpoint() string {
@@ -1316,7 +2134,7 @@ type GetCheckpointResponse struct {
 
 func (x *GetCheckpointResponse) Reset() {
 	*x = GetCheckpointResponse{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[14]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +2146,7 @@ func (x *GetCheckpointResponse) String() string {
 func (*GetCheckpointResponse) ProtoMessage() {}
 
 func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[14]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +2159,7 @@ func (x *GetCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*GetCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{14}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -1369,7 +2187,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[15]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +2199,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[15]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +2212,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{15}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *VerifyRequest) GetCheckpoint() string {
@@ -1418,7 +2236,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[16]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +2248,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[16]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +2261,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{16}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *VerifyResponse) GetEvent() isVerifyResponse_Event {
@@ -1504,7 +2322,7 @@ type VerifyResult struct {
 
 func (x *VerifyResult) Reset() {
 	*x = VerifyResult{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[17]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +2334,7 @@ func (x *VerifyResult) String() string {
 func (*VerifyResult) ProtoMessage() {}
 
 func (x *VerifyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[17]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +2347,7 @@ func (x *VerifyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResult.ProtoReflect.Descriptor instead.
 func (*VerifyResult) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{17}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *VerifyResult) GetCheckpoint() *Checkpoint {
@@ -1564,7 +2382,7 @@ type RemoveCheckpointsRequest struct {
 
 func (x *RemoveCheckpointsRequest) Reset() {
 	*x = RemoveCheckpointsRequest{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[18]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +2394,7 @@ func (x *RemoveCheckpointsRequest) String() string {
 func (*RemoveCheckpointsRequest) ProtoMessage() {}
 
 func (x *RemoveCheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[18]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +2407,7 @@ func (x *RemoveCheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{18}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RemoveCheckpointsRequest) GetCheckpoints() []string {
@@ -1612,7 +2430,7 @@ type RemoveCheckpointsResponse struct {
 
 func (x *RemoveCheckpointsResponse) Reset() {
 	*x = RemoveCheckpointsResponse{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[19]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +2442,7 @@ func (x *RemoveCheckpointsResponse) String() string {
 func (*RemoveCheckpointsResponse) ProtoMessage() {}
 
 func (x *RemoveCheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[19]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +2455,7 @@ func (x *RemoveCheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveCheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*RemoveCheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{19}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveCheckpointsResponse) GetRemoved() []*Checkpoint {
@@ -1676,7 +2494,7 @@ type Retention struct {
 
 func (x *Retention) Reset() {
 	*x = Retention{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[20]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2506,7 @@ func (x *Retention) String() string {
 func (*Retention) ProtoMessage() {}
 
 func (x *Retention) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[20]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2519,7 @@ func (x *Retention) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retention.ProtoReflect.Descriptor instead.
 func (*Retention) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{20}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Retention) GetKeepLast() int32 {
@@ -1761,7 +2579,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[21]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +2591,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[21]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +2604,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{21}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PruneRequest) GetJob() string {
@@ -1825,7 +2643,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[22]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2655,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_checkpoint_proto_msgTypes[22]
+	mi := &file_stasis_v1_checkpoint_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2668,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{22}
+	return file_stasis_v1_checkpoint_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PruneResponse) GetRemoved() []*Checkpoint {
@@ -1966,17 +2784,78 @@ const file_stasis_v1_checkpoint_proto_rawDesc = "" +
 	"\x05Round\x12\x14\n" +
 	"\x05pages\x18\x01 \x01(\x03R\x05pages\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12-\n" +
-	"\x04took\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\x95\x01\n" +
+	"\x04took\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xdc\x01\n" +
 	"\x16ListCheckpointsRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12-\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x19.stasis.v1.CheckpointKindR\x04kind\x12\x1b\n" +
 	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"\x90\x01\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\x12\x15\n" +
+	"\x06no_job\x18\x05 \x01(\bR\x05noJob\x12 \n" +
+	"\towner_uid\x18\x06 \x01(\rH\x00R\bownerUid\x88\x01\x01B\f\n" +
+	"\n" +
+	"_owner_uid\"\x90\x01\n" +
 	"\x17ListCheckpointsResponse\x127\n" +
 	"\vcheckpoints\x18\x01 \x03(\v2\x15.stasis.v1.CheckpointR\vcheckpoints\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05total\x18\x03 \x01(\x05R\x05total\"6\n" +
+	"\x05total\x18\x03 \x01(\x05R\x05total\"\x0f\n" +
+	"\rGroupsRequest\"D\n" +
+	"\x0eGroupsResponse\x122\n" +
+	"\x06groups\x18\x01 \x03(\v2\x1a.stasis.v1.CheckpointGroupR\x06groups\"\xac\x01\n" +
+	"\x0fCheckpointGroup\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\x12\x1b\n" +
+	"\towner_uid\x18\x02 \x01(\rR\bownerUid\x12 \n" +
+	"\vcheckpoints\x18\x03 \x01(\x05R\vcheckpoints\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x122\n" +
+	"\x06newest\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x06newest\"B\n" +
+	"\n" +
+	"MapRequest\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\tR\n" +
+	"checkpoint\x12\x14\n" +
+	"\x05cells\x18\x02 \x01(\x05R\x05cells\"\xa3\x01\n" +
+	"\vMemoryParts\x12\x18\n" +
+	"\achanged\x18\x01 \x01(\x03R\achanged\x12%\n" +
+	"\x0echanged_partly\x18\x02 \x01(\x03R\rchangedPartly\x12\x1c\n" +
+	"\tunchanged\x18\x03 \x01(\x03R\tunchanged\x12\x12\n" +
+	"\x04zero\x18\x04 \x01(\x03R\x04zero\x12!\n" +
+	"\fstored_again\x18\x05 \x01(\x03R\vstoredAgain\"\xf0\x02\n" +
+	"\vMapResponse\x125\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2\x15.stasis.v1.CheckpointR\n" +
+	"checkpoint\x126\n" +
+	"\tprocesses\x18\x02 \x03(\v2\x18.stasis.v1.MemoryProcessR\tprocesses\x12.\n" +
+	"\x06totals\x18\x03 \x03(\v2\x16.stasis.v1.MemoryTotalR\x06totals\x124\n" +
+	"\bmappings\x18\x04 \x03(\v2\x18.stasis.v1.MemoryMappingR\bmappings\x12*\n" +
+	"\x11mappings_left_out\x18\x05 \x01(\x05R\x0fmappingsLeftOut\x12+\n" +
+	"\x05cells\x18\x06 \x03(\v2\x15.stasis.v1.MemoryCellR\x05cells\x12\x1d\n" +
+	"\n" +
+	"cell_bytes\x18\a \x01(\x03R\tcellBytes\x12\x14\n" +
+	"\x05notes\x18\b \x03(\tR\x05notes\"i\n" +
+	"\rMemoryProcess\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\x12,\n" +
+	"\x05parts\x18\x03 \x01(\v2\x16.stasis.v1.MemoryPartsR\x05parts\"\x9a\x01\n" +
+	"\vMemoryTotal\x12)\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x15.stasis.v1.MemoryKindR\x04kind\x12\x1a\n" +
+	"\bmappings\x18\x02 \x01(\x05R\bmappings\x12\x16\n" +
+	"\x06mapped\x18\x03 \x01(\x03R\x06mapped\x12,\n" +
+	"\x05parts\x18\x04 \x01(\v2\x16.stasis.v1.MemoryPartsR\x05parts\"\xde\x01\n" +
+	"\rMemoryMapping\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x16\n" +
+	"\x06mapped\x18\x03 \x01(\x03R\x06mapped\x12)\n" +
+	"\x04kind\x18\x04 \x01(\x0e2\x15.stasis.v1.MemoryKindR\x04kind\x12 \n" +
+	"\vpermissions\x18\x05 \x01(\tR\vpermissions\x12\x12\n" +
+	"\x04file\x18\x06 \x01(\tR\x04file\x12,\n" +
+	"\x05parts\x18\a \x01(\v2\x16.stasis.v1.MemoryPartsR\x05parts\"\x9f\x01\n" +
+	"\n" +
+	"MemoryCell\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x14\n" +
+	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\x04R\x03end\x12)\n" +
+	"\x04kind\x18\x04 \x01(\x0e2\x15.stasis.v1.MemoryKindR\x04kind\x12,\n" +
+	"\x05parts\x18\x05 \x01(\v2\x16.stasis.v1.MemoryPartsR\x05parts\"6\n" +
 	"\x14GetCheckpointRequest\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\tR\n" +
@@ -2028,12 +2907,24 @@ const file_stasis_v1_checkpoint_proto_rawDesc = "" +
 	"\x0eCheckpointKind\x12\x1f\n" +
 	"\x1bCHECKPOINT_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CHECKPOINT_KIND_FULL\x10\x01\x12\x1c\n" +
-	"\x18CHECKPOINT_KIND_PRE_DUMP\x10\x022\xbe\x04\n" +
+	"\x18CHECKPOINT_KIND_PRE_DUMP\x10\x02*\xcd\x01\n" +
+	"\n" +
+	"MemoryKind\x12\x1b\n" +
+	"\x17MEMORY_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10MEMORY_KIND_HEAP\x10\x01\x12\x15\n" +
+	"\x11MEMORY_KIND_STACK\x10\x02\x12\x19\n" +
+	"\x15MEMORY_KIND_ANONYMOUS\x10\x03\x12\x14\n" +
+	"\x10MEMORY_KIND_FILE\x10\x04\x12\x16\n" +
+	"\x12MEMORY_KIND_SHARED\x10\x05\x12\x14\n" +
+	"\x10MEMORY_KIND_HUGE\x10\x06\x12\x16\n" +
+	"\x12MEMORY_KIND_KERNEL\x10\a2\xb3\x05\n" +
 	"\x11CheckpointService\x129\n" +
 	"\x04Dump\x12\x16.stasis.v1.DumpRequest\x1a\x17.stasis.v1.DumpResponse0\x01\x12?\n" +
 	"\aPreDump\x12\x19.stasis.v1.PreDumpRequest\x1a\x17.stasis.v1.DumpResponse0\x01\x12B\n" +
 	"\aRestore\x12\x19.stasis.v1.RestoreRequest\x1a\x1a.stasis.v1.RestoreResponse0\x01\x12M\n" +
-	"\x04List\x12!.stasis.v1.ListCheckpointsRequest\x1a\".stasis.v1.ListCheckpointsResponse\x12H\n" +
+	"\x04List\x12!.stasis.v1.ListCheckpointsRequest\x1a\".stasis.v1.ListCheckpointsResponse\x12=\n" +
+	"\x06Groups\x12\x18.stasis.v1.GroupsRequest\x1a\x19.stasis.v1.GroupsResponse\x124\n" +
+	"\x03Map\x12\x15.stasis.v1.MapRequest\x1a\x16.stasis.v1.MapResponse\x12H\n" +
 	"\x03Get\x12\x1f.stasis.v1.GetCheckpointRequest\x1a .stasis.v1.GetCheckpointResponse\x12?\n" +
 	"\x06Verify\x12\x18.stasis.v1.VerifyRequest\x1a\x19.stasis.v1.VerifyResponse0\x01\x12S\n" +
 	"\x06Remove\x12#.stasis.v1.RemoveCheckpointsRequest\x1a$.stasis.v1.RemoveCheckpointsResponse\x12:\n" +
@@ -2051,92 +2942,121 @@ func file_stasis_v1_checkpoint_proto_rawDescGZIP() []byte {
 	return file_stasis_v1_checkpoint_proto_rawDescData
 }
 
-var file_stasis_v1_checkpoint_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_stasis_v1_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_stasis_v1_checkpoint_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_stasis_v1_checkpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_stasis_v1_checkpoint_proto_goTypes = []any{
 	(CheckpointKind)(0),               // 0: stasis.v1.CheckpointKind
-	(*DumpRequest)(nil),               // 1: stasis.v1.DumpRequest
-	(*PreDumpRequest)(nil),            // 2: stasis.v1.PreDumpRequest
-	(*DumpResponse)(nil),              // 3: stasis.v1.DumpResponse
-	(*DumpResult)(nil),                // 4: stasis.v1.DumpResult
-	(*RestoreRequest)(nil),            // 5: stasis.v1.RestoreRequest
-	(*RestoreResponse)(nil),           // 6: stasis.v1.RestoreResponse
-	(*Resumed)(nil),                   // 7: stasis.v1.Resumed
-	(*RestoreResult)(nil),             // 8: stasis.v1.RestoreResult
-	(*Checkpoint)(nil),                // 9: stasis.v1.Checkpoint
-	(*Figures)(nil),                   // 10: stasis.v1.Figures
-	(*Round)(nil),                     // 11: stasis.v1.Round
-	(*ListCheckpointsRequest)(nil),    // 12: stasis.v1.ListCheckpointsRequest
-	(*ListCheckpointsResponse)(nil),   // 13: stasis.v1.ListCheckpointsResponse
-	(*GetCheckpointRequest)(nil),      // 14: stasis.v1.GetCheckpointRequest
-	(*GetCheckpointResponse)(nil),     // 15: stasis.v1.GetCheckpointResponse
-	(*VerifyRequest)(nil),             // 16: stasis.v1.VerifyRequest
-	(*VerifyResponse)(nil),            // 17: stasis.v1.VerifyResponse
-	(*VerifyResult)(nil),              // 18: stasis.v1.VerifyResult
-	(*RemoveCheckpointsRequest)(nil),  // 19: stasis.v1.RemoveCheckpointsRequest
-	(*RemoveCheckpointsResponse)(nil), // 20: stasis.v1.RemoveCheckpointsResponse
-	(*Retention)(nil),                 // 21: stasis.v1.Retention
-	(*PruneRequest)(nil),              // 22: stasis.v1.PruneRequest
-	(*PruneResponse)(nil),             // 23: stasis.v1.PruneResponse
-	(After)(0),                        // 24: stasis.v1.After
-	(*DumpSettings)(nil),              // 25: stasis.v1.DumpSettings
-	(*Progress)(nil),                  // 26: stasis.v1.Progress
-	(*durationpb.Duration)(nil),       // 27: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 28: google.protobuf.Timestamp
+	(MemoryKind)(0),                   // 1: stasis.v1.MemoryKind
+	(*DumpRequest)(nil),               // 2: stasis.v1.DumpRequest
+	(*PreDumpRequest)(nil),            // 3: stasis.v1.PreDumpRequest
+	(*DumpResponse)(nil),              // 4: stasis.v1.DumpResponse
+	(*DumpResult)(nil),                // 5: stasis.v1.DumpResult
+	(*RestoreRequest)(nil),            // 6: stasis.v1.RestoreRequest
+	(*RestoreResponse)(nil),           // 7: stasis.v1.RestoreResponse
+	(*Resumed)(nil),                   // 8: stasis.v1.Resumed
+	(*RestoreResult)(nil),             // 9: stasis.v1.RestoreResult
+	(*Checkpoint)(nil),                // 10: stasis.v1.Checkpoint
+	(*Figures)(nil),                   // 11: stasis.v1.Figures
+	(*Round)(nil),                     // 12: stasis.v1.Round
+	(*ListCheckpointsRequest)(nil),    // 13: stasis.v1.ListCheckpointsRequest
+	(*ListCheckpointsResponse)(nil),   // 14: stasis.v1.ListCheckpointsResponse
+	(*GroupsRequest)(nil),             // 15: stasis.v1.GroupsRequest
+	(*GroupsResponse)(nil),            // 16: stasis.v1.GroupsResponse
+	(*CheckpointGroup)(nil),           // 17: stasis.v1.CheckpointGroup
+	(*MapRequest)(nil),                // 18: stasis.v1.MapRequest
+	(*MemoryParts)(nil),               // 19: stasis.v1.MemoryParts
+	(*MapResponse)(nil),               // 20: stasis.v1.MapResponse
+	(*MemoryProcess)(nil),             // 21: stasis.v1.MemoryProcess
+	(*MemoryTotal)(nil),               // 22: stasis.v1.MemoryTotal
+	(*MemoryMapping)(nil),             // 23: stasis.v1.MemoryMapping
+	(*MemoryCell)(nil),                // 24: stasis.v1.MemoryCell
+	(*GetCheckpointRequest)(nil),      // 25: stasis.v1.GetCheckpointRequest
+	(*GetCheckpointResponse)(nil),     // 26: stasis.v1.GetCheckpointResponse
+	(*VerifyRequest)(nil),             // 27: stasis.v1.VerifyRequest
+	(*VerifyResponse)(nil),            // 28: stasis.v1.VerifyResponse
+	(*VerifyResult)(nil),              // 29: stasis.v1.VerifyResult
+	(*RemoveCheckpointsRequest)(nil),  // 30: stasis.v1.RemoveCheckpointsRequest
+	(*RemoveCheckpointsResponse)(nil), // 31: stasis.v1.RemoveCheckpointsResponse
+	(*Retention)(nil),                 // 32: stasis.v1.Retention
+	(*PruneRequest)(nil),              // 33: stasis.v1.PruneRequest
+	(*PruneResponse)(nil),             // 34: stasis.v1.PruneResponse
+	(After)(0),                        // 35: stasis.v1.After
+	(*DumpSettings)(nil),              // 36: stasis.v1.DumpSettings
+	(*Progress)(nil),                  // 37: stasis.v1.Progress
+	(*durationpb.Duration)(nil),       // 38: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 39: google.protobuf.Timestamp
 }
 var file_stasis_v1_checkpoint_proto_depIdxs = []int32{
-	24, // 0: stasis.v1.DumpRequest.after:type_name -> stasis.v1.After
-	25, // 1: stasis.v1.DumpRequest.settings:type_name -> stasis.v1.DumpSettings
-	25, // 2: stasis.v1.PreDumpRequest.settings:type_name -> stasis.v1.DumpSettings
-	26, // 3: stasis.v1.DumpResponse.progress:type_name -> stasis.v1.Progress
-	4,  // 4: stasis.v1.DumpResponse.result:type_name -> stasis.v1.DumpResult
-	9,  // 5: stasis.v1.DumpResult.checkpoint:type_name -> stasis.v1.Checkpoint
-	24, // 6: stasis.v1.DumpResult.after:type_name -> stasis.v1.After
-	27, // 7: stasis.v1.DumpResult.took:type_name -> google.protobuf.Duration
-	26, // 8: stasis.v1.RestoreResponse.progress:type_name -> stasis.v1.Progress
-	7,  // 9: stasis.v1.RestoreResponse.resumed:type_name -> stasis.v1.Resumed
-	8,  // 10: stasis.v1.RestoreResponse.result:type_name -> stasis.v1.RestoreResult
-	9,  // 11: stasis.v1.RestoreResult.checkpoint:type_name -> stasis.v1.Checkpoint
-	27, // 12: stasis.v1.RestoreResult.took:type_name -> google.protobuf.Duration
-	27, // 13: stasis.v1.RestoreResult.to_resume:type_name -> google.protobuf.Duration
+	35, // 0: stasis.v1.DumpRequest.after:type_name -> stasis.v1.After
+	36, // 1: stasis.v1.DumpRequest.settings:type_name -> stasis.v1.DumpSettings
+	36, // 2: stasis.v1.PreDumpRequest.settings:type_name -> stasis.v1.DumpSettings
+	37, // 3: stasis.v1.DumpResponse.progress:type_name -> stasis.v1.Progress
+	5,  // 4: stasis.v1.DumpResponse.result:type_name -> stasis.v1.DumpResult
+	10, // 5: stasis.v1.DumpResult.checkpoint:type_name -> stasis.v1.Checkpoint
+	35, // 6: stasis.v1.DumpResult.after:type_name -> stasis.v1.After
+	38, // 7: stasis.v1.DumpResult.took:type_name -> google.protobuf.Duration
+	37, // 8: stasis.v1.RestoreResponse.progress:type_name -> stasis.v1.Progress
+	8,  // 9: stasis.v1.RestoreResponse.resumed:type_name -> stasis.v1.Resumed
+	9,  // 10: stasis.v1.RestoreResponse.result:type_name -> stasis.v1.RestoreResult
+	10, // 11: stasis.v1.RestoreResult.checkpoint:type_name -> stasis.v1.Checkpoint
+	38, // 12: stasis.v1.RestoreResult.took:type_name -> google.protobuf.Duration
+	38, // 13: stasis.v1.RestoreResult.to_resume:type_name -> google.protobuf.Duration
 	0,  // 14: stasis.v1.Checkpoint.kind:type_name -> stasis.v1.CheckpointKind
-	28, // 15: stasis.v1.Checkpoint.created:type_name -> google.protobuf.Timestamp
-	10, // 16: stasis.v1.Checkpoint.figures:type_name -> stasis.v1.Figures
-	27, // 17: stasis.v1.Figures.pause:type_name -> google.protobuf.Duration
-	27, // 18: stasis.v1.Figures.took:type_name -> google.protobuf.Duration
-	11, // 19: stasis.v1.Figures.rounds:type_name -> stasis.v1.Round
-	27, // 20: stasis.v1.Round.took:type_name -> google.protobuf.Duration
+	39, // 15: stasis.v1.Checkpoint.created:type_name -> google.protobuf.Timestamp
+	11, // 16: stasis.v1.Checkpoint.figures:type_name -> stasis.v1.Figures
+	38, // 17: stasis.v1.Figures.pause:type_name -> google.protobuf.Duration
+	38, // 18: stasis.v1.Figures.took:type_name -> google.protobuf.Duration
+	12, // 19: stasis.v1.Figures.rounds:type_name -> stasis.v1.Round
+	38, // 20: stasis.v1.Round.took:type_name -> google.protobuf.Duration
 	0,  // 21: stasis.v1.ListCheckpointsRequest.kind:type_name -> stasis.v1.CheckpointKind
-	9,  // 22: stasis.v1.ListCheckpointsResponse.checkpoints:type_name -> stasis.v1.Checkpoint
-	9,  // 23: stasis.v1.GetCheckpointResponse.checkpoint:type_name -> stasis.v1.Checkpoint
-	26, // 24: stasis.v1.VerifyResponse.progress:type_name -> stasis.v1.Progress
-	18, // 25: stasis.v1.VerifyResponse.result:type_name -> stasis.v1.VerifyResult
-	9,  // 26: stasis.v1.VerifyResult.checkpoint:type_name -> stasis.v1.Checkpoint
-	9,  // 27: stasis.v1.RemoveCheckpointsResponse.removed:type_name -> stasis.v1.Checkpoint
-	21, // 28: stasis.v1.PruneRequest.retention:type_name -> stasis.v1.Retention
-	9,  // 29: stasis.v1.PruneResponse.removed:type_name -> stasis.v1.Checkpoint
-	9,  // 30: stasis.v1.PruneResponse.kept:type_name -> stasis.v1.Checkpoint
-	1,  // 31: stasis.v1.CheckpointService.Dump:input_type -> stasis.v1.DumpRequest
-	2,  // 32: stasis.v1.CheckpointService.PreDump:input_type -> stasis.v1.PreDumpRequest
-	5,  // 33: stasis.v1.CheckpointService.Restore:input_type -> stasis.v1.RestoreRequest
-	12, // 34: stasis.v1.CheckpointService.List:input_type -> stasis.v1.ListCheckpointsRequest
-	14, // 35: stasis.v1.CheckpointService.Get:input_type -> stasis.v1.GetCheckpointRequest
-	16, // 36: stasis.v1.CheckpointService.Verify:input_type -> stasis.v1.VerifyRequest
-	19, // 37: stasis.v1.CheckpointService.Remove:input_type -> stasis.v1.RemoveCheckpointsRequest
-	22, // 38: stasis.v1.CheckpointService.Prune:input_type -> stasis.v1.PruneRequest
-	3,  // 39: stasis.v1.CheckpointService.Dump:output_type -> stasis.v1.DumpResponse
-	3,  // 40: stasis.v1.CheckpointService.PreDump:output_type -> stasis.v1.DumpResponse
-	6,  // 41: stasis.v1.CheckpointService.Restore:output_type -> stasis.v1.RestoreResponse
-	13, // 42: stasis.v1.CheckpointService.List:output_type -> stasis.v1.ListCheckpointsResponse
-	15, // 43: stasis.v1.CheckpointService.Get:output_type -> stasis.v1.GetCheckpointResponse
-	17, // 44: stasis.v1.CheckpointService.Verify:output_type -> stasis.v1.VerifyResponse
-	20, // 45: stasis.v1.CheckpointService.Remove:output_type -> stasis.v1.RemoveCheckpointsResponse
-	23, // 46: stasis.v1.CheckpointService.Prune:output_type -> stasis.v1.PruneResponse
-	39, // [39:47] is the sub-list for method output_type
-	31, // [31:39] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	10, // 22: stasis.v1.ListCheckpointsResponse.checkpoints:type_name -> stasis.v1.Checkpoint
+	17, // 23: stasis.v1.GroupsResponse.groups:type_name -> stasis.v1.CheckpointGroup
+	39, // 24: stasis.v1.CheckpointGroup.newest:type_name -> google.protobuf.Timestamp
+	10, // 25: stasis.v1.MapResponse.checkpoint:type_name -> stasis.v1.Checkpoint
+	21, // 26: stasis.v1.MapResponse.processes:type_name -> stasis.v1.MemoryProcess
+	22, // 27: stasis.v1.MapResponse.totals:type_name -> stasis.v1.MemoryTotal
+	23, // 28: stasis.v1.MapResponse.mappings:type_name -> stasis.v1.MemoryMapping
+	24, // 29: stasis.v1.MapResponse.cells:type_name -> stasis.v1.MemoryCell
+	19, // 30: stasis.v1.MemoryProcess.parts:type_name -> stasis.v1.MemoryParts
+	1,  // 31: stasis.v1.MemoryTotal.kind:type_name -> stasis.v1.MemoryKind
+	19, // 32: stasis.v1.MemoryTotal.parts:type_name -> stasis.v1.MemoryParts
+	1,  // 33: stasis.v1.MemoryMapping.kind:type_name -> stasis.v1.MemoryKind
+	19, // 34: stasis.v1.MemoryMapping.parts:type_name -> stasis.v1.MemoryParts
+	1,  // 35: stasis.v1.MemoryCell.kind:type_name -> stasis.v1.MemoryKind
+	19, // 36: stasis.v1.MemoryCell.parts:type_name -> stasis.v1.MemoryParts
+	10, // 37: stasis.v1.GetCheckpointResponse.checkpoint:type_name -> stasis.v1.Checkpoint
+	37, // 38: stasis.v1.VerifyResponse.progress:type_name -> stasis.v1.Progress
+	29, // 39: stasis.v1.VerifyResponse.result:type_name -> stasis.v1.VerifyResult
+	10, // 40: stasis.v1.VerifyResult.checkpoint:type_name -> stasis.v1.Checkpoint
+	10, // 41: stasis.v1.RemoveCheckpointsResponse.removed:type_name -> stasis.v1.Checkpoint
+	32, // 42: stasis.v1.PruneRequest.retention:type_name -> stasis.v1.Retention
+	10, // 43: stasis.v1.PruneResponse.removed:type_name -> stasis.v1.Checkpoint
+	10, // 44: stasis.v1.PruneResponse.kept:type_name -> stasis.v1.Checkpoint
+	2,  // 45: stasis.v1.CheckpointService.Dump:input_type -> stasis.v1.DumpRequest
+	3,  // 46: stasis.v1.CheckpointService.PreDump:input_type -> stasis.v1.PreDumpRequest
+	6,  // 47: stasis.v1.CheckpointService.Restore:input_type -> stasis.v1.RestoreRequest
+	13, // 48: stasis.v1.CheckpointService.List:input_type -> stasis.v1.ListCheckpointsRequest
+	15, // 49: stasis.v1.CheckpointService.Groups:input_type -> stasis.v1.GroupsRequest
+	18, // 50: stasis.v1.CheckpointService.Map:input_type -> stasis.v1.MapRequest
+	25, // 51: stasis.v1.CheckpointService.Get:input_type -> stasis.v1.GetCheckpointRequest
+	27, // 52: stasis.v1.CheckpointService.Verify:input_type -> stasis.v1.VerifyRequest
+	30, // 53: stasis.v1.CheckpointService.Remove:input_type -> stasis.v1.RemoveCheckpointsRequest
+	33, // 54: stasis.v1.CheckpointService.Prune:input_type -> stasis.v1.PruneRequest
+	4,  // 55: stasis.v1.CheckpointService.Dump:output_type -> stasis.v1.DumpResponse
+	4,  // 56: stasis.v1.CheckpointService.PreDump:output_type -> stasis.v1.DumpResponse
+	7,  // 57: stasis.v1.CheckpointService.Restore:output_type -> stasis.v1.RestoreResponse
+	14, // 58: stasis.v1.CheckpointService.List:output_type -> stasis.v1.ListCheckpointsResponse
+	16, // 59: stasis.v1.CheckpointService.Groups:output_type -> stasis.v1.GroupsResponse
+	20, // 60: stasis.v1.CheckpointService.Map:output_type -> stasis.v1.MapResponse
+	26, // 61: stasis.v1.CheckpointService.Get:output_type -> stasis.v1.GetCheckpointResponse
+	28, // 62: stasis.v1.CheckpointService.Verify:output_type -> stasis.v1.VerifyResponse
+	31, // 63: stasis.v1.CheckpointService.Remove:output_type -> stasis.v1.RemoveCheckpointsResponse
+	34, // 64: stasis.v1.CheckpointService.Prune:output_type -> stasis.v1.PruneResponse
+	55, // [55:65] is the sub-list for method output_type
+	45, // [45:55] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_stasis_v1_checkpoint_proto_init() }
@@ -2154,7 +3074,8 @@ func file_stasis_v1_checkpoint_proto_init() {
 		(*RestoreResponse_Resumed)(nil),
 		(*RestoreResponse_Result)(nil),
 	}
-	file_stasis_v1_checkpoint_proto_msgTypes[16].OneofWrappers = []any{
+	file_stasis_v1_checkpoint_proto_msgTypes[11].OneofWrappers = []any{}
+	file_stasis_v1_checkpoint_proto_msgTypes[26].OneofWrappers = []any{
 		(*VerifyResponse_Progress)(nil),
 		(*VerifyResponse_Result)(nil),
 	}
@@ -2163,8 +3084,8 @@ func file_stasis_v1_checkpoint_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stasis_v1_checkpoint_proto_rawDesc), len(file_stasis_v1_checkpoint_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   23,
+			NumEnums:      2,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

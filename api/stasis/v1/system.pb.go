@@ -720,6 +720,98 @@ func (x *ConfigValue) GetHelp() string {
 	return ""
 }
 
+// PageRequest has nothing to say.
+type PageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PageRequest) Reset() {
+	*x = PageRequest{}
+	mi := &file_stasis_v1_system_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PageRequest) ProtoMessage() {}
+
+func (x *PageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_system_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PageRequest.ProtoReflect.Descriptor instead.
+func (*PageRequest) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_system_proto_rawDescGZIP(), []int{10}
+}
+
+// PageResponse is a link to the daemon's page.
+type PageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For a browser on the daemon's machine. It works once.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// When it ceases to work.
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PageResponse) Reset() {
+	*x = PageResponse{}
+	mi := &file_stasis_v1_system_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PageResponse) ProtoMessage() {}
+
+func (x *PageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stasis_v1_system_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PageResponse.ProtoReflect.Descriptor instead.
+func (*PageResponse) Descriptor() ([]byte, []int) {
+	return file_stasis_v1_system_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PageResponse) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *PageResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
 // StopRequest has nothing to say.
 type StopRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -729,7 +821,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_stasis_v1_system_proto_msgTypes[10]
+	mi := &file_stasis_v1_system_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +833,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_system_proto_msgTypes[10]
+	mi := &file_stasis_v1_system_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +846,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_system_proto_rawDescGZIP(), []int{10}
+	return file_stasis_v1_system_proto_rawDescGZIP(), []int{12}
 }
 
 // StopResponse: the daemon stops listening now.
@@ -766,7 +858,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_stasis_v1_system_proto_msgTypes[11]
+	mi := &file_stasis_v1_system_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +870,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stasis_v1_system_proto_msgTypes[11]
+	mi := &file_stasis_v1_system_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +883,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_stasis_v1_system_proto_rawDescGZIP(), []int{11}
+	return file_stasis_v1_system_proto_rawDescGZIP(), []int{13}
 }
 
 var File_stasis_v1_system_proto protoreflect.FileDescriptor
@@ -841,18 +933,23 @@ const file_stasis_v1_system_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
 	"\x06origin\x18\x03 \x01(\tR\x06origin\x12\x12\n" +
 	"\x04help\x18\x04 \x01(\tR\x04help\"\r\n" +
+	"\vPageRequest\"V\n" +
+	"\fPageResponse\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\r\n" +
 	"\vStopRequest\"\x0e\n" +
 	"\fStopResponse*n\n" +
 	"\vCheckStatus\x12\x1c\n" +
 	"\x18CHECK_STATUS_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fCHECK_STATUS_OK\x10\x01\x12\x15\n" +
 	"\x11CHECK_STATUS_WARN\x10\x02\x12\x15\n" +
-	"\x11CHECK_STATUS_FAIL\x10\x032\xd3\x02\n" +
+	"\x11CHECK_STATUS_FAIL\x10\x032\x8c\x03\n" +
 	"\rSystemService\x12E\n" +
 	"\aVersion\x12\x19.stasis.v1.VersionRequest\x1a\x1a.stasis.v1.VersionResponse\"\x03\x90\x02\x01\x12B\n" +
 	"\x06Status\x12\x18.stasis.v1.StatusRequest\x1a\x19.stasis.v1.StatusResponse\"\x03\x90\x02\x01\x12:\n" +
 	"\x05Check\x12\x17.stasis.v1.CheckRequest\x1a\x18.stasis.v1.CheckResponse\x12B\n" +
 	"\x06Config\x12\x18.stasis.v1.ConfigRequest\x1a\x19.stasis.v1.ConfigResponse\"\x03\x90\x02\x01\x127\n" +
+	"\x04Page\x12\x16.stasis.v1.PageRequest\x1a\x17.stasis.v1.PageResponse\x127\n" +
 	"\x04Stop\x12\x16.stasis.v1.StopRequest\x1a\x17.stasis.v1.StopResponseB\x1fZ\x1dstasis/api/stasis/v1;stasisv1b\x06proto3"
 
 var (
@@ -868,7 +965,7 @@ func file_stasis_v1_system_proto_rawDescGZIP() []byte {
 }
 
 var file_stasis_v1_system_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_stasis_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_stasis_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_stasis_v1_system_proto_goTypes = []any{
 	(CheckStatus)(0),              // 0: stasis.v1.CheckStatus
 	(*VersionRequest)(nil),        // 1: stasis.v1.VersionRequest
@@ -881,30 +978,35 @@ var file_stasis_v1_system_proto_goTypes = []any{
 	(*ConfigRequest)(nil),         // 8: stasis.v1.ConfigRequest
 	(*ConfigResponse)(nil),        // 9: stasis.v1.ConfigResponse
 	(*ConfigValue)(nil),           // 10: stasis.v1.ConfigValue
-	(*StopRequest)(nil),           // 11: stasis.v1.StopRequest
-	(*StopResponse)(nil),          // 12: stasis.v1.StopResponse
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*PageRequest)(nil),           // 11: stasis.v1.PageRequest
+	(*PageResponse)(nil),          // 12: stasis.v1.PageResponse
+	(*StopRequest)(nil),           // 13: stasis.v1.StopRequest
+	(*StopResponse)(nil),          // 14: stasis.v1.StopResponse
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_stasis_v1_system_proto_depIdxs = []int32{
-	13, // 0: stasis.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	15, // 0: stasis.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	0,  // 1: stasis.v1.CheckResult.status:type_name -> stasis.v1.CheckStatus
 	6,  // 2: stasis.v1.CheckResponse.results:type_name -> stasis.v1.CheckResult
 	10, // 3: stasis.v1.ConfigResponse.values:type_name -> stasis.v1.ConfigValue
-	1,  // 4: stasis.v1.SystemService.Version:input_type -> stasis.v1.VersionRequest
-	3,  // 5: stasis.v1.SystemService.Status:input_type -> stasis.v1.StatusRequest
-	5,  // 6: stasis.v1.SystemService.Check:input_type -> stasis.v1.CheckRequest
-	8,  // 7: stasis.v1.SystemService.Config:input_type -> stasis.v1.ConfigRequest
-	11, // 8: stasis.v1.SystemService.Stop:input_type -> stasis.v1.StopRequest
-	2,  // 9: stasis.v1.SystemService.Version:output_type -> stasis.v1.VersionResponse
-	4,  // 10: stasis.v1.SystemService.Status:output_type -> stasis.v1.StatusResponse
-	7,  // 11: stasis.v1.SystemService.Check:output_type -> stasis.v1.CheckResponse
-	9,  // 12: stasis.v1.SystemService.Config:output_type -> stasis.v1.ConfigResponse
-	12, // 13: stasis.v1.SystemService.Stop:output_type -> stasis.v1.StopResponse
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	15, // 4: stasis.v1.PageResponse.expires:type_name -> google.protobuf.Timestamp
+	1,  // 5: stasis.v1.SystemService.Version:input_type -> stasis.v1.VersionRequest
+	3,  // 6: stasis.v1.SystemService.Status:input_type -> stasis.v1.StatusRequest
+	5,  // 7: stasis.v1.SystemService.Check:input_type -> stasis.v1.CheckRequest
+	8,  // 8: stasis.v1.SystemService.Config:input_type -> stasis.v1.ConfigRequest
+	11, // 9: stasis.v1.SystemService.Page:input_type -> stasis.v1.PageRequest
+	13, // 10: stasis.v1.SystemService.Stop:input_type -> stasis.v1.StopRequest
+	2,  // 11: stasis.v1.SystemService.Version:output_type -> stasis.v1.VersionResponse
+	4,  // 12: stasis.v1.SystemService.Status:output_type -> stasis.v1.StatusResponse
+	7,  // 13: stasis.v1.SystemService.Check:output_type -> stasis.v1.CheckResponse
+	9,  // 14: stasis.v1.SystemService.Config:output_type -> stasis.v1.ConfigResponse
+	12, // 15: stasis.v1.SystemService.Page:output_type -> stasis.v1.PageResponse
+	14, // 16: stasis.v1.SystemService.Stop:output_type -> stasis.v1.StopResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_stasis_v1_system_proto_init() }
@@ -918,7 +1020,7 @@ func file_stasis_v1_system_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stasis_v1_system_proto_rawDesc), len(file_stasis_v1_system_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

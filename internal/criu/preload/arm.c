@@ -10,15 +10,21 @@
  * The two talk by a box in memory that they share. `turn` says whose turn it is;
  * each waits for its turn with a futex. If Stasis does not answer in time,
  * nothing is run, and the thread is let go.
+ *
+ * Behind the box is a list of eventfds: CRIU makes them with 32 bits and no
+ * flags. Where there is a list, CRIU's counter is a place in it, and eventfd()
+ * below makes what stands there.
  */
 
 #include "preload.h"
 
+#define NR_WRITE 1
 #define NR_RT_SIGPROCMASK 14
 #define NR_WAIT4 61
 #define NR_PTRACE 101
 #define NR_TKILL 200
 #define NR_FUTEX 202
+#define NR_EVENTFD2 290
 
 #define FUTEX_WAIT 0
 #define FUTEX_WAKE 1
@@ -27,19 +33,21 @@
 #define WAIT_ALL 0x40000000 /* __WALL */
 
 #define PTRACE_PEEKUSER 3
-#define PTRACE_SINGLESTEP 9
 #define PTRACE_GETREGS 12
 #define PTRACE_SETREGS 13
 #define PTRACE_DETACH 17
+#define PTRACE_SYSCALL 24
 #define PTRACE_SETOPTIONS 0x4200
+#define SYSGOOD 1		  /* PTRACE_O_TRACESYSGOOD: marks the stops at calls */
 #define SUSPEND_SECCOMP (1 << 21) /* PTRACE_O_SUSPEND_SECCOMP */
 #define PTRACE_GETSIGMASK 0x420a
 #define PTRACE_SETSIGMASK 0x420b
 
 #define SIGTRAP 5
+#define CALL_STOP (SIGTRAP | 0x80)
 #define ESRCH 3
 #define EBUSY 16
-#define MAX_STEPS 16 /* a stop of another kind may come before the step */
+#define MAX_STOPS 16 /* stops of another kind may come before that of the call */
 #define PATIENCE 10  /* seconds that Stasis may take for an answer */
 
 /* struct user_regs_struct of sys/user.h */
@@ -49,7 +57,8 @@ struct regs {
 };
 
 #define BOX_MAGIC 0x32444e494c425453UL /* "STBLIND2" */
-#define BOX_BYTES 4096
+#define BOX_BYTES 65536
+#define MAX_EVENTFDS 4000
 
 enum turn { OURS = 0, STASIS = 1 };
 enum order { LET_GO = 0, CALL = 1 };
@@ -62,16 +71,21 @@ struct box {
 	u64 gadget, number, args[3]; /* of CALL: the address of a syscall instruction, and what to call */
 	long result;                 /* of CALL: what the call returned */
 	long failed;                 /* of CALL: an errno if it could not be made */
+	u64 eventfds;                /* how many there are in the list */
+	struct {
+		u64 count, flags;
+	} eventfd[MAX_EVENTFDS];
 };
 
-static struct box *box;
+static struct box *box;    /* 0 as well when Stasis does not answer any more */
+static struct box *events; /* the same, for good */
 
 __attribute__((constructor)) static void map_box(void)
 {
 	struct box *at = map_shared("STASIS_ARM_FD", BOX_BYTES, PROT_READ | PROT_WRITE);
 
 	if (at && at->magic == BOX_MAGIC)
-		box = at;
+		box = events = at;
 }
 
 static long trace(long request, long tid, void *data)
@@ -80,17 +94,15 @@ static long trace(long request, long tid, void *data)
 }
 
 /*
- * Executes the instruction at regs->ip; regs is what comes of it. SIGSTOP cannot
- * be blocked: CRIU has sent it to a process that was stopped, and it comes now.
- * It is sent again, and so is there when the thread is let go.
+ * Lets a thread run until a system call begins or ends. SIGSTOP cannot be blocked:
+ * CRIU has sent it to a process that was stopped, and it comes now. It is sent
+ * again later, and so is there when the thread is let go.
  */
-static long step(long tid, struct regs *regs, int *signal)
+static long to_call_stop(long tid, int *signal)
 {
-	u64 from = regs->ip;
-
-	for (int i = 0; i < MAX_STEPS; i++) {
+	for (int i = 0; i < MAX_STOPS; i++) {
 		int status = 0;
-		long ret = trace(PTRACE_SINGLESTEP, tid, 0);
+		long ret = trace(PTRACE_SYSCALL, tid, 0);
 
 		if (!ret)
 			ret = syscall6(NR_WAIT4, tid, (long)&status, WAIT_ALL, 0, 0, 0);
@@ -98,16 +110,19 @@ static long step(long tid, struct regs *regs, int *signal)
 			return ret;
 		if ((status & 0xff) != 0x7f)
 			return -ESRCH; /* it has ended */
-		if (!(status >> 16) && (status >> 8) != SIGTRAP)
+		if (status >> 8 == CALL_STOP)
+			return 0;
+		if (!(status >> 16) && status >> 8 != SIGTRAP)
 			*signal = status >> 8;
-		ret = trace(PTRACE_GETREGS, tid, regs);
-		if (ret < 0 || regs->ip != from)
-			return ret;
 	}
 	return -EBUSY;
 }
 
-/* Makes the call of the box in a stopped thread and puts the thread back. */
+/*
+ * Makes the call of the box in a stopped thread and puts the thread back. The
+ * thread is followed from the call's begin to its end: a single step ends in a
+ * SIGTRAP, and where that is blocked the kernel takes the program's handler of it.
+ */
 static long call(long tid)
 {
 	struct regs before, regs;
@@ -116,7 +131,7 @@ static long call(long tid)
 	int signal = 0;
 
 	/* A filter of the program must not kill it for a call that is not its own. */
-	ret = syscall6(NR_PTRACE, PTRACE_SETOPTIONS, tid, 0, SUSPEND_SECCOMP, 0, 0);
+	ret = syscall6(NR_PTRACE, PTRACE_SETOPTIONS, tid, 0, SUSPEND_SECCOMP | SYSGOOD, 0, 0);
 	if (!ret)
 		ret = trace(PTRACE_GETREGS, tid, &before);
 	if (!ret)
@@ -134,7 +149,11 @@ static long call(long tid)
 	regs.dx = box->args[2];
 	ret = trace(PTRACE_SETREGS, tid, &regs);
 	if (!ret)
-		ret = step(tid, &regs, &signal);
+		ret = to_call_stop(tid, &signal); /* the begin of the call */
+	if (!ret)
+		ret = to_call_stop(tid, &signal); /* and its end */
+	if (!ret)
+		ret = trace(PTRACE_GETREGS, tid, &regs);
 	box->result = regs.ax;
 	put_back = trace(PTRACE_SETREGS, tid, &before);
 	if (!put_back)
@@ -191,4 +210,18 @@ __attribute__((visibility("default"))) long ptrace(long request, long tid, void 
 		return word;
 	}
 	return result(syscall6(NR_PTRACE, request, tid, (long)addr, (long)data, 0, 0));
+}
+
+__attribute__((visibility("default"))) int eventfd(u32 count, int flags)
+{
+	u64 before;
+	long fd;
+
+	if (!events || count >= events->eventfds)
+		return result(syscall6(NR_EVENTFD2, count, flags, 0, 0, 0, 0));
+	before = events->eventfd[count].count;
+	fd = syscall6(NR_EVENTFD2, 0, flags | (int)events->eventfd[count].flags, 0, 0, 0, 0);
+	if (fd >= 0 && before)
+		syscall6(NR_WRITE, fd, (long)&before, 8, 0, 0, 0); /* never too much: it was a counter before */
+	return result(fd);
 }

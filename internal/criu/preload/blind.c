@@ -24,7 +24,6 @@
 #define NR_CLOSE 3
 #define NR_LSEEK 8
 #define NR_IOCTL 16
-#define NR_READLINK 89
 #define NR_OPENAT 257
 #define NR_MEMFD_CREATE 319
 
@@ -76,37 +75,6 @@ __attribute__((constructor)) static void map_table(void)
 
 	if (at && at->magic == TABLE_MAGIC)
 		table = at;
-}
-
-/* What a descriptor is, as a path of less than `size` bytes; 0 if unknown. */
-static long path_of(int fd, char *path, long size)
-{
-	char link[32] = "/proc/self/fd/";
-	char digits[12];
-	int n = 0, at = 14;
-	long len;
-
-	if (fd < 0)
-		return 0;
-	do
-		digits[n++] = '0' + fd % 10;
-	while (fd /= 10);
-	while (n)
-		link[at++] = digits[--n];
-	link[at] = 0;
-
-	len = syscall6(NR_READLINK, (long)link, (long)path, size - 1, 0, 0, 0);
-	if (len <= 0)
-		return 0;
-	path[len] = 0;
-	return len;
-}
-
-static int same(const char *a, const char *b)
-{
-	for (; *a && *a == *b; a++, b++)
-		;
-	return *a == *b;
 }
 
 /* The part of a path behind its last slash that stands before `end`. */

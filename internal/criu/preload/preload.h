@@ -9,6 +9,7 @@ typedef unsigned int u32;
 typedef unsigned long u64;
 
 #define NR_MMAP 9
+#define NR_READLINK 89
 #define PROT_READ 1
 #define PROT_WRITE 2
 #define MAP_SHARED 1
@@ -63,4 +64,35 @@ static inline long result(long ret)
 		return -1;
 	}
 	return ret;
+}
+
+static inline int same(const char *a, const char *b)
+{
+	for (; *a && *a == *b; a++, b++)
+		;
+	return *a == *b;
+}
+
+/* What a descriptor is, as a path of less than `size` bytes; 0 if unknown. */
+static inline long path_of(int fd, char *path, long size)
+{
+	char link[32] = "/proc/self/fd/";
+	char digits[12];
+	int n = 0, at = 14;
+	long len;
+
+	if (fd < 0)
+		return 0;
+	do
+		digits[n++] = '0' + fd % 10;
+	while (fd /= 10);
+	while (n)
+		link[at++] = digits[--n];
+	link[at] = 0;
+
+	len = syscall6(NR_READLINK, (long)link, (long)path, size - 1, 0, 0, 0);
+	if (len <= 0)
+		return 0;
+	path[len] = 0;
+	return len;
 }

@@ -59,23 +59,27 @@ func (s *Service) List(ctx context.Context, request *connect.Request[v1.ListJobs
 	}
 	response := &v1.ListJobsResponse{}
 	begun := q.GetPageToken() == ""
-	for _, info := range s.manager.List(p.UID) {
-		if len(wanted) > 0 && !wanted[stateMessage(&info)] {
+	all := s.manager.List(p.UID)
+	var page []*jobs.Info
+	for k := range all {
+		info := &all[k]
+		if len(wanted) > 0 && !wanted[stateMessage(info)] {
 			continue
 		}
 		response.Total++
 		switch {
 		case !begun:
 			begun = info.ID == q.GetPageToken()
-		case len(response.Jobs) < size:
-			response.Jobs = append(response.Jobs, jobMessage(&info))
+		case len(page) < size:
+			page = append(page, info)
 		case response.NextPageToken == "":
-			response.NextPageToken = response.Jobs[size-1].GetId()
+			response.NextPageToken = page[size-1].ID
 		}
 	}
 	if !begun {
 		return nil, bad("page_token: the job that the page begins after is not there any more: begin anew")
 	}
+	response.Jobs = s.parts.describe(page, q.GetBrief(), len(all))
 	return connect.NewResponse(response), nil
 }
 

@@ -111,10 +111,22 @@ func settingsOf(m *v1.DumpSettings, c *config.Config) (db.Settings, error) {
 
 // jobMessage describes a job.
 func jobMessage(i *jobs.Info) *v1.Job {
+	return jobMessageWith(i, specMessage(&i.Spec), lastMessage(i))
+}
+
+// lastMessage describes a job's newest checkpoint.
+func lastMessage(i *jobs.Info) *v1.Checkpoint {
+	if i.Last == nil {
+		return nil
+	}
+	return checkpointMessage(i.Last, i.Owner)
+}
+
+func jobMessageWith(i *jobs.Info, spec *v1.JobSpec, last *v1.Checkpoint) *v1.Job {
 	m := &v1.Job{
-		Id: i.ID, Spec: specMessage(&i.Spec), State: stateMessage(i), Pid: int32(i.PID), OwnerUid: i.Owner, //nolint:gosec // a pid
+		Id: i.ID, Spec: spec, State: stateMessage(i), Pid: int32(i.PID), OwnerUid: i.Owner, //nolint:gosec // a pid
 		Created: timestamppb.New(i.Created), Restores: int32(i.Restores), Failures: int32(i.Failures), //nolint:gosec // small
-		Checkpoints: int32(i.Checkpoints), CheckpointBytes: i.Bytes, Managed: i.Managed, Message: i.Message, //nolint:gosec // small
+		Checkpoints: int32(i.Checkpoints), CheckpointBytes: i.Bytes, Managed: i.Managed, Message: i.Message, LastCheckpoint: last, //nolint:gosec // small
 	}
 	if !i.Started.IsZero() {
 		m.Started = timestamppb.New(i.Started)
@@ -125,9 +137,6 @@ func jobMessage(i *jobs.Info) *v1.Job {
 	if i.Exit != nil {
 		m.Ended = timestamppb.New(i.Exit.At)
 		m.Exit = exitMessage(i.Exit)
-	}
-	if i.Last != nil {
-		m.LastCheckpoint = checkpointMessage(i.Last, i.Owner)
 	}
 	return m
 }

@@ -33,6 +33,7 @@ type Service struct {
 
 	manager *jobs.Manager
 	config  *config.Config
+	parts   parts
 }
 
 var _ stasisv1connect.JobServiceHandler = (*Service)(nil)

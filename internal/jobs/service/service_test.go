@@ -336,3 +336,41 @@ func FuzzSpec(f *testing.F) {
 		}
 	})
 }
+
+// A brief list has what a table shows, a full one everything, and neither has what was so a moment ago.
+func TestLists(t *testing.T) {
+	root := serve(t)(0)
+	start(t, root, &v1.JobSpec{
+		Name: "listed", Command: []string{"sleep", "1000"}, Labels: map[string]string{"team": "blue"}, Retention: &v1.Retention{KeepLast: 3},
+	})
+	list := func(brief bool) *v1.Job {
+		t.Helper()
+		response, err := root.List(within(t), connect.NewRequest(&v1.ListJobsRequest{Brief: brief}))
+		if err != nil || len(response.Msg.GetJobs()) != 1 {
+			t.Fatalf("%v, %v", response, err)
+		}
+		return response.Msg.GetJobs()[0]
+	}
+	for keep := range int32(3) {
+		full, brief := list(false), list(true)
+		if full.GetLastCheckpoint().GetName() != brief.GetLastCheckpoint().GetName() || keep > 0 && full.GetLastCheckpoint().GetName() != fmt.Sprintf("listed-%d", keep) {
+			t.Errorf("newest checkpoints %v and %v", full.GetLastCheckpoint(), brief.GetLastCheckpoint())
+		}
+		if len(full.GetSpec().GetEnvironment()) != 1 || full.GetSpec().GetRetention().GetKeepLast() != 3+keep || keep > 0 && full.GetLastCheckpoint().GetDir() == "" {
+			t.Errorf("in full: %v", full)
+		}
+		spec := brief.GetSpec()
+		want := &v1.JobSpec{Name: "listed", Command: []string{"sleep", "1000"}, Labels: map[string]string{"team": "blue"}}
+		if !proto.Equal(spec, want) || brief.GetPid() != full.GetPid() || brief.GetState() != v1.JobState_JOB_STATE_RUNNING || brief.GetCheckpoints() != keep {
+			t.Errorf("in brief: %v", brief)
+		}
+		dump, err := root.Dump(within(t), connect.NewRequest(&v1.DumpJobRequest{Job: "listed"}))
+		if err := ended(dump, err); err != nil {
+			t.Fatal(err)
+		}
+		update := &v1.UpdateJobRequest{Job: "listed", Retention: &v1.Retention{KeepLast: 4 + keep}}
+		if _, err := root.Update(within(t), connect.NewRequest(update)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

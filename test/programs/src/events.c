@@ -198,7 +198,7 @@ const struct feature feature_signalfd = {
 
 /* ---- timerfd ---- */
 
-static int far_timer, late_timer, fast_timer = -1;
+static int far_timer, late_timer, fast_timer = -1, past_timer = -1;
 static int64_t far_last;
 
 static struct itimerspec timer_of(int64_t first_us, int64_t every_us)
@@ -214,9 +214,18 @@ static void timerfd_setup(struct args *a)
 	struct itimerspec hour = timer_of(3600 * 1000000LL, 7000000), soon = timer_of(1, 0);
 	/*
 	 * A periodic timer whose tick was not read yet at the time of a checkpoint shows no time left. CRIU 4.2 restores that as
-	 * a timer that is switched off: it never ticks again. So the fast one is only there on request.
+	 * a timer that is switched off: it never ticks again. So the fast one is only there on request. So is one that was set to a
+	 * time of day, went off and was read: CRIU 4.2 lets it go off again.
 	 */
 	long period = arg_num(a, "period", 0);
+	if (arg_num(a, "past", 0)) {
+		struct itimerspec second = timer_of(1000000, 0); /* of 1970 */
+		uint64_t v;
+		past_timer = timerfd_create(CLOCK_REALTIME, TFD_CLOEXEC);
+		if (timerfd_settime(past_timer, TFD_TIMER_ABSTIME, &second, NULL))
+			die_errno("timerfd");
+		read_full("timer that went off", past_timer, &v, sizeof v);
+	}
 	far_timer = timerfd_create(CLOCK_MONOTONIC, 0);
 	late_timer = timerfd_create(CLOCK_REALTIME, TFD_NONBLOCK);
 	if (timerfd_settime(far_timer, 0, &hour, NULL) || timerfd_settime(late_timer, 0, &soon, NULL))
@@ -258,10 +267,13 @@ static void timerfd_check(void)
 		bad("a timer that expired before, and was not read, is forgotten");
 	if (fast_timer >= 0)
 		fast_check();
+	struct pollfd past = { .fd = past_timer, .events = POLLIN };
+	if (past_timer >= 0 && poll(&past, 1, 100) != 0)
+		bad("a timer that went off long ago, and was read, goes off again");
 }
 
 const struct feature feature_timerfd = {
-	.name = "timerfd", .help = "one far away, one expired and unread, and every period=0 ms (0: none)",
+	.name = "timerfd", .help = "one far away, one expired and unread, every period=0 ms (0: none), and past=0: one read after it went off",
 	.setup = timerfd_setup, .check = timerfd_check,
 };
 

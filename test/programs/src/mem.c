@@ -12,7 +12,7 @@ static struct {
 	size_t pages, hot; /* hot: the writers stay below this page number */
 	long rate;	   /* MB/s of all writers, 0: nobody writes */
 	int writers;
-	bool spin, watch;
+	bool spin, watch, list_gaps;
 } m;
 
 /* The writers write under this lock, a batch at a time; a check holds it. */
@@ -25,6 +25,34 @@ static atomic_long gap_max, slow_max;
  * CLOCK_MONOTONIC no time has passed since the dump.
  */
 static atomic_llong jump_max, jump_end;
+/* The longest gaps since the last report, longest first, with the wall clock's time at their ends. */
+static struct gap {
+	int64_t us, end;
+} gaps[32];
+static pthread_mutex_t gaps_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void note_gap(int64_t us, int64_t end)
+{
+	enum { N = sizeof gaps / sizeof *gaps };
+	pthread_mutex_lock(&gaps_lock);
+	size_t i = us > gaps[N - 1].us ? N - 1 : N;
+	for (; i < N && i > 0 && gaps[i - 1].us < us; i--)
+		gaps[i] = gaps[i - 1];
+	if (i < N)
+		gaps[i] = (struct gap){ us, end };
+	pthread_mutex_unlock(&gaps_lock);
+}
+
+/* As gaps=US@END,US@END and so on. */
+static void report_gaps(FILE *f)
+{
+	pthread_mutex_lock(&gaps_lock);
+	fprintf(f, " gaps=");
+	for (size_t i = 0; i < sizeof gaps / sizeof *gaps && gaps[i].us; i++)
+		fprintf(f, "%s%lld@%lld", i ? "," : "", (long long)gaps[i].us, (long long)gaps[i].end);
+	memset(gaps, 0, sizeof gaps);
+	pthread_mutex_unlock(&gaps_lock);
+}
 
 static void raise_to(atomic_long *a, long v)
 {
@@ -79,6 +107,8 @@ static int64_t wall_us(void)
 	return t.tv_sec * 1000000LL + t.tv_nsec / 1000;
 }
 
+enum { LISTED_GAP = 500 }; /* µs; less is what any thread waits for a CPU */
+
 static void *watcher(void *arg)
 {
 	(void)arg;
@@ -88,6 +118,8 @@ static void *watcher(void *arg)
 			nap_us(50);
 		int64_t now = now_us(), wall = wall_us();
 		raise_to(&gap_max, now - last);
+		if (m.list_gaps && now - last >= LISTED_GAP)
+			note_gap(now - last, wall);
 		if (wall - wall_last > jump_max) {
 			jump_end = wall;
 			jump_max = wall - wall_last;
@@ -162,6 +194,7 @@ static void setup(struct args *a)
 	const char *watch = arg_text(a, "watch", "nap");
 	m.watch = strcmp(watch, "no");
 	m.spin = !strcmp(watch, "spin");
+	m.list_gaps = !strcmp(arg_text(a, "gaps", "no"), "list");
 	if (!m.pages || !m.hot || m.writers < 1)
 		die("mib, hot and writers must be at least 1");
 
@@ -202,6 +235,8 @@ static void report(FILE *f)
 	if (m.watch) {
 		atomic_store(&jump_max, 0);
 		fprintf(f, " gap_us=%ld jump_end_us=%lld", atomic_exchange(&gap_max, 0), (long long)jump_end);
+		if (m.list_gaps)
+			report_gaps(f);
 	}
 	if (m.rate)
 		fprintf(f, " slow_us=%ld written=%llu", atomic_exchange(&slow_max, 0), (unsigned long long)written);
@@ -209,8 +244,8 @@ static void report(FILE *f)
 
 const struct feature feature_mem = {
 	.name = "mem",
-	.help = "mib=16 rate=10 (MB/s) writers=1 hot=100 (%) touched=100 (%) fill=noise|text thp=yes|no watch=nap|spin|no; "
-		"reports gap_us, jump_end_us, slow_us, written",
+	.help = "mib=16 rate=10 (MB/s) writers=1 hot=100 (%) touched=100 (%) fill=noise|text thp=yes|no watch=nap|spin|no gaps=list; "
+		"reports gap_us, jump_end_us, slow_us, written, gaps",
 	.setup = setup,
 	.start = start,
 	.check = check,

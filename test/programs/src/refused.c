@@ -1,6 +1,7 @@
 /* What CRIU can't take: for tests of messages that name it. */
 #include "subject.h"
 #include <netinet/in.h>
+#include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 
@@ -82,4 +83,78 @@ static void mptcp_check(void)
 
 const struct feature feature_mptcp = {
 	.name = "mptcp", .help = "a multipath TCP listener, which CRIU refuses", .setup = mptcp_setup, .check = mptcp_check,
+};
+
+/* A child whose first thread has ended while another works. */
+static atomic_ulong *turns;
+
+static void *go_on(void *arg)
+{
+	(void)arg;
+	for (;; nap_us(1000))
+		++*turns;
+	return NULL;
+}
+
+static void headless_setup(struct args *a)
+{
+	(void)a;
+	turns = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (turns == MAP_FAILED)
+		die_errno("mmap");
+	pid_t child = fork();
+	if (child < 0)
+		die_errno("fork");
+	if (!child) {
+		pthread_t thread;
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (pthread_create(&thread, NULL, go_on, NULL))
+			_exit(1);
+		pthread_exit(NULL);
+	}
+	child_note(child);
+	while (!*turns || proc_state(child) != 'Z')
+		nap_us(1000);
+}
+
+static bool turned(void *before)
+{
+	return *turns != *(unsigned long *)before;
+}
+
+static void headless_check(void)
+{
+	unsigned long before = *turns;
+	if (!within(5000, turned, &before))
+		bad("the other thread stands still");
+}
+
+const struct feature feature_headless = {
+	.name = "headless", .help = "a child whose first thread has ended while another works, which CRIU takes for a zombie",
+	.setup = headless_setup, .check = headless_check,
+};
+
+/* A child that shares the memory of the program, but is a process of its own. */
+static int share(void *arg)
+{
+	go_on(arg);
+	return 0;
+}
+
+static void sharing_setup(struct args *a)
+{
+	(void)a;
+	turns = map_anon(PAGE, PROT_READ | PROT_WRITE, 0);
+	char *stack = map_anon(MIB, PROT_READ | PROT_WRITE, 0);
+	pid_t child = clone(share, stack + MIB, CLONE_VM | SIGCHLD, NULL);
+	if (child < 0)
+		die_errno("clone");
+	child_note(child);
+	while (!*turns)
+		nap_us(1000);
+}
+
+const struct feature feature_sharing = {
+	.name = "sharing", .help = "a child with the same memory (CLONE_VM), which CRIU refuses",
+	.setup = sharing_setup, .check = headless_check,
 };

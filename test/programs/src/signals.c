@@ -32,7 +32,7 @@ static void handlers_setup(struct args *a)
 	sigaddset(&sa.sa_mask, SIGRTMAX);
 	once.sa_flags = SA_NODEFER;
 	if (sigaltstack(&alt, NULL) || sigaction(SIGHUP, &sa, NULL) || sigaction(SIGRTMAX - 1, &once, NULL) ||
-	    sigaction(SIGTSTP, &ignore, NULL))
+	    sigaction(SIGTSTP, &ignore, NULL) || sigaction(SIGTRAP, &once, NULL))
 		die_errno("sigaction");
 }
 
@@ -51,6 +51,9 @@ static void handlers_check(void)
 	sigaction(SIGRTMAX - 1, NULL, &sa);
 	if (sa.sa_handler != plain_handler || !(sa.sa_flags & SA_NODEFER))
 		bad("the handler of a real-time signal is another");
+	sigaction(SIGTRAP, NULL, &sa);
+	if (sa.sa_handler != plain_handler)
+		bad("the handler of SIGTRAP is gone, as it goes when somebody traces without care");
 	sigaction(SIGTSTP, NULL, &sa);
 	if (sa.sa_handler != SIG_IGN)
 		bad("SIGTSTP is not ignored any more");

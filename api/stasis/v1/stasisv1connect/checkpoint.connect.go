@@ -45,6 +45,11 @@ const (
 	CheckpointServiceRestoreProcedure = "/stasis.v1.CheckpointService/Restore"
 	// CheckpointServiceListProcedure is the fully-qualified name of the CheckpointService's List RPC.
 	CheckpointServiceListProcedure = "/stasis.v1.CheckpointService/List"
+	// CheckpointServiceGroupsProcedure is the fully-qualified name of the CheckpointService's Groups
+	// RPC.
+	CheckpointServiceGroupsProcedure = "/stasis.v1.CheckpointService/Groups"
+	// CheckpointServiceMapProcedure is the fully-qualified name of the CheckpointService's Map RPC.
+	CheckpointServiceMapProcedure = "/stasis.v1.CheckpointService/Map"
 	// CheckpointServiceGetProcedure is the fully-qualified name of the CheckpointService's Get RPC.
 	CheckpointServiceGetProcedure = "/stasis.v1.CheckpointService/Get"
 	// CheckpointServiceVerifyProcedure is the fully-qualified name of the CheckpointService's Verify
@@ -69,6 +74,11 @@ type CheckpointServiceClient interface {
 	Restore(context.Context, *connect.Request[v1.RestoreRequest]) (*connect.ServerStreamForClient[v1.RestoreResponse], error)
 	// List gives the checkpoints in the daemon's folder, the newest first.
 	List(context.Context, *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error)
+	// Groups sums up whose the checkpoints in the daemon's folder are: those of each job, also of one that was removed, and those of none.
+	Groups(context.Context, *connect.Request[v1.GroupsRequest]) (*connect.Response[v1.GroupsResponse], error)
+	// Map shows the memory in a checkpoint: of which kind it is, and what of it has changed since the parent. It reads the manifest, the
+	// index and a few small images of CRIU's, and never the memory.
+	Map(context.Context, *connect.Request[v1.MapRequest]) (*connect.Response[v1.MapResponse], error)
 	// Get describes one checkpoint and the processes in it.
 	Get(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error)
 	// Verify reads every byte of a checkpoint, and of its ancestors as far as it refers to them.
@@ -114,6 +124,18 @@ func NewCheckpointServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(checkpointServiceMethods.ByName("List")),
 			connect.WithClientOptions(opts...),
 		),
+		groups: connect.NewClient[v1.GroupsRequest, v1.GroupsResponse](
+			httpClient,
+			baseURL+CheckpointServiceGroupsProcedure,
+			connect.WithSchema(checkpointServiceMethods.ByName("Groups")),
+			connect.WithClientOptions(opts...),
+		),
+		_map: connect.NewClient[v1.MapRequest, v1.MapResponse](
+			httpClient,
+			baseURL+CheckpointServiceMapProcedure,
+			connect.WithSchema(checkpointServiceMethods.ByName("Map")),
+			connect.WithClientOptions(opts...),
+		),
 		get: connect.NewClient[v1.GetCheckpointRequest, v1.GetCheckpointResponse](
 			httpClient,
 			baseURL+CheckpointServiceGetProcedure,
@@ -147,6 +169,8 @@ type checkpointServiceClient struct {
 	preDump *connect.Client[v1.PreDumpRequest, v1.DumpResponse]
 	restore *connect.Client[v1.RestoreRequest, v1.RestoreResponse]
 	list    *connect.Client[v1.ListCheckpointsRequest, v1.ListCheckpointsResponse]
+	groups  *connect.Client[v1.GroupsRequest, v1.GroupsResponse]
+	_map    *connect.Client[v1.MapRequest, v1.MapResponse]
 	get     *connect.Client[v1.GetCheckpointRequest, v1.GetCheckpointResponse]
 	verify  *connect.Client[v1.VerifyRequest, v1.VerifyResponse]
 	remove  *connect.Client[v1.RemoveCheckpointsRequest, v1.RemoveCheckpointsResponse]
@@ -171,6 +195,16 @@ func (c *checkpointServiceClient) Restore(ctx context.Context, req *connect.Requ
 // List calls stasis.v1.CheckpointService.List.
 func (c *checkpointServiceClient) List(ctx context.Context, req *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error) {
 	return c.list.CallUnary(ctx, req)
+}
+
+// Groups calls stasis.v1.CheckpointService.Groups.
+func (c *checkpointServiceClient) Groups(ctx context.Context, req *connect.Request[v1.GroupsRequest]) (*connect.Response[v1.GroupsResponse], error) {
+	return c.groups.CallUnary(ctx, req)
+}
+
+// Map calls stasis.v1.CheckpointService.Map.
+func (c *checkpointServiceClient) Map(ctx context.Context, req *connect.Request[v1.MapRequest]) (*connect.Response[v1.MapResponse], error) {
+	return c._map.CallUnary(ctx, req)
 }
 
 // Get calls stasis.v1.CheckpointService.Get.
@@ -205,6 +239,11 @@ type CheckpointServiceHandler interface {
 	Restore(context.Context, *connect.Request[v1.RestoreRequest], *connect.ServerStream[v1.RestoreResponse]) error
 	// List gives the checkpoints in the daemon's folder, the newest first.
 	List(context.Context, *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error)
+	// Groups sums up whose the checkpoints in the daemon's folder are: those of each job, also of one that was removed, and those of none.
+	Groups(context.Context, *connect.Request[v1.GroupsRequest]) (*connect.Response[v1.GroupsResponse], error)
+	// Map shows the memory in a checkpoint: of which kind it is, and what of it has changed since the parent. It reads the manifest, the
+	// index and a few small images of CRIU's, and never the memory.
+	Map(context.Context, *connect.Request[v1.MapRequest]) (*connect.Response[v1.MapResponse], error)
 	// Get describes one checkpoint and the processes in it.
 	Get(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error)
 	// Verify reads every byte of a checkpoint, and of its ancestors as far as it refers to them.
@@ -246,6 +285,18 @@ func NewCheckpointServiceHandler(svc CheckpointServiceHandler, opts ...connect.H
 		connect.WithSchema(checkpointServiceMethods.ByName("List")),
 		connect.WithHandlerOptions(opts...),
 	)
+	checkpointServiceGroupsHandler := connect.NewUnaryHandler(
+		CheckpointServiceGroupsProcedure,
+		svc.Groups,
+		connect.WithSchema(checkpointServiceMethods.ByName("Groups")),
+		connect.WithHandlerOptions(opts...),
+	)
+	checkpointServiceMapHandler := connect.NewUnaryHandler(
+		CheckpointServiceMapProcedure,
+		svc.Map,
+		connect.WithSchema(checkpointServiceMethods.ByName("Map")),
+		connect.WithHandlerOptions(opts...),
+	)
 	checkpointServiceGetHandler := connect.NewUnaryHandler(
 		CheckpointServiceGetProcedure,
 		svc.Get,
@@ -280,6 +331,10 @@ func NewCheckpointServiceHandler(svc CheckpointServiceHandler, opts ...connect.H
 			checkpointServiceRestoreHandler.ServeHTTP(w, r)
 		case CheckpointServiceListProcedure:
 			checkpointServiceListHandler.ServeHTTP(w, r)
+		case CheckpointServiceGroupsProcedure:
+			checkpointServiceGroupsHandler.ServeHTTP(w, r)
+		case CheckpointServiceMapProcedure:
+			checkpointServiceMapHandler.ServeHTTP(w, r)
 		case CheckpointServiceGetProcedure:
 			checkpointServiceGetHandler.ServeHTTP(w, r)
 		case CheckpointServiceVerifyProcedure:
@@ -311,6 +366,14 @@ func (UnimplementedCheckpointServiceHandler) Restore(context.Context, *connect.R
 
 func (UnimplementedCheckpointServiceHandler) List(context.Context, *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("stasis.v1.CheckpointService.List is not implemented"))
+}
+
+func (UnimplementedCheckpointServiceHandler) Groups(context.Context, *connect.Request[v1.GroupsRequest]) (*connect.Response[v1.GroupsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("stasis.v1.CheckpointService.Groups is not implemented"))
+}
+
+func (UnimplementedCheckpointServiceHandler) Map(context.Context, *connect.Request[v1.MapRequest]) (*connect.Response[v1.MapResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("stasis.v1.CheckpointService.Map is not implemented"))
 }
 
 func (UnimplementedCheckpointServiceHandler) Get(context.Context, *connect.Request[v1.GetCheckpointRequest]) (*connect.Response[v1.GetCheckpointResponse], error) {

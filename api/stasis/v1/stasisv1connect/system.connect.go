@@ -43,6 +43,8 @@ const (
 	SystemServiceCheckProcedure = "/stasis.v1.SystemService/Check"
 	// SystemServiceConfigProcedure is the fully-qualified name of the SystemService's Config RPC.
 	SystemServiceConfigProcedure = "/stasis.v1.SystemService/Config"
+	// SystemServicePageProcedure is the fully-qualified name of the SystemService's Page RPC.
+	SystemServicePageProcedure = "/stasis.v1.SystemService/Page"
 	// SystemServiceStopProcedure is the fully-qualified name of the SystemService's Stop RPC.
 	SystemServiceStopProcedure = "/stasis.v1.SystemService/Stop"
 )
@@ -57,6 +59,8 @@ type SystemServiceClient interface {
 	Check(context.Context, *connect.Request[v1.CheckRequest]) (*connect.Response[v1.CheckResponse], error)
 	// Config gives each setting and where it came from. Root only.
 	Config(context.Context, *connect.Request[v1.ConfigRequest]) (*connect.Response[v1.ConfigResponse], error)
+	// Page gives a link to the daemon's page. Whoever opens it first sees, for as long as this daemon runs, what the caller may see.
+	Page(context.Context, *connect.Request[v1.PageRequest]) (*connect.Response[v1.PageResponse], error)
 	// Stop ends the daemon when its running calls are over; jobs run on. Root only.
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error)
 }
@@ -99,6 +103,12 @@ func NewSystemServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		page: connect.NewClient[v1.PageRequest, v1.PageResponse](
+			httpClient,
+			baseURL+SystemServicePageProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("Page")),
+			connect.WithClientOptions(opts...),
+		),
 		stop: connect.NewClient[v1.StopRequest, v1.StopResponse](
 			httpClient,
 			baseURL+SystemServiceStopProcedure,
@@ -114,6 +124,7 @@ type systemServiceClient struct {
 	status  *connect.Client[v1.StatusRequest, v1.StatusResponse]
 	check   *connect.Client[v1.CheckRequest, v1.CheckResponse]
 	config  *connect.Client[v1.ConfigRequest, v1.ConfigResponse]
+	page    *connect.Client[v1.PageRequest, v1.PageResponse]
 	stop    *connect.Client[v1.StopRequest, v1.StopResponse]
 }
 
@@ -137,6 +148,11 @@ func (c *systemServiceClient) Config(ctx context.Context, req *connect.Request[v
 	return c.config.CallUnary(ctx, req)
 }
 
+// Page calls stasis.v1.SystemService.Page.
+func (c *systemServiceClient) Page(ctx context.Context, req *connect.Request[v1.PageRequest]) (*connect.Response[v1.PageResponse], error) {
+	return c.page.CallUnary(ctx, req)
+}
+
 // Stop calls stasis.v1.SystemService.Stop.
 func (c *systemServiceClient) Stop(ctx context.Context, req *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error) {
 	return c.stop.CallUnary(ctx, req)
@@ -152,6 +168,8 @@ type SystemServiceHandler interface {
 	Check(context.Context, *connect.Request[v1.CheckRequest]) (*connect.Response[v1.CheckResponse], error)
 	// Config gives each setting and where it came from. Root only.
 	Config(context.Context, *connect.Request[v1.ConfigRequest]) (*connect.Response[v1.ConfigResponse], error)
+	// Page gives a link to the daemon's page. Whoever opens it first sees, for as long as this daemon runs, what the caller may see.
+	Page(context.Context, *connect.Request[v1.PageRequest]) (*connect.Response[v1.PageResponse], error)
 	// Stop ends the daemon when its running calls are over; jobs run on. Root only.
 	Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error)
 }
@@ -190,6 +208,12 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	systemServicePageHandler := connect.NewUnaryHandler(
+		SystemServicePageProcedure,
+		svc.Page,
+		connect.WithSchema(systemServiceMethods.ByName("Page")),
+		connect.WithHandlerOptions(opts...),
+	)
 	systemServiceStopHandler := connect.NewUnaryHandler(
 		SystemServiceStopProcedure,
 		svc.Stop,
@@ -206,6 +230,8 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 			systemServiceCheckHandler.ServeHTTP(w, r)
 		case SystemServiceConfigProcedure:
 			systemServiceConfigHandler.ServeHTTP(w, r)
+		case SystemServicePageProcedure:
+			systemServicePageHandler.ServeHTTP(w, r)
 		case SystemServiceStopProcedure:
 			systemServiceStopHandler.ServeHTTP(w, r)
 		default:
@@ -231,6 +257,10 @@ func (UnimplementedSystemServiceHandler) Check(context.Context, *connect.Request
 
 func (UnimplementedSystemServiceHandler) Config(context.Context, *connect.Request[v1.ConfigRequest]) (*connect.Response[v1.ConfigResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("stasis.v1.SystemService.Config is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) Page(context.Context, *connect.Request[v1.PageRequest]) (*connect.Response[v1.PageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("stasis.v1.SystemService.Page is not implemented"))
 }
 
 func (UnimplementedSystemServiceHandler) Stop(context.Context, *connect.Request[v1.StopRequest]) (*connect.Response[v1.StopResponse], error) {

@@ -1,0 +1,274 @@
+package image
+
+import (
+	"math/bits"
+	"slices"
+	"sort"
+)
+
+// Families is the memory of a checkpoint for whoever reads all of it, or much. It numbers not blocks but families: the pages of a
+// block, and those that are differences from pages of it. So each block is read and decompressed once, where ReadBlock of a
+// [Checkpoint] reads for each block of differences all blocks that these differ from: in a long chain, whose differences are from
+// pages here and there, that is a hundred times the memory.
+//
+// Its methods are those of the checkpoint, with families for blocks, and may be called from any number of goroutines. It ends with
+// its checkpoint.
+type Families struct {
+	c        *Checkpoint
+	families []family // sorted by process and lowest address
+	riders   []rider  // family by family, in the order of their blocks
+	slots    []uint32 // where a page of differences is, by the number of its base in Checkpoint.bases: its position in riders
+	ofBlock  []uint32 // the family that has the pages of a block; noBlock for blocks that have none
+	wanted   []uint64 // of each block, a bit for each of its pages that is somewhere in memory
+	deltas   deltaCache
+}
+
+// family is a block of pages, or none (all of its pages that are wanted are in an earlier family), and riders.
+type family struct {
+	block    uint32
+	from, to uint32 // in Families.riders
+	pages    uint8  // of its data, at most 2*MaxPages
+	rest     bool   // without the block's own pages
+}
+
+// rider is a page of a block of differences.
+type rider struct {
+	block uint32 // of differences
+	page  uint8
+	base  uint8 // page of the family's block
+	slot  uint8 // page of the family's data
+}
+
+// Families groups the checkpoint's pages.
+func (c *Checkpoint) Families() *Families {
+	f := &Families{c: c, slots: make([]uint32, len(c.bases)), ofBlock: make([]uint32, len(c.blocks)), wanted: c.wantedPages()}
+	byBase, starts := f.gather()
+	lowest := f.lowest(byBase, starts)
+	f.riders = make([]rider, 0, len(byBase))
+	for _, k := range radixSort(lowest) {
+		f.add(k.at, byBase[starts[k.at]:starts[k.at+1]], f.wanted[k.at])
+	}
+	return f
+}
+
+// gather lists the riders by the block that they need; those of block i begin at starts[i].
+func (f *Families) gather() (riders []rider, starts []uint32) {
+	c := f.c
+	starts = make([]uint32, len(c.blocks)+1)
+	each := func(do func(number uint32, page int, of base)) {
+		for i := range c.blocks[:c.live] {
+			if k := &c.blocks[i]; k.kind == deltaBlock {
+				for page, of := range c.basesOf(k) {
+					if f.wanted[i]>>page&1 != 0 {
+						do(uint32(i), page, of)
+					}
+				}
+			}
+		}
+	}
+	each(func(_ uint32, _ int, of base) { starts[of.block+1]++ })
+	for i := 1; i < len(starts); i++ {
+		starts[i] += starts[i-1]
+	}
+	riders, next := make([]rider, starts[len(starts)-1]), slices.Clone(starts)
+	each(func(number uint32, page int, of base) {
+		riders[next[of.block]] = rider{block: number, page: uint8(page), base: of.page}
+		next[of.block]++
+	})
+	return riders, starts
+}
+
+// lowest lists the blocks that families are made of, by their lowest place in Checkpoint.extents, which is sorted by address.
+func (f *Families) lowest(byBase []rider, starts []uint32) []keyed {
+	c := f.c
+	out := make([]keyed, 0, len(c.blocks))
+	for i := range c.blocks {
+		f.ofBlock[i] = noBlock
+		if c.blocks[i].kind == deltaBlock {
+			continue
+		}
+		low := noBlock
+		if i < c.live {
+			low = c.byBlock[c.firsts[i]]
+		}
+		for _, r := range byBase[starts[i]:starts[i+1]] {
+			f.places(r, func(at uint32) { low = min(low, at) })
+		}
+		out = append(out, keyed{uint64(low), uint32(i)})
+	}
+	return out
+}
+
+// places calls visit with the position in Checkpoint.extents of each place where a rider belongs.
+func (f *Families) places(r rider, visit func(at uint32)) {
+	c := f.c
+	for _, at := range c.byBlock[c.firsts[r.block]:c.firsts[r.block+1]] {
+		if e := &c.extents[at]; r.page-e.first < e.pages {
+			visit(at)
+		}
+	}
+}
+
+// add makes families of a block and its riders. A rider takes the place of its base where nobody wants that one: neighbours then
+// are neighbours in the data, too.
+func (f *Families) add(block uint32, riders []rider, taken uint64) {
+	pages := f.c.blocks[block].pages
+	one := family{block: block, from: uint32(len(f.riders)), pages: pages}
+	f.ofBlock[block] = uint32(len(f.families))
+	for _, r := range riders {
+		if one.pages == 2*MaxPages || one.rest && one.pages == MaxPages {
+			one.to = uint32(len(f.riders))
+			f.families = append(f.families, one)
+			one = family{block: block, from: one.to, rest: true}
+		}
+		if !one.rest && taken>>r.base&1 == 0 {
+			r.slot = r.base
+			taken |= 1 << r.base
+		} else {
+			r.slot = one.pages
+			one.pages++
+		}
+		f.slots[f.c.blocks[r.block].base+uint32(r.page)] = uint32(len(f.riders))
+		f.riders = append(f.riders, r)
+	}
+	one.to = uint32(len(f.riders))
+	f.families = append(f.families, one)
+}
+
+// Blocks is the number of families. They are numbered by the process and address of the first page that they have.
+func (f *Families) Blocks() int { return len(f.families) }
+
+// Block describes a family: its block, and which of its pages belong where. Raw is the length of its data.
+func (f *Families) Block(i int) BlockInfo {
+	one, c := &f.families[i], f.c
+	b := &c.blocks[one.block]
+	info := BlockInfo{Origin: int(b.origin), Shard: int(b.shard), Offset: b.off, Stored: int(b.stored), Raw: int(one.pages) * PageSize, Codec: b.codec}
+	if int(one.block) < c.live && !one.rest {
+		info.Pieces = c.Block(int(one.block)).Pieces
+	}
+	own := len(info.Pieces)
+	for _, r := range f.riders[one.from:one.to] {
+		f.places(r, func(at uint32) {
+			e := &c.extents[at]
+			info.Pieces = append(info.Pieces, Piece{c.pidOf(int(at)), (e.page + uint64(r.page-e.first)) * PageSize, 1, uint32(r.slot)})
+		})
+	}
+	if len(info.Pieces) > own {
+		info.Pieces = joinPieces(info.Pieces)
+	}
+	return info
+}
+
+// joinPieces sorts pieces by address, and joins those that are neighbours in memory and in the data.
+func joinPieces(pieces []Piece) []Piece {
+	slices.SortFunc(pieces, func(a, b Piece) int {
+		if a.PID != b.PID {
+			return a.PID - b.PID
+		}
+		return int(int64(a.Addr) - int64(b.Addr))
+	})
+	out := pieces[:0]
+	for _, p := range pieces {
+		if n := len(out); n > 0 {
+			last := &out[n-1]
+			if last.PID == p.PID && last.Addr+uint64(last.Pages)*PageSize == p.Addr && last.First+last.Pages == p.First {
+				last.Pages += p.Pages
+				continue
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// Find says where a page is: in which family, and which page of its data. Both mean something for Data only.
+func (f *Families) Find(pid int, addr uint64) (number int, page uint32, kind Kind) {
+	block, page, kind := f.c.Find(pid, addr)
+	if kind != Data {
+		return 0, 0, kind
+	}
+	k := &f.c.blocks[block]
+	if k.kind != deltaBlock {
+		return int(f.ofBlock[block]), page, Data
+	}
+	at := f.slots[k.base+page]
+	number = sort.Search(len(f.families), func(i int) bool { return f.families[i].to > at })
+	return number, uint32(f.riders[at].slot), Data
+}
+
+// PIDs is [Checkpoint.PIDs].
+func (f *Families) PIDs() []int { return f.c.PIDs() }
+
+// Ranges is [Checkpoint.Ranges].
+func (f *Families) Ranges(pid int) []Range { return f.c.Ranges(pid) }
+
+// ZeroRanges is [Checkpoint.ZeroRanges].
+func (f *Families) ZeroRanges(pid int) []Range { return f.c.ZeroRanges(pid) }
+
+// ReadBlock reads, checks and decompresses a family's block, and makes its other pages of it. Otherwise it is [Checkpoint.ReadBlock].
+// Pages of the data that nobody wants have any content.
+func (f *Families) ReadBlock(i int, b *Buffer) ([]byte, error) {
+	one := &f.families[i]
+	k := &f.c.blocks[one.block]
+	if one.from == one.to {
+		return f.c.readPayload(k, b, true)
+	}
+	own, err := f.c.readPayload(k, b, false)
+	if err != nil {
+		return nil, err
+	}
+	if b.family == nil {
+		b.family = &familySpace{pages: make([]byte, 2*MaxBlock)}
+	}
+	s := b.family
+	out := s.pages[:int(one.pages)*PageSize]
+	if !one.rest {
+		copy(out, own)
+	}
+	for _, r := range f.riders[one.from:one.to] {
+		page := out[int(r.slot)*PageSize:][:PageSize]
+		if one.rest || r.slot != r.base {
+			copy(page, own[int(r.base)*PageSize:])
+		}
+		if err := f.patch(r, page, &s.delta); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// familySpace is the space that reading families takes.
+type familySpace struct {
+	delta Buffer
+	pages []byte
+}
+
+// patch makes of a rider's base the rider.
+func (f *Families) patch(r rider, page []byte, b *Buffer) error {
+	d := f.deltas.take(r.block, r.page)
+	if d == nil {
+		var err error
+		if d, err = f.readDeltas(r.block, b); err != nil {
+			return err
+		}
+		f.deltas.add(d, r.page)
+	}
+	d.patch(bits.OnesCount64(d.pages&(1<<r.page-1)), page)
+	return nil
+}
+
+// readDeltas reads a block of differences, and keeps those that are wanted.
+func (f *Families) readDeltas(number uint32, b *Buffer) (*keptDeltas, error) {
+	k := &f.c.blocks[number]
+	payload, err := f.c.readPayload(k, b, false)
+	if err != nil {
+		return nil, err
+	}
+	var all deltaPages
+	if err := all.parse(payload, int(k.pages)); err != nil {
+		return nil, f.c.blockDamage(k, "a block there can't be used", err)
+	}
+	d := &keptDeltas{number: number, pages: f.wanted[number], left: f.wanted[number]}
+	d.deltaPages = all.only(d.pages)
+	return d, nil
+}

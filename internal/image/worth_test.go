@@ -1,0 +1,75 @@
+package image
+
+import (
+	"bytes"
+	"testing"
+)
+
+// TestWorth puts 2 GiB in order and sees how many pages are compared, of those that would give something and of those that would not.
+// Blocks have 64 pages.
+func TestWorth(t *testing.T) {
+	const pages, mib = 2 << 30 / PageSize, 1 << 20 / PageSize
+	tests := []struct {
+		name  string
+		gives func(page uint64) bool
+		equal bool
+		least float64 // of the pages that give something, compared at least
+		most  float64 // of the others, compared at most
+	}{
+		{"nothing", func(uint64) bool { return false }, false, 0, 0.1},
+		{"all differences", func(uint64) bool { return true }, false, 1, 0},
+		{"one page in ten", func(page uint64) bool { return mix(page)%10 == 0 }, false, 0.99, 1},
+		{"stretches of 32 MiB", func(page uint64) bool { return page/(32*mib)%2 == 0 }, false, 0.97, 0.15},
+		{"stretches of 2 MiB, one in eight", func(page uint64) bool { return page/(2*mib)%8 == 0 }, false, 0.6, 0.3},
+		{"the end alone", func(page uint64) bool { return page > pages-128*mib }, false, 0.8, 0.1},
+		{"equal but for 1 MiB in 16", func(page uint64) bool { return page/mib%16 > 0 }, true, 0.99, 1},
+		{"equal but for 6 MiB in 16", func(page uint64) bool { return page/mib%16 > 5 }, true, 0.98, 1},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorth()
+			w.salt = 1 // always the same blocks
+			var there, tried [2]float64
+			for page := range uint64(pages) {
+				gives := 0
+				if test.gives(page) {
+					gives = 1
+				}
+				there[gives]++
+				if !w.try(7, page, int(page/MaxPages)) {
+					continue
+				}
+				tried[gives]++
+				switch {
+				case gives == 0:
+					w.lost(7, page)
+				case test.equal:
+					w.gained(7, page, afterEqual)
+				default:
+					w.gained(7, page, afterDelta)
+				}
+			}
+			if tried[1] < test.least*there[1] || tried[0] > test.most*there[0] {
+				t.Errorf("compared %.0f of %.0f that give something, and %.0f of %.0f others", tried[1], there[1], tried[0], there[0])
+			}
+		})
+	}
+}
+
+// TestNothingComparedIsRight writes a checkpoint with a Writer that has given up comparing, but for some blocks.
+func TestNothingComparedIsRight(t *testing.T) {
+	const pages = 4 * MaxPages
+	c := counters(t, pages, 2, WriterOptions{})
+	want := c[1].memory.clone()
+	c.add(t, WriterOptions{}, KindFull, want, want.present(), func(w *Writer) {
+		w.worth.all.Store(0)
+		w.worth.salt = 1
+		for page := uint64(64); page < 64+pages; page++ {
+			changed := bytes.Clone(want[7][page])
+			changed[100]++
+			want.set(7, page, changed)
+			put(t, w, 0, 7, changed, Extent{page * PageSize, 1})
+		}
+	})
+	checkMemory(t, c.open(t, 2), want)
+}

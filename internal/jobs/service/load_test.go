@@ -1,0 +1,124 @@
+package service_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
+
+	v1 "stasis/api/stasis/v1"
+	"stasis/client"
+	"stasis/internal/catalog/catalogtest"
+	"stasis/internal/config"
+	"stasis/internal/jobs/db"
+)
+
+const (
+	manyJobs       = 200
+	checkpointsOf  = 50
+	allCheckpoints = manyJobs * checkpointsOf
+)
+
+// manyOf writes the state of jobs that have ended, with checkpoints that are good for lists.
+func manyOf(b *testing.B, c *config.Config) {
+	b.Helper()
+	if err := os.MkdirAll(filepath.Dir(c.Jobs.State), 0o700); err != nil {
+		b.Fatal(err)
+	}
+	d, _, err := db.Open(c.Jobs.State)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var environment []string
+	for i := range 25 {
+		environment = append(environment, fmt.Sprintf("SOME_VARIABLE_%d=/usr/local/share/something/that/%d/is/as/long/as/they/are", i, i))
+	}
+	at := time.Unix(1_700_000_000, 0).UTC()
+	for i := range manyJobs {
+		name := fmt.Sprintf("job-%03d", i)
+		rec := db.Job{
+			ID: fmt.Sprintf("%016x", i+1), State: db.StateSuspended, Created: at.Add(time.Duration(i) * time.Second), Started: at, LastSeq: checkpointsOf,
+			Parent: checkpointsOf,
+			Spec: db.Spec{
+				Name: name, Argv: []string{"/usr/bin/python3", "-u", "simulate.py", "--seed", "17"}, Env: environment, Dir: "/srv/work",
+				Every: 5 * time.Minute, Keep: db.Keep{Last: checkpointsOf}, Restart: db.RestartOnFailure, Terminal: true,
+			},
+		}
+		dir := filepath.Join(c.Checkpoint.Dir, "jobs", name)
+		catalogtest.Many(b, dir, checkpointsOf)
+		for n := range checkpointsOf {
+			seq := uint64(n + 1) //nolint:gosec // small
+			to := filepath.Join(dir, fmt.Sprintf("%06d", seq))
+			if err := os.Rename(filepath.Join(dir, fmt.Sprintf("c-%05d", n)), to); err != nil {
+				b.Fatal(err)
+			}
+			cp := db.Checkpoint{Job: name, Seq: seq, ID: fmt.Sprintf("%032x", n+1), Dir: to, Created: at, PauseUS: 5000, Bytes: 1 << 20, Memory: 4 << 20, RootPID: 4711}
+			if err := d.PutCheckpoint(cp, rec); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if err := d.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkPs is what "stasis ps" asks for, through the client and the socket of a daemon that knows 200 jobs with 10 000 checkpoints,
+// from eight callers at once. What has to be seen is a thousand calls a second, in milliseconds each.
+func BenchmarkPs(b *testing.B) {
+	c := daemonFor(b)
+	manyOf(b, c)
+	daemonClient := serveAll(b, c, nil)
+	list, err := daemonClient.Checkpoints.List(b.Context(), connect.NewRequest(&v1.ListCheckpointsRequest{}))
+	if err != nil || list.Msg.GetTotal() != allCheckpoints {
+		b.Fatalf("%d checkpoints, %v", list.Msg.GetTotal(), err)
+	}
+	for _, brief := range []bool{true, false} {
+		b.Run(fmt.Sprint("brief=", brief), func(b *testing.B) { askForJobs(b, daemonClient, brief) })
+	}
+}
+
+func askForJobs(b *testing.B, c *client.Client, brief bool) {
+	b.Helper()
+	var mu sync.Mutex
+	var took []time.Duration
+	b.SetParallelism(max(1, 8/runtime.GOMAXPROCS(0)))
+	spent := cpuTime(b)
+	b.ResetTimer()
+	b.RunParallel(func(p *testing.PB) {
+		for p.Next() {
+			at := time.Now()
+			list, err := c.Jobs.List(b.Context(), connect.NewRequest(&v1.ListJobsRequest{PageSize: 1000, Brief: brief}))
+			if err != nil || list.Msg.GetTotal() != manyJobs || len(list.Msg.GetJobs()) != manyJobs || list.Msg.GetJobs()[0].GetCheckpoints() != checkpointsOf {
+				b.Errorf("%v", err)
+				return
+			}
+			mu.Lock()
+			took = append(took, time.Since(at))
+			mu.Unlock()
+		}
+	})
+	b.StopTimer()
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms/median")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms/p99")
+	b.ReportMetric(float64((cpuTime(b)-spent).Microseconds())/1000/float64(b.N), "cpu-ms/call")
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")
+}
+
+// cpuTime is what this process, the daemon and its callers, has used so far.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

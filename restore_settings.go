@@ -1,0 +1,130 @@
+package stasis
+
+import (
+	"fmt"
+
+	"stasis/internal/criu"
+	"stasis/internal/image"
+	"stasis/internal/inject"
+	"stasis/internal/proc"
+	"stasis/internal/settings"
+)
+
+// What CRIU does not keep of processes is put back at three moments: in CRIU's
+// images before CRIU reads them, from outside when all of the tree is there and
+// stands still, and by system calls in the threads just before they are let go.
+
+// mendImages changes CRIU's images where CRIU would restore something else than
+// was dumped.
+func (r *restore) mendImages() error {
+	semaphores := make(map[int][]int)
+	for _, p := range r.checkpoint.Manifest().Processes {
+		if p.Settings == nil {
+			continue
+		}
+		semaphores[p.PID] = p.Settings.Semaphores
+		for _, t := range p.Settings.Threads {
+			if t.Deadline == nil {
+				continue
+			}
+			if _, err := criu.MendPolicy(r.work.Path(), t.TID); err != nil {
+				return r.fail(StepUnpack, ErrDamaged, err)
+			}
+		}
+	}
+	eventfds, lost, err := criu.MendFiles(r.work.Path(), semaphores, r.criu.Dynamic)
+	if err != nil {
+		return r.fail(StepUnpack, ErrDamaged, err)
+	}
+	if lost > 0 {
+		r.warn("%d eventfds lose their upper 32 bits, or that they are semaphores: no library can be preloaded into %s", lost, r.criu.Path)
+	}
+	r.eventfds = eventfds
+	return nil
+}
+
+func (r *restore) warn(format string, args ...any) {
+	r.result.Warnings = append(r.result.Warnings, fmt.Sprintf(format, args...))
+}
+
+// applySettings gives the processes their settings when none of them runs yet.
+func (r *restore) applySettings() {
+	saved := r.settingsByPID()
+	if len(saved) == 0 {
+		return
+	}
+	tree, err := proc.Tree(r.result.PID)
+	if err != nil {
+		return // it has been ended; whoever did that says why
+	}
+	for _, task := range tree {
+		if s := saved[task.NSPID]; s != nil && !task.Zombie() {
+			r.applier.Apply(task, s)
+		}
+	}
+}
+
+// settingsByPID are the settings in the manifest, by the pid inside.
+func (r *restore) settingsByPID() map[int]*image.Settings {
+	saved := make(map[int]*image.Settings)
+	for _, p := range r.checkpoint.Manifest().Processes {
+		if p.Settings != nil {
+			saved[p.PID] = p.Settings
+		}
+	}
+	return saved
+}
+
+// prepareArm makes what CRIU asks before it lets a thread go, where there is
+// anything to do then.
+func (r *restore) prepareArm() (err error) {
+	r.personalities = make(map[int]*image.Settings)
+	for pid, s := range r.settingsByPID() {
+		if settings.HasPersonality(s) {
+			r.personalities[pid] = s
+		}
+	}
+	r.prepareTrackers()
+	switch {
+	case r.trackers == nil && len(r.eventfds) == 0 && len(r.personalities) == 0:
+		return nil
+	case !r.criu.Dynamic:
+		if len(r.personalities) > 0 {
+			r.warn("the personality of threads could not be put back: no library can be preloaded into %s", r.criu.Path)
+		}
+		return nil
+	}
+	if r.arm, err = criu.NewArm(r.visit); err == nil {
+		r.arm.Eventfds(r.eventfds)
+	}
+	return err
+}
+
+// visit does what is left to do with a thread that CRIU is about to let go.
+func (r *restore) visit(tid int, call criu.Caller) {
+	pid, err := proc.ThreadGroup(tid)
+	if err != nil {
+		return
+	}
+	if r.trackers != nil {
+		r.armProcess(pid, call)
+	}
+	if len(r.personalities) == 0 {
+		return
+	}
+	task, err := proc.ReadTask(pid)
+	if err != nil {
+		return
+	}
+	s := r.personalities[task.NSPID]
+	if s == nil {
+		return
+	}
+	r.applier.SetPersonality(tid, settings.Personality(s, settings.Inside(task, tid)), func(number uintptr, args ...uint64) (uint64, error) {
+		gadget, err := inject.FindSyscall(pid)
+		if err != nil {
+			return 0, err
+		}
+		return call(gadget, number, args...)
+	})
+}
