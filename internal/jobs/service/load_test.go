@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+
 	v1 "stasis/api/stasis/v1"
 	"stasis/client"
 	"stasis/internal/catalog/catalogtest"

@@ -24,9 +24,18 @@ type partsKey struct {
 type keptParts struct {
 	revision uint64 // of the spec
 	spec     *v1.JobSpec
-	seq      uint64 // of the checkpoint, which stays as it is
+	newest   newest
 	last     *v1.Checkpoint
 }
+
+// newest names a checkpoint as it is now.
+type newest struct {
+	seq   uint64
+	id    string
+	bytes int64
+}
+
+func newestOf(i *jobs.Info) newest { return newest{i.Last.Seq, i.Last.ID, i.Last.Bytes} }
 
 // describe gives the messages of jobs; brief ones have what a table shows. all is how many jobs there are.
 func (p *parts) describe(list []*jobs.Info, brief bool, all int) []*v1.Job {
@@ -48,9 +57,9 @@ func (p *parts) describe(list []*jobs.Info, brief bool, all int) []*v1.Job {
 		}
 		switch {
 		case info.Last == nil:
-			kept.seq, kept.last = 0, nil
-		case kept.last == nil || kept.seq != info.Last.Seq:
-			kept.seq, kept.last = info.Last.Seq, lastMessage(info)
+			kept.newest, kept.last = newest{}, nil
+		case kept.newest != newestOf(info):
+			kept.newest, kept.last = newestOf(info), lastMessage(info)
 			if brief {
 				kept.last = &v1.Checkpoint{Name: kept.last.Name, Created: kept.last.Created, Figures: &v1.Figures{Pause: kept.last.Figures.Pause}}
 			}
