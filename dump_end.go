@@ -61,6 +61,7 @@ func (d *dump) publish() error {
 	if err := d.writer.Finish(d.present, m); err != nil {
 		return err
 	}
+	d.noteUnread()
 	d.manifest = m
 	return nil
 }

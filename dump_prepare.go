@@ -94,6 +94,9 @@ type process struct {
 	// looked has the mappings, with a tracker that was kept, whose unchanged
 	// pages have been compared with what the parent has; nil with a new tracker.
 	looked map[proc.Range]bool
+	// lostSeen is how many of the parent's blocks that can't be read were
+	// taken into account: see lostPages.
+	lostSeen int
 
 	direct bool // it reads files past the page cache
 

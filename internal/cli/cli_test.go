@@ -259,6 +259,8 @@ func TestBadInput(t *testing.T) {
 		{[]string{"dump", "process", "4194305"}, []string{"no process has a greater one"}},
 		{[]string{"manage", "4294967301"}, []string{"no process has a greater one"}}, // not process 5
 		{[]string{"compact", "x", "--stream", "0"}, []string{"1 to 1024"}},
+		{[]string{"pre-dump", "process", "12", "--level", "99"}, []string{"no level 99"}},
+		{[]string{"page-server", "-D", "x", "--stream", "0"}, []string{"1 to 1024"}},
 		{[]string{"restore", "process", "one"}, []string{"--path one"}},
 		{[]string{"checkpoints", "--job", "nobody"}, []string{"no job nobody"}},
 		{[]string{"checkpoints", "/dev/null"}, []string{"no folder"}},

@@ -10,18 +10,15 @@ import (
 
 	"stasis/internal/chain"
 	"stasis/internal/codec"
-	"stasis/internal/image"
 	"stasis/internal/store"
 )
 
 // compactFlags are the flags of compact.
 type compactFlags struct {
-	to, name    string
-	streams     int
-	compression string
-	level       int
-	ancestors   []string
-	given       func(flag string) bool
+	to, name  string
+	write     writeFlags
+	ancestors []string
+	given     func(flag string) bool
 }
 
 func (a *app) compactCommand() *cobra.Command {
@@ -46,13 +43,10 @@ one go on: what they need of it stays beside it, in a folder whose name begins w
 	flags.SortFlags = false
 	flags.StringVarP(&f.to, "dir", "D", "", "`DIR` for the new checkpoint, made where its parent exists")
 	flags.StringVar(&f.name, "name", "", "`NAME` of the new checkpoint in the default folder")
-	flags.IntVar(&f.streams, "stream", 0, "write `N` files (default: as many as the old one has)")
-	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: that of the old one)")
-	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
+	f.write.add(cmd, "as many as the old one has", "that of the old one")
 	flags.StringArrayVar(&f.ancestors, "also", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
 	must(cmd.MarkFlagDirname("dir"))
 	must(cmd.MarkFlagDirname("also"))
-	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
 
@@ -67,17 +61,18 @@ type compactReport struct {
 }
 
 func (a *app) compactOptions(f *compactFlags) (o chain.CompactOptions, err error) {
-	o.Roots, o.Shards = f.ancestors, f.streams
+	o.Roots, o.Shards = f.ancestors, f.write.streams
+	if err := f.write.check(f.given, "as many as the old one has"); err != nil {
+		return o, err
+	}
 	switch {
 	case f.to != "" && f.name != "":
 		return o, badInput("--dir and --name both say where the checkpoint goes: choose one")
-	case f.given("stream") && (f.streams < 1 || f.streams > image.MaxShards):
-		return o, badInput("--stream %d: it is a number from 1 to %d; leave it out for as many as the old one has", f.streams, image.MaxShards)
-	case f.level != 0 && f.compression == "":
+	case f.write.level != 0 && f.write.compression == "":
 		return o, badInput("--level needs --compression: each codec has levels of its own")
 	}
-	if f.compression != "" {
-		if o.Codec, err = codec.New(f.compression, f.level); err != nil {
+	if f.write.compression != "" {
+		if o.Codec, err = codec.New(f.write.compression, f.write.level); err != nil {
 			return o, badInput("%w", err)
 		}
 	}

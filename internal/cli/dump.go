@@ -11,16 +11,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"stasis"
-	"stasis/internal/codec"
 	"stasis/internal/image"
 )
 
 // dumpFlags are the flags of a dump.
 type dumpFlags struct {
 	dir, name    string
-	streams      int
-	compression  string
-	level        int
+	write        writeFlags
 	leaveRunning bool
 	leaveStopped bool
 	engine       string
@@ -113,9 +110,7 @@ output is complete when the program that reads it has taken all of it.`,
 func (f *dumpFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.IntVar(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
-	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: as configured, else "+stasis.DefaultCompression+")")
-	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
+	f.write.addConfigured(cmd)
 	flags.BoolVarP(&f.leaveRunning, "leave-running", "R", false, "let the tree run on afterwards")
 	flags.BoolVarP(&f.leaveStopped, "leave-stopped", "s", false, "leave the tree stopped afterwards, as by SIGSTOP")
 	f.chain.add(cmd)
@@ -125,15 +120,13 @@ func (f *dumpFlags) add(cmd *cobra.Command) {
 	flags.DurationVar(&f.maxPause, "max-pause", 0, fmt.Sprintf("go on copying while the last copy would take longer than this `TIME` (default %v)", stasis.DefaultMaxPause))
 	flags.Var(&size{most: math.MaxInt, into: func(n int64) { f.finalBuffer = n }}, "final-buffer",
 		fmt.Sprintf("use at most this `SIZE` of RAM for the last pages (default %s)", inBytes(stasis.DefaultFinalBuffer)))
-	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("engine", cobra.FixedCompletions(engineNames(), cobra.ShellCompDirectiveNoFileComp)))
 }
 
 // options turns flags and configuration into what the library takes. Where the checkpoint goes is not part of it.
 func (a *app) dumpOptions(pid int, f *dumpFlags) (stasis.DumpOptions, error) {
-	configured := a.config.Checkpoint
 	o := stasis.DumpOptions{
-		PID: pid, Streams: configured.Stream, Compression: configured.Compression, Level: configured.Level,
+		PID:    pid,
 		Engine: stasis.Engine(f.engine), CRIU: f.criu, CRIUPath: a.criuPath,
 		MaxRounds: f.maxRounds, MaxPause: f.maxPause, FinalBuffer: int(f.finalBuffer),
 	}
@@ -145,30 +138,16 @@ func (a *app) dumpOptions(pid int, f *dumpFlags) (stasis.DumpOptions, error) {
 	case f.leaveStopped:
 		o.After = stasis.AfterStop
 	}
-	if f.given("stream") {
-		if f.streams < 1 || f.streams > image.MaxShards {
-			return o, badInput("--stream %d: it is a number from 1 to %d; leave it out for one for each CPU", f.streams, image.MaxShards)
-		}
-		o.Streams = f.streams
+	how, err := f.write.settle(f.given, &a.config.Checkpoint)
+	if err != nil {
+		return o, err
 	}
-	if f.given("compression") && f.compression != o.Compression {
-		o.Compression, o.Level = f.compression, 0 // a level that was configured is another codec's
-	}
-	if f.given("level") {
-		o.Level = f.level
-	}
+	o.Streams, o.Compression, o.Level = how.streams, how.compression, how.level
 	if f.given("max-rounds") && f.maxRounds < 1 {
 		return o, badInput("--max-rounds %d: it must be at least 1", f.maxRounds)
 	}
 	if f.given("max-pause") && f.maxPause <= 0 {
 		return o, badInput("--max-pause %v: it must be more than 0, such as 2ms", f.maxPause)
-	}
-	compression := o.Compression
-	if compression == "" {
-		compression = stasis.DefaultCompression
-	}
-	if _, err := codec.New(compression, o.Level); err != nil {
-		return o, badInput("%w", err)
 	}
 	if err := f.criu.Validate(); err != nil {
 		return o, badInput("%w", err)

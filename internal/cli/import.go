@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"stasis"
-	"stasis/internal/codec"
 	"stasis/internal/convert"
 	"stasis/internal/image"
 	"stasis/internal/store"
@@ -20,12 +19,10 @@ import (
 
 // importFlags are the flags of an import.
 type importFlags struct {
-	dir, name   string
-	streams     int
-	compression string
-	level       int
-	allowHoles  bool
-	given       func(flag string) bool
+	dir, name  string
+	write      writeFlags
+	allowHoles bool
+	given      func(flag string) bool
 }
 
 func (a *app) importCommand() *cobra.Command {
@@ -60,45 +57,18 @@ everything about the machine of the dump; what is not known is said, and a resto
 	flags.SortFlags = false
 	flags.StringVarP(&f.dir, "dir", "D", "", "`DIR` for the checkpoint, made where its parent exists")
 	flags.StringVar(&f.name, "name", "", "`NAME` of the checkpoint in the default folder")
-	flags.IntVar(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
-	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: as configured, else "+stasis.DefaultCompression+")")
-	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
+	f.write.addConfigured(cmd)
 	flags.BoolVar(&f.allowHoles, "allow-holes", false, "take holes in CRIU's files for zeros: for files that were copied sparsely, and never for ones that were deduplicated")
 	must(cmd.MarkFlagDirname("dir"))
-	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
 
 // importOptions turns flags and configuration into what an import takes. Where the checkpoint goes is not part of it.
 func (a *app) importOptions(f *importFlags) (convert.ImportOptions, error) {
-	configured := a.config.Checkpoint
-	o := convert.ImportOptions{
-		Stasis: stasis.Version, Shards: configured.Stream, Workers: runtime.NumCPU(), AllowHoles: f.allowHoles,
-	}
-	if f.given("stream") {
-		if f.streams < 1 || f.streams > image.MaxShards {
-			return o, badInput("--stream %d: it is a number from 1 to %d; leave it out for one for each CPU", f.streams, image.MaxShards)
-		}
-		o.Shards = f.streams
-	}
-	if o.Shards == 0 {
-		o.Shards = min(runtime.NumCPU(), image.MaxShards)
-	}
-	compression, level := configured.Compression, configured.Level
-	if f.given("compression") && f.compression != compression {
-		compression, level = f.compression, 0 // a level that was configured is another codec's
-	}
-	if compression == "" {
-		compression = stasis.DefaultCompression
-	}
-	if f.given("level") {
-		level = f.level
-	}
-	var err error
-	if o.Codec, err = codec.New(compression, level); err != nil {
-		return o, badInput("%w", err)
-	}
-	return o, nil
+	how, err := f.write.settle(f.given, &a.config.Checkpoint)
+	return convert.ImportOptions{
+		Stasis: stasis.Version, Shards: how.shards(), Codec: how.codec, Workers: runtime.NumCPU(), AllowHoles: f.allowHoles,
+	}, err
 }
 
 // importReport is the result for programs.

@@ -11,9 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"stasis"
 	"stasis/internal/chain"
-	"stasis/internal/codec"
 	"stasis/internal/image"
 	"stasis/internal/pageserver"
 	"stasis/internal/store"
@@ -21,12 +19,10 @@ import (
 
 // pageServerFlags are the flags of a page server.
 type pageServerFlags struct {
-	dir         string
-	chain       chainFlags // of these, the parent and autoDedup
-	lazyPages   bool
-	streams     int
-	compression string
-	level       int
+	dir       string
+	chain     chainFlags // of these, the parent and autoDedup
+	lazyPages bool
+	write     writeFlags
 
 	address  string
 	port     uint16
@@ -83,9 +79,7 @@ func (f *pageServerFlags) add(cmd *cobra.Command) {
 	f.chain.addParent(cmd)
 	flags.BoolVar(&f.chain.autoDedup, "auto-dedup", false, "give back the space of what the parent holds and this checkpoint replaces; the parent cannot be restored then")
 	flags.BoolVar(&f.lazyPages, "lazy-pages", false, "give pages of the checkpoint to a lazy restore, and take none")
-	flags.IntVar(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
-	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: as configured, else "+stasis.DefaultCompression+")")
-	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
+	f.write.addConfigured(cmd)
 	flags.StringVar(&f.address, "address", "127.0.0.1", "`ADDRESS` to listen on; 0.0.0.0 or :: for all")
 	flags.Uint16Var(&f.port, "port", 0, "`PORT` to listen on; 0 chooses a free one, and says which")
 	flags.IntVar(&f.psSocket, "ps-socket", -1, "use the connection that is descriptor `FD` already, instead of --address and --port")
@@ -101,7 +95,6 @@ func (f *pageServerFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.pidFile, "pidfile", "", "write the server's process id to `FILE`, relative to that of --images-dir")
 	flags.IntVar(&f.statusFD, "status-fd", -1, "write a zero byte to descriptor `FD` as soon as it listens, and close it")
 	must(cmd.MarkFlagDirname("images-dir"))
-	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
 }
 
 func (a *app) runPageServer(ctx context.Context, f *pageServerFlags) error {
@@ -134,8 +127,6 @@ func (f *pageServerFlags) check() error {
 	switch {
 	case f.dir == "":
 		return badInput("--images-dir is missing: give the folder for the checkpoint")
-	case f.given("stream") && (f.streams < 1 || f.streams > image.MaxShards):
-		return badInput("--stream %d: it is a number from 1 to %d; leave it out for one for each CPU", f.streams, image.MaxShards)
 	case f.idle < 0:
 		return badInput("--idle-timeout %v: it can't be negative", f.idle)
 	case f.psSocket >= 0 && (f.given("address") || f.given("port")):

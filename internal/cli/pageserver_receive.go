@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"stasis"
 	"stasis/internal/chain"
-	"stasis/internal/codec"
 	"stasis/internal/image"
 	"stasis/internal/pageserver"
 	"stasis/internal/store"
@@ -21,7 +19,7 @@ import (
 // receivePages takes the memory of one sender.
 func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pageserver.ServerOptions) error {
 	o := pageserver.ReceiveOptions{ServerOptions: server, Stasis: stasis.Version, Name: filepath.Base(f.dir)}
-	w := image.WriterOptions{Shards: f.streams}
+	var w image.WriterOptions
 	if err := a.writerOptions(f, &w); err != nil {
 		return err
 	}
@@ -132,7 +130,7 @@ func (f *pageServerFlags) dedup(parent *heldParent) (int64, error) {
 	if err := parent.close(); err != nil {
 		return 0, err
 	}
-	report, err := chain.AutoDedup(f.dir)
+	report, err := chain.AutoDedup(context.Background(), f.dir)
 	if err != nil {
 		return 0, err
 	}
@@ -141,27 +139,11 @@ func (f *pageServerFlags) dedup(parent *heldParent) (int64, error) {
 
 // writerOptions sets how the checkpoint is written.
 func (a *app) writerOptions(f *pageServerFlags, w *image.WriterOptions) error {
-	configured := a.config.Checkpoint
-	if w.Shards == 0 {
-		w.Shards = configured.Stream
+	how, err := f.write.settle(f.given, &a.config.Checkpoint)
+	if err != nil {
+		return err
 	}
-	if w.Shards == 0 {
-		w.Shards = min(runtime.NumCPU(), image.MaxShards)
-	}
-	name, level := configured.Compression, configured.Level
-	if f.given("compression") && f.compression != name {
-		name, level = f.compression, 0 // a level that was configured is another codec's
-	}
-	if f.given("level") {
-		level = f.level
-	}
-	if name == "" {
-		name = stasis.DefaultCompression
-	}
-	var err error
-	if w.Codec, err = codec.New(name, level); err != nil {
-		return badInput("%w", err)
-	}
+	w.Shards, w.Codec = how.shards(), how.codec
 	_, err = rand.Read(w.ID[:])
 	return err
 }

@@ -8,16 +8,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"stasis"
-	"stasis/internal/codec"
-	"stasis/internal/image"
 )
 
 // preDumpFlags are the flags of a pre-dump.
 type preDumpFlags struct {
 	pid, dir, name string
-	streams        int
-	compression    string
-	level          int
+	write          writeFlags
 	maxRounds      int
 	chain          chainFlags
 	given          func(flag string) bool
@@ -91,28 +87,18 @@ func (f *preDumpFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	f.chain.addParent(cmd)
-	flags.IntVar(&f.streams, "stream", 0, "write `N` files in parallel (default: as configured, else one for each CPU)")
-	flags.Var(oneOf{&f.compression, codec.Names()}, "compression", "`CODEC`: none, lz4, zstd, gzip or zlib (default: as configured, else "+stasis.DefaultCompression+")")
-	flags.IntVar(&f.level, "level", 0, "`LEVEL` of the codec; 0 is its default")
+	f.write.addConfigured(cmd)
 	flags.IntVar(&f.maxRounds, "max-rounds", 0, "copy memory at most `N` times (default 1); what is written meanwhile is left to the dump")
-	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))
 }
 
 // options turns flags and configuration into what the library takes.
 func (a *app) preDumpOptions(pid int, f *preDumpFlags) (o stasis.PreDumpOptions, err error) {
-	configured := a.config.Checkpoint
-	o = stasis.PreDumpOptions{PID: pid, Streams: configured.Stream, Compression: configured.Compression, Level: configured.Level, MaxRounds: f.maxRounds, Tracker: f.chain.tracker}
-	if f.given("stream") {
-		if f.streams < 1 || f.streams > image.MaxShards {
-			return o, badInput("--stream %d: it is a number from 1 to %d; leave it out for one for each CPU", f.streams, image.MaxShards)
-		}
-		o.Streams = f.streams
+	how, err := f.write.settle(f.given, &a.config.Checkpoint)
+	if err != nil {
+		return o, err
 	}
-	if f.given("compression") && f.compression != o.Compression {
-		o.Compression, o.Level = f.compression, 0
-	}
-	if f.given("level") {
-		o.Level = f.level
+	o = stasis.PreDumpOptions{
+		PID: pid, Streams: how.streams, Compression: how.compression, Level: how.level, MaxRounds: f.maxRounds, Tracker: f.chain.tracker,
 	}
 	if f.given("max-rounds") && f.maxRounds < 1 {
 		return o, badInput("--max-rounds %d: it must be at least 1", f.maxRounds)

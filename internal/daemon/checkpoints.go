@@ -21,6 +21,7 @@ import (
 	"stasis/internal/chain"
 	"stasis/internal/peer"
 	"stasis/internal/proc"
+	"stasis/internal/relay"
 	"stasis/internal/store"
 	"stasis/internal/wire"
 )
@@ -90,7 +91,7 @@ func (s *checkpointService) dump(ctx context.Context, who peer.Peer, stream *con
 	work func(context.Context, func(stasis.Progress)) (*stasis.DumpResult, error),
 ) error {
 	begun := time.Now()
-	result, err := relay(ctx, func(p stasis.Progress) error {
+	result, err := relay.Progress(ctx, func(p stasis.Progress) error {
 		return stream.Send(&v1.DumpResponse{Event: &v1.DumpResponse_Progress{Progress: wire.Progress(p)}})
 	}, work)
 	if err != nil {
@@ -193,7 +194,7 @@ func (s *checkpointService) Restore(ctx context.Context, request *connect.Reques
 			return nil
 		}
 	}
-	result, err := relay(ctx, func(p stasis.Progress) error {
+	result, err := relay.Progress(ctx, func(p stasis.Progress) error {
 		if err := tell(); err != nil {
 			return err
 		}
@@ -235,12 +236,6 @@ func (d *Daemon) reap(pid int) {
 	}
 }
 
-// Sizes of a page of a list.
-const (
-	usualPage   = 100
-	largestPage = 1000
-)
-
 // List gives one page of the checkpoints that the caller may see. A token is the id of the last one before the page.
 func (s *checkpointService) List(ctx context.Context, request *connect.Request[v1.ListCheckpointsRequest]) (*connect.Response[v1.ListCheckpointsResponse], error) {
 	who, err := caller(ctx)
@@ -248,14 +243,11 @@ func (s *checkpointService) List(ctx context.Context, request *connect.Request[v
 		return nil, err
 	}
 	q := request.Msg
-	size := int(q.GetPageSize())
-	switch {
-	case size < 0:
-		return nil, fmt.Errorf("%w: page_size %d", stasis.ErrInput, size)
-	case size == 0:
-		size = usualPage
+	size, err := wire.PageSize(q.GetPageSize())
+	if err != nil {
+		return nil, err
 	}
-	page, err := s.daemon.lists.page(s.daemon.engine.Catalog.List(), who, q, min(size, largestPage), s.daemon.engine.Catalog.Fresh)
+	page, err := s.daemon.lists.page(s.daemon.engine.Catalog.List(), who, q, size, s.daemon.engine.Catalog.Fresh)
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +297,7 @@ func (s *checkpointService) Verify(ctx context.Context, request *connect.Request
 		return fmt.Errorf("%w: %w", stasis.ErrDamaged, err)
 	}
 	defer checkpoint.Close()
-	_, err = relay(ctx, func(p stasis.Progress) error {
+	_, err = relay.Progress(ctx, func(p stasis.Progress) error {
 		return stream.Send(&v1.VerifyResponse{Event: &v1.VerifyResponse_Progress{Progress: wire.Progress(p)}})
 	}, func(ctx context.Context, report func(stasis.Progress)) (struct{}, error) {
 		// One worker for two CPUs: a check must not starve the machine.

@@ -303,3 +303,25 @@ func TestJobsAreFoundInAFolderWithAnyName(t *testing.T) {
 		}
 	})
 }
+
+// A user cannot have root's processes started without end; what one user has is not taken from another.
+func TestJobsOfOneUser(t *testing.T) {
+	inBubble(t, func(w *world, dir string) {
+		t := w.t
+		m := w.open(t, dir, func(o *Options) { o.MaxJobs = 3 })
+		defer closeManager(t, m)
+		for range 3 {
+			if _, err := m.Run(t.Context(), db.Spec{Argv: []string{"count"}}, 1000); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := m.Run(t.Context(), db.Spec{Argv: []string{"count"}}, 1000); !errors.Is(err, ErrTooMany) {
+			t.Errorf("one more: %v", err)
+		}
+		for _, other := range []uint32{0, 1001} {
+			if _, err := m.Run(t.Context(), db.Spec{Argv: []string{"count"}}, other); err != nil {
+				t.Errorf("user %d: %v", other, err)
+			}
+		}
+	})
+}

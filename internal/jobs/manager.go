@@ -32,6 +32,7 @@ type Options struct {
 	MaxChain     int           // likewise; 0: 32
 	DumpOnStop   bool          // Close makes a checkpoint of each job
 	LogBytes     int64         // that are kept of a job's output; 0: 64 MiB
+	MaxJobs      int           // of one user but root, since each has a process of root's beside it; 0: 256
 	CRIUPath     string        // "": the first that is new enough
 
 	Engine Engine       // nil: the library
@@ -47,6 +48,7 @@ const (
 	defaultDelay    = time.Second
 	defaultMaxChain = 32
 	defaultLogBytes = 64 << 20
+	defaultMaxJobs  = 256
 )
 
 // What callers can act on, beside the kinds of package stasis.
@@ -54,6 +56,7 @@ var (
 	ErrUnknown = errors.New("no such job")
 	ErrExists  = errors.New("there is a job of that name")
 	ErrState   = errors.New("the job is not in a state for that")
+	ErrTooMany = errors.New("too many jobs")
 )
 
 // Manager holds the jobs of a machine.
@@ -83,6 +86,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	o.MaxRetries = cmp.Or(o.MaxRetries, defaultRetries)
 	o.RestartDelay = cmp.Or(o.RestartDelay, defaultDelay)
 	o.MaxChain = cmp.Or(o.MaxChain, defaultMaxChain)
+	o.MaxJobs = cmp.Or(o.MaxJobs, defaultMaxJobs)
 	if o.Engine == nil {
 		o.Engine = Library{}
 	}

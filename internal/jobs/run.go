@@ -77,6 +77,17 @@ func (m *Manager) newJob(spec db.Spec, owner uint32) (*job, error) {
 	if err := m.check(&spec); err != nil {
 		return nil, err
 	}
+	if owner != 0 {
+		theirs := 0
+		for _, j := range m.jobs {
+			if j.rec.Owner == owner {
+				theirs++
+			}
+		}
+		if theirs >= m.o.MaxJobs {
+			return nil, fmt.Errorf("%w: user %d has %d already: remove some by \"stasis rm job\"", ErrTooMany, owner, theirs)
+		}
+	}
 	if _, taken := m.jobs[spec.Name]; taken {
 		return nil, fmt.Errorf("%w: %s: choose another (--name), or remove it by \"stasis rm job %s\"", ErrExists, spec.Name, spec.Name)
 	}

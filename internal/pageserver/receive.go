@@ -16,6 +16,9 @@ import (
 // maxSegments bounds the segments of shared memory, each of which is two images of the checkpoint.
 const maxSegments = 1 << 13
 
+// maxProcesses bounds the processes of a dump: what is noted of each stays in memory, also of those without any.
+const maxProcesses = 1 << 16
+
 // ReceiveOptions say how memory is received.
 type ReceiveOptions struct {
 	ServerOptions
@@ -188,6 +191,9 @@ func (r *receiver) open(h head) (byte, error) {
 	}
 	r.seen[id] = true
 	if !id.shared {
+		if len(r.present) == maxProcesses {
+			return 0, refuse("memory of more than %d processes", maxProcesses)
+		}
 		p := &private{pid: int(id.number), pack: r.pack}
 		if r.told != nil {
 			p.inOwn = r.told.Ranges(p.pid)

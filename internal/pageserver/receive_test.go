@@ -222,10 +222,15 @@ func TestNonsenseIsRefused(t *testing.T) {
 	}
 	open := func(id uint64) []byte { return long(cmdOpen, 0, 0, 0, id) }
 	closing := long(cmdClose, 0, 0, 0, 0)
+	var many []byte
+	for pid := range uint64(maxProcesses + 1) {
+		many = append(many, open((pid+2)<<8|1)...)
+	}
 	for name, c := range map[string]struct {
 		parts [][]byte
 		want  string
 	}{
+		"too many processes":      {[][]byte{many}, "more than 65536 processes"},
 		"unknown command":         {[][]byte{open(p), long(99, 0, 0, 0, p)}, "command 99"},
 		"get":                     {[][]byte{open(p), long(cmdGet, 0, 1, page, 5)}, "command 7"},
 		"pages without open":      {[][]byte{long(cmdParent, 0, 0, 0, p), long(cmdRun, flagPresent, 1, page, p), one, closing}, "not open"},

@@ -96,6 +96,23 @@ func CRIUOptions(o *v1.CRIUOptions) stasis.CRIUOptions {
 	}
 }
 
+// Sizes of a page of a list.
+const (
+	usualPage   = 100
+	largestPage = 1000
+)
+
+// PageSize is how many entries a page of a list has at most, where a call asks for so many; 0: the usual number.
+func PageSize(asked int32) (int, error) {
+	switch {
+	case asked < 0:
+		return 0, fmt.Errorf("%w: page_size %d: it is a positive number, or 0 for %d", stasis.ErrInput, asked, usualPage)
+	case asked == 0:
+		return usualPage, nil
+	}
+	return min(int(asked), largestPage), nil
+}
+
 // After is what becomes of a tree; otherwise is meant where nothing is said.
 func After(a v1.After, otherwise stasis.After) (stasis.After, error) {
 	switch a {

@@ -14,6 +14,8 @@ import (
 	"stasis/internal/engine"
 	"stasis/internal/jobs"
 	"stasis/internal/jobs/db"
+	"stasis/internal/peer"
+	"stasis/internal/relay"
 	"stasis/internal/wire"
 )
 
@@ -23,22 +25,22 @@ func (s *Service) Run(ctx context.Context, request *connect.Request[v1.RunReques
 	if err != nil {
 		return nil, err
 	}
-	spec, err := specOf(request.Msg.GetSpec(), p, s.config)
+	spec, err := s.specFor(p, request.Msg.GetSpec())
 	if err != nil {
-		return nil, err
-	}
-	if err := engine.Harmless(p, &spec.Settings.CRIU); err != nil {
 		return nil, err
 	}
 	info, err := s.manager.Run(ctx, spec, p.UID)
 	return answer(&v1.RunResponse{Job: jobMessage(&info)}, err)
 }
 
-// Sizes of a page of a list.
-const (
-	usualPage   = 100
-	largestPage = 1000
-)
+// specFor reads what a job is to be, and refuses what is not the caller's to ask for.
+func (s *Service) specFor(p peer.Peer, m *v1.JobSpec) (db.Spec, error) {
+	spec, err := specOf(m, p, s.config)
+	if err != nil {
+		return spec, err
+	}
+	return spec, engine.Harmless(p, &spec.Settings.CRIU)
+}
 
 // List implements the JobService. A token is the id of the last job before the page.
 func (s *Service) List(ctx context.Context, request *connect.Request[v1.ListJobsRequest]) (*connect.Response[v1.ListJobsResponse], error) {
@@ -47,14 +49,10 @@ func (s *Service) List(ctx context.Context, request *connect.Request[v1.ListJobs
 		return nil, err
 	}
 	q := request.Msg
-	size := int(q.GetPageSize())
-	switch {
-	case size < 0:
-		return nil, bad("page_size %d", size)
-	case size == 0:
-		size = usualPage
+	size, err := wire.PageSize(q.GetPageSize())
+	if err != nil {
+		return nil, err
 	}
-	size = min(size, largestPage)
 	wanted := make(map[v1.JobState]bool)
 	for _, state := range q.GetStates() {
 		wanted[state] = true
@@ -161,11 +159,8 @@ func (s *Service) Manage(ctx context.Context, request *connect.Request[v1.Manage
 	if err := engine.Theirs(pid, p); err != nil {
 		return nil, err
 	}
-	spec, err := specOf(request.Msg.GetSpec(), p, s.config)
+	spec, err := s.specFor(p, request.Msg.GetSpec())
 	if err != nil {
-		return nil, err
-	}
-	if err := engine.Harmless(p, &spec.Settings.CRIU); err != nil {
 		return nil, err
 	}
 	info, err := s.manager.Manage(ctx, pid, spec, p.UID)
@@ -194,7 +189,7 @@ func (s *Service) Dump(ctx context.Context, request *connect.Request[v1.DumpJobR
 		r.Settings = &set
 	}
 	begun := time.Now()
-	dumped, err := relay(ctx, func(m stasis.Progress) error {
+	dumped, err := relay.Progress(ctx, func(m stasis.Progress) error {
 		return stream.Send(&v1.DumpResponse{Event: &v1.DumpResponse_Progress{Progress: wire.Progress(m)}})
 	}, func(ctx context.Context, report func(stasis.Progress)) (*jobs.Dumped, error) {
 		r.Progress = report
@@ -206,34 +201,6 @@ func (s *Service) Dump(ctx context.Context, request *connect.Request[v1.DumpJobR
 	result := wire.DumpResult(dumped.Result, wire.EntryOf(dumped.Result, info.Owner), time.Since(begun))
 	result.Checkpoint.Job = info.Spec.Name
 	return stream.Send(&v1.DumpResponse{Event: &v1.DumpResponse_Result{Result: result}})
-}
-
-// relay does some work and sends its progress meanwhile, as far as the client takes it. When the client has left, the work is cancelled.
-func relay[T any](ctx context.Context, send func(stasis.Progress) error, work func(context.Context, func(stasis.Progress)) (T, error)) (T, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	progress, done := make(chan stasis.Progress, 64), make(chan struct{})
-	var result T
-	var err error
-	go func() {
-		defer close(done)
-		result, err = work(ctx, func(p stasis.Progress) {
-			select {
-			case progress <- p:
-			default: // a client that is slow misses some
-			}
-		})
-	}()
-	for {
-		select {
-		case <-done:
-			return result, err
-		case p := <-progress:
-			if send(p) != nil {
-				cancel()
-			}
-		}
-	}
 }
 
 // Restore implements the JobService.

@@ -92,7 +92,9 @@ func (s *Service) find(ctx context.Context, name string) (peer.Peer, jobs.Info, 
 
 // explained gives the manager's errors the kinds that the API knows.
 func explained(err error) error {
-	for is, kind := range map[error]error{jobs.ErrUnknown: wire.ErrUnknown, jobs.ErrExists: store.ErrExists, jobs.ErrState: stasis.ErrConflict} {
+	for is, kind := range map[error]error{
+		jobs.ErrUnknown: wire.ErrUnknown, jobs.ErrExists: store.ErrExists, jobs.ErrState: stasis.ErrConflict, jobs.ErrTooMany: wire.ErrLimit,
+	} {
 		if errors.Is(err, is) {
 			return &kindred{err, kind}
 		}

@@ -1,4 +1,7 @@
-package daemon
+// Package relay sends the progress of a long piece of work to a client that may be slow, or gone, without ever holding up the work.
+//
+// [Progress] may be called from several goroutines at once.
+package relay
 
 import (
 	"context"
@@ -11,8 +14,8 @@ import (
 	"stasis"
 )
 
-// relayEvery is the pause between two messages of progress of the same step.
-const relayEvery = 50 * time.Millisecond
+// every is the pause between two messages of progress of the same step.
+const every = 50 * time.Millisecond
 
 // mailbox holds progress until the client can take it. It is bounded: of each step and round only the newest is kept, and of many
 // rounds only the newest few.
@@ -52,9 +55,10 @@ func (m *mailbox) take() []stasis.Progress {
 	return taken
 }
 
-// relay does some work and sends its progress meanwhile. The work never waits for the client: when sending fails, because the
-// client has left or takes nothing any more, the work is cancelled, and relay waits for its end.
-func relay[T any](ctx context.Context, send func(stasis.Progress) error, work func(context.Context, func(stasis.Progress)) (T, error)) (T, error) {
+// Progress does some work and sends its progress meanwhile. The work never waits for the client: when sending fails, because the
+// client has left or takes nothing any more, the work is cancelled, and Progress waits for its end. Where the work panics, Progress
+// does.
+func Progress[T any](ctx context.Context, send func(stasis.Progress) error, work func(context.Context, func(stasis.Progress)) (T, error)) (T, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	box, done := newMailbox(), make(chan struct{})
@@ -69,7 +73,7 @@ func relay[T any](ctx context.Context, send func(stasis.Progress) error, work fu
 		}()
 		result, err = work(ctx, box.put)
 	}()
-	pause := time.NewTicker(relayEvery)
+	pause := time.NewTicker(every)
 	defer pause.Stop()
 	for working := true; working; {
 		select {
