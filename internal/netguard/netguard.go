@@ -122,7 +122,7 @@ func init() {
 			_ = a.undo() // nobody is left who could be told
 		}
 	}
-	os.Exit(0)
+	os.Exit(0) //nolint:forbidigo // this process is the guard, and has no other main
 }
 
 func isPipe(fd int) bool {
