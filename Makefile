@@ -48,6 +48,10 @@ package: ## build out/stasis_VERSION.deb and .rpm
 	cd tools && VERSION="$(PACKAGE_VERSION)" $(GO) tool nfpm package -f ../packaging/nfpm.yaml -p deb -t ../out
 	cd tools && VERSION="$(PACKAGE_VERSION)" $(GO) tool nfpm package -f ../packaging/nfpm.yaml -p rpm -t ../out
 
+.PHONY: test-package
+test-package: ## install, upgrade, remove and purge the .deb on a copy of this file system (as root)
+	scripts/test-package
+
 .PHONY: demo
 demo: criu build ## dump, kill and restore a working program, with figures beside plain CRIU's (as root)
 	scripts/demo

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"stasis/internal/criu"
+	"stasis/internal/image"
 	"stasis/internal/store"
 )
 
@@ -120,6 +121,14 @@ func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	if errors.Is(err, errFlagsChanged) {
 		result, err = dumpOnce(ctx, opts, true)
 	}
+	if errors.Is(err, image.ErrLost) && opts.Target == nil {
+		without := opts
+		without.Parent = ""
+		lost := err
+		if result, err = dumpOnce(ctx, without, false); err == nil {
+			result.Notes = append(result.Notes, fmt.Sprintf("this checkpoint has no parent, since that is damaged: %v", lost))
+		}
+	}
 	return result, err
 }
 
@@ -143,8 +152,8 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (_ *DumpResult,
 			return nil, err
 		}
 	}
+	d.autoDedup(ctx)
 	d.keepTrackers()
-	d.autoDedup()
 	return d.result(), nil
 }
 
@@ -167,6 +176,10 @@ func (d *dump) dumpState(ctx context.Context) error {
 	session, err := d.startCRIU()
 	if err != nil {
 		return d.fail(StepPrepare, nil, err)
+	}
+	if err := d.guardNetwork(session); err != nil {
+		session.Abandon()
+		return d.fail(StepPrepare, nil, errors.Join(err, session.Close()))
 	}
 	err = session.Dump(ctx, func(ctx context.Context, at criu.Notification, _ int) error {
 		switch at {

@@ -16,6 +16,7 @@ import (
 	"stasis/internal/inject"
 	"stasis/internal/keeper"
 	"stasis/internal/proc"
+	"stasis/internal/store"
 	"stasis/internal/track"
 )
 
@@ -65,14 +66,27 @@ func (d *dump) leaveParent() (err error) {
 }
 
 // autoDedup gives back what the ancestors hold and nobody needs any more. The
-// checkpoint is there already, whatever comes of it.
-func (d *dump) autoDedup() {
+// checkpoint is there already, whatever comes of it. It can have another id
+// afterwards: it was written anew then, and it is that one that the trackers
+// are kept for.
+func (d *dump) autoDedup(ctx context.Context) {
 	if !d.opts.AutoDedup || d.opts.Dir == "" || d.manifest.Parent == "" {
 		return
 	}
 	err := d.leaveParent()
 	if err == nil {
-		_, err = chain.AutoDedup(d.opts.Dir)
+		var report *chain.Report
+		report, err = chain.AutoDedup(ctx, d.opts.Dir)
+		if err == nil {
+			for _, later := range report.Later {
+				d.note("the space of the parent is given back in part only: %s", later.Why)
+			}
+		}
+		if src, openErr := store.OpenFolder(d.opts.Dir); openErr == nil {
+			if m, readErr := image.ReadManifest(src); readErr == nil {
+				d.manifest = m
+			}
+		}
 	}
 	if err != nil {
 		d.note("the space of the parent is not given back (%v): run stasis dedup %s", err, d.opts.Dir)
@@ -216,6 +230,36 @@ func (d *dump) unknownPages(p *process, visit func(proc.Range)) error {
 		}
 	}
 	return track.Unwritten(p.tracker, unseen, func(r proc.Range) { d.notInParent(p, r, visit) })
+}
+
+// lostPages visits the pages of a process that were not written since the
+// parent, and that can't be read there: the parent is damaged, or its disk is,
+// which was seen when pages beside them were compared with it. The process has
+// them.
+func (d *dump) lostPages(p *process, visit func(proc.Range)) error {
+	if d.parent == nil {
+		return nil
+	}
+	lost, found := d.writer.Lost(p.task.NSPID, p.lostSeen)
+	p.lostSeen = found
+	var ours []proc.Range
+	for _, m := range p.ours {
+		ours = append(ours, common([]proc.Range{m.Range}, lost)...)
+	}
+	if len(ours) == 0 {
+		return nil
+	}
+	return track.Unwritten(p.tracker, ours, visit)
+}
+
+// noteUnread tells of what could not be read of the parent.
+func (d *dump) noteUnread() {
+	if d.parent == nil {
+		return
+	}
+	if blocks, why := d.writer.Unread(); blocks > 0 {
+		d.note("the parent is damaged (%d of its blocks cannot be read, the first: %v): what they held was copied from the process again; run stasis verify %s", blocks, why, d.opts.Parent)
+	}
 }
 
 // allLooked says whether unknownPages has looked at everything in a range.

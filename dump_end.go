@@ -11,6 +11,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/netguard"
 	"stasis/internal/proc"
 )
 
@@ -60,6 +61,7 @@ func (d *dump) publish() error {
 	if err := d.writer.Finish(d.present, m); err != nil {
 		return err
 	}
+	d.noteUnread()
 	d.manifest = m
 	return nil
 }
@@ -99,7 +101,42 @@ func (d *dump) rescue() error {
 	for _, task := range d.tree {
 		pids = append(pids, task.PID)
 	}
-	return criu.Rescue(d.work.Path(), pids)
+	return d.remains().Undo(pids)
+}
+
+// remains says what CRIU would leave if it were killed.
+func (d *dump) remains() criu.Remains {
+	r := criu.Remains{WorkDir: d.work.Path(), Iptables: d.opts.CRIU.LocksWithIptables()}
+	if d.blind != nil {
+		r.Table = d.blind.LockTable()
+	}
+	return r
+}
+
+// guardNetwork starts a guard where CRIU may lock connections, which a killed
+// CRIU would leave locked if Stasis were killed, too.
+func (d *dump) guardNetwork(session *criu.Session) error {
+	if d.opts.CRIU.NetworkLock == "skip" || !d.opts.CRIU.TCPEstablished && !ownNetwork(d.opts.PID) {
+		return nil
+	}
+	guard, err := netguard.Start(netguard.Watch{CRIU: session.PID(), Root: d.opts.PID, Remains: d.remains()})
+	d.netguard = guard
+	return err
+}
+
+func ownNetwork(pid int) bool {
+	ours, err1 := proc.Namespaces(unix.Getpid())
+	theirs, err2 := proc.Namespaces(pid)
+	return err1 == nil && err2 == nil && ours["net"] != theirs["net"]
+}
+
+// endNetguard ends the guard, when there is nothing left to undo, or when the
+// lock is to stay.
+func (d *dump) endNetguard() {
+	if d.netguard != nil {
+		d.netguard.Disarm()
+		d.netguard = nil
+	}
 }
 
 // notePause takes CRIU's own measure of the freeze. A lazy dump has none: CRIU
@@ -153,6 +190,7 @@ func (d *dump) endTree(session *criu.Session) error {
 	signal := unix.SIGKILL
 	if d.opts.After == AfterStop {
 		signal = unix.SIGSTOP
+		d.endNetguard() // a tree that is stopped stays locked
 	}
 	for _, task := range d.tree {
 		if err := unix.Kill(task.PID, signal); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -196,6 +196,7 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 	var pages []changed
 	p, label := d.processes[pid], d.label(pid)
 	add := func(r proc.Range) { pages = append(pages, changed{pid, r}) }
+	lost, _ := d.writer.Lost(label, p.lostSeen)
 	err := p.look(ranges, func(run proc.Run, written bool) {
 		d.notePresent(label, run.Range)
 		if written {
@@ -207,6 +208,9 @@ func (d *dump) scanFrozen(pid int, ranges []proc.Range) ([]changed, error) {
 		}
 		if !p.allLooked(run.Range) {
 			d.notInParent(p, run.Range, add)
+		}
+		for _, r := range common([]proc.Range{run.Range}, lost) {
+			add(r)
 		}
 	})
 	return pages, err
@@ -352,6 +356,21 @@ func subtract(a []proc.Range, b []image.Range) []proc.Range {
 		}
 	}
 	return rest
+}
+
+// common is what lies in both. Both are sorted.
+func common(a []proc.Range, b []image.Range) []proc.Range {
+	var both []proc.Range
+	for _, r := range a {
+		from := sort.Search(len(b), func(i int) bool { return b[i].End > r.Start })
+		for _, other := range b[from:] {
+			if other.Start >= r.End {
+				break
+			}
+			both = append(both, proc.Range{Start: max(r.Start, other.Start), End: min(r.End, other.End)})
+		}
+	}
+	return both
 }
 
 // checkHidden compares what was hidden with CRIU's own idea of lazy memory. A

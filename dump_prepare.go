@@ -16,6 +16,7 @@ import (
 	"stasis/internal/criu"
 	"stasis/internal/image"
 	"stasis/internal/inject"
+	"stasis/internal/netguard"
 	"stasis/internal/proc"
 	"stasis/internal/store"
 	"stasis/internal/track"
@@ -48,6 +49,7 @@ type dump struct {
 	blind       *criu.Blind     // with EngineBlind
 	lazy        *criu.LazyDump  // with EngineLazyPages
 	summary     []image.Process // of the tree, for the manifest
+	netguard    *netguard.Guard // nil where no connection can be locked
 
 	// prepare, where it builds on another checkpoint
 	parent     *image.Checkpoint
@@ -92,6 +94,9 @@ type process struct {
 	// looked has the mappings, with a tracker that was kept, whose unchanged
 	// pages have been compared with what the parent has; nil with a new tracker.
 	looked map[proc.Range]bool
+	// lostSeen is how many of the parent's blocks that can't be read were
+	// taken into account: see lostPages.
+	lostSeen int
 
 	direct bool // it reads files past the page cache
 
@@ -326,6 +331,7 @@ func (d *dump) startCRIU() (*criu.Session, error) {
 // cleanUp leaves nothing behind. After a success it only frees what the dump
 // held.
 func (d *dump) cleanUp() {
+	d.endNetguard()
 	if d.last != nil {
 		_, _ = d.last() // a failed dump may still be copying
 	}

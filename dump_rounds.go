@@ -134,6 +134,9 @@ func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 		add := func(r proc.Range) { copier.Add(pid, r, shared(r)) }
 		roundErr := d.unknownPages(p, add)
 		if roundErr == nil {
+			roundErr = d.lostPages(p, add)
+		}
+		if roundErr == nil {
 			roundErr = d.roundOf(p, add)
 		}
 		if roundErr != nil && !errors.Is(roundErr, proc.ErrGone) {

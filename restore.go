@@ -313,7 +313,7 @@ func (r *restore) restoreState(ctx context.Context) error {
 	if pid > 0 {
 		r.result.PID = pid
 	}
-	err = errors.Join(err, howCRIUEnded(err, session.Close()))
+	err = r.explained(errors.Join(err, howCRIUEnded(err, session.Close())))
 	if failed := r.pagerFailed(); failed != nil {
 		return failed // CRIU only noticed that the tree was ended for it
 	}

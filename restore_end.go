@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -97,6 +98,16 @@ func (r *restore) startCRIU() (*criu.Session, error) {
 		request.Stdin = tty
 	}
 	return r.criu.Start(request)
+}
+
+// explained adds what is the reason for many failures of CRIU, and that it does
+// not name: it has restored mounts to where other files are.
+func (r *restore) explained(err error) error {
+	processes := r.checkpoint.Manifest().Processes
+	if err == nil || r.criuOpts.Root != "" || len(processes) == 0 || !slices.Contains(processes[0].OwnNamespaces, "mnt") {
+		return err
+	}
+	return fmt.Errorf("%w; the tree has a mount namespace of its own: if it had another root file system, mount that somewhere and name the place by --root", err)
 }
 
 // pagerFailed gives the error of memory that could not be put in place. It is

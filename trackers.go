@@ -18,11 +18,13 @@ type TrackerInfo struct {
 	Armed     string    // id of the checkpoint since which writes are known; "": none
 	Dir       string    // where that checkpoint was written
 	Since     time.Time // when that checkpoint was taken
+	Problem   string    // why the keeper did not answer; "": it did. Else only PID, Command and Keeper are known
 }
 
 // Trackers lists the trees that [Dump] with Track, or [PreDump], left tracked.
 // The tracking of a tree ends with its root, or by [StopTracker]. It needs root,
-// asks one small process for each tree, and so takes milliseconds.
+// asks one small process for each tree, and so takes milliseconds; one that does
+// not answer, for which it waits two seconds, is listed with its Problem.
 func Trackers() ([]TrackerInfo, error) {
 	kept, err := keeper.List()
 	if err != nil {
@@ -33,6 +35,9 @@ func Trackers() ([]TrackerInfo, error) {
 		list[i] = TrackerInfo{
 			PID: k.Root, Command: k.Comm, Processes: len(k.Processes), Keeper: k.Keeper, Memory: k.Memory,
 			Tracker: k.Tracker, Armed: k.Armed, Dir: k.Dir, Since: k.Since,
+		}
+		if k.Err != nil {
+			list[i].Problem = k.Err.Error()
 		}
 	}
 	return list, nil

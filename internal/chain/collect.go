@@ -26,6 +26,10 @@ type Options struct {
 	// DryRun only tells what would be done.
 	DryRun bool
 
+	// pays decides for a Dedup that is not Thorough whether to be: with what moving would give back, what it would copy and what the top
+	// has itself, which has to be written anew, in bytes. Nil: no.
+	pays func(gain, cost, own int64) bool
+
 	atStep func(step string) error // for tests: called before and after whatever changes something; an error is a crash
 	known  map[string]*uses        // by folder
 }

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -93,7 +94,7 @@ func (d *dedup) again(dir string, l *Lock, o Options) (*dedup, error) {
 	if err := l.exclude(dir); err != nil { // it is another folder now
 		return nil, err
 	}
-	o.Thorough = false
+	o.Thorough, o.pays = false, nil
 	next, err := planDedup(dir, &o)
 	if err != nil {
 		return nil, err
@@ -107,10 +108,34 @@ func (d *dedup) again(dir string, l *Lock, o Options) (*dedup, error) {
 }
 
 // AutoDedup is Dedup without a question, for a dump that was asked for it. It comes after the new checkpoint in top exists and the
-// lock on its parent was let go.
-func AutoDedup(top string, roots ...string) (*Report, error) {
-	return Dedup(context.Background(), top, Options{Roots: roots}, nil)
+// lock on its parent was let go. It is thorough where that gives back at least as much as it writes, so that a chain whose dumps write
+// here and there takes about twice its memory at most; the checkpoint then has a new id, which is in its manifest.
+//
+// Where the thorough way fails before the new form is in its place, as on a full disk, the other one is gone, and the report says so.
+func AutoDedup(ctx context.Context, top string, roots ...string) (*Report, error) {
+	o := Options{Roots: roots, pays: func(gain, cost, own int64) bool { return gain-cost >= own+cost }}
+	r, err := Dedup(ctx, top, o, nil)
+	var notAnew *notAnewError
+	if !errors.As(err, &notAnew) || ctx.Err() != nil {
+		return r, err
+	}
+	if r, err = Dedup(ctx, top, Options{Roots: roots}, nil); err == nil {
+		r.Later = append(r.Later, Kept{Item: notAnew.top, Why: notAnew.Error()})
+	}
+	return r, err
 }
+
+// notAnewError says that a checkpoint could not be written anew. It is as it was.
+type notAnewError struct {
+	top Item
+	err error
+}
+
+func (e *notAnewError) Error() string {
+	return fmt.Sprintf("%s could not be written anew: %v", e.top.Dir, e.err)
+}
+
+func (e *notAnewError) Unwrap() error { return e.err }
 
 // dedup is a deduplication that was thought through.
 type dedup struct {
@@ -170,7 +195,7 @@ func (d *dedup) needs(ids map[string]bool, ancestors map[*entry]bool, o *Options
 		return nil, err
 	}
 	d.partly = s.gain - s.cost
-	if o.Thorough {
+	if o.Thorough || o.pays != nil && len(s.blocks) > 0 && o.pays(s.gain, s.cost, folderSpace(d.top.dir)) {
 		d.sparse = s
 		others.add(s.needs, ids)
 	} else {

@@ -73,7 +73,12 @@ func (w *world) anything(o Options) (what string, err error) {
 		return fmt.Sprint("remove ", dirs), err
 	case 2:
 		var lost []string
-		o.Thorough = w.r.IntN(2) == 0
+		switch w.r.IntN(3) {
+		case 0:
+			o.Thorough = true
+		case 1:
+			o.pays = func(_, _, _ int64) bool { return true }
+		}
 		_, err := Dedup(w.t.Context(), dir, o, func(p *DedupPlan) error {
 			for _, i := range p.Lost {
 				lost = append(lost, i.Dir)
@@ -81,7 +86,7 @@ func (w *world) anything(o Options) (what string, err error) {
 			return nil
 		})
 		w.forget(lost)
-		return fmt.Sprintf("dedup %s (thorough %v)", dir, o.Thorough), err
+		return fmt.Sprintf("dedup %s (thorough %v, if it pays %v)", dir, o.Thorough, o.pays != nil), err
 	case 3:
 		c := CompactOptions{Options: o}
 		if w.r.IntN(2) == 0 {
@@ -164,6 +169,10 @@ func TestCrashAnywhere(t *testing.T) {
 		"dedup":            {[]int{0, 1}, func(_ *world, line []string, o Options) error { return second(Dedup(t.Context(), line[2], o, nil)) }},
 		"thorough dedup": {[]int{0, 1}, func(_ *world, line []string, o Options) error {
 			o.Thorough = true
+			return second(Dedup(t.Context(), line[2], o, nil))
+		}},
+		"auto dedup": {[]int{0, 1}, func(_ *world, line []string, o Options) error {
+			o.pays = func(gain, _, _ int64) bool { return gain > 0 }
 			return second(Dedup(t.Context(), line[2], o, nil))
 		}},
 		"compact": {nil, func(_ *world, line []string, o Options) error {

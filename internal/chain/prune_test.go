@@ -114,7 +114,7 @@ func TestPruneBySize(t *testing.T) {
 func TestPruneLeavesAlone(t *testing.T) {
 	w := newWorld(t, 42)
 	line := w.line(4)
-	if _, err := AutoDedup(line[3]); err != nil {
+	if _, err := AutoDedup(t.Context(), line[3]); err != nil {
 		t.Fatal(err)
 	}
 	for _, dir := range line[:3] {

@@ -228,7 +228,7 @@ func TestDedup(t *testing.T) {
 		t.Errorf("dry: %+v, %v", r, err)
 	}
 	w.check("after a dry run")
-	r, err := AutoDedup(line[2])
+	r, err := AutoDedup(t.Context(), line[2])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestDedup(t *testing.T) {
 		delete(w.ckpts, dir)
 	}
 	w.check("after deduplication")
-	if r, err := AutoDedup(line[2]); err != nil || len(r.Marked) > 0 || r.Freed != 0 {
+	if r, err := AutoDedup(t.Context(), line[2]); err != nil || len(r.Marked) > 0 || r.Freed != 0 {
 		t.Errorf("twice: %+v, %v", r, err)
 	}
 	if _, err := Dedup(t.Context(), line[0], Options{}, nil); !errors.As(err, new(*DedupedError)) {
@@ -274,7 +274,7 @@ func TestDedupLeavesWhatLosesNothing(t *testing.T) {
 	same.state = "other"
 	child := filepath.Join(w.places[0], "same")
 	w.dump(child, line[0], &same)
-	if r, err := AutoDedup(child); err != nil || len(r.Marked) > 0 {
+	if r, err := AutoDedup(t.Context(), child); err != nil || len(r.Marked) > 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	w.check("with nothing to give up")
@@ -340,4 +340,43 @@ func TestThoroughDedup(t *testing.T) {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
 	w.removeAll()
+}
+
+// TestAutoDedupIsThoroughWhereItPays dumps a program that writes a quarter of its pages before each dump, here and there. Before the
+// fourth it does not pay to write it anew; and that one can be, or can't.
+func TestAutoDedupIsThoroughWhereItPays(t *testing.T) {
+	for _, can := range []bool{true, false} {
+		w := newWorld(t, 40)
+		m, parent := &model{kind: image.KindFull, pages: map[int]map[uint64]uint64{7: {}}}, ""
+		const pages = 1024
+		for i := range uint64(6) {
+			next := *m
+			next.pages = map[int]map[uint64]uint64{7: maps.Clone(m.pages[7])}
+			for page := range uint64(pages) {
+				if page%4 == i%4 || i == 0 {
+					next.pages[7][page] = 3*(10000*i+page) + 1 // does not compress
+				}
+			}
+			dir := filepath.Join(w.places[0], fmt.Sprint("d", i))
+			w.dump(dir, parent, &next)
+			if i == 3 && !can { // something is where it would be written
+				if err := os.WriteFile(filepath.Join(w.places[0], "."+filepath.Base(dir)+"."+next.id[:8]), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r, err := AutoDedup(t.Context(), dir)
+			if err != nil {
+				t.Fatalf("dump %d: %v", i, err)
+			}
+			if anew := i == 3 && can; anew != (r.TopID != next.id) {
+				t.Errorf("dump %d: its id is %s, was %s", i, r.TopID, next.id)
+			}
+			if tried := i == 3 && !can; tried != (len(r.Later) > 0) || tried && !strings.Contains(r.Later[0].Why, "written anew") {
+				t.Errorf("dump %d: for later is left %+v", i, r.Later)
+			}
+			maps.DeleteFunc(w.ckpts, func(old string, _ *model) bool { return old != dir })
+			w.check(fmt.Sprintf("after dump %d", i))
+			parent, m = dir, &next
+		}
+	}
 }

@@ -107,7 +107,7 @@ func (s *sparse) takeOver(ctx context.Context, f *forest, e *entry, l *Lock, o *
 		return verifyNew(ctx, beside, o.Roots)
 	})
 	if err != nil {
-		return 0, err
+		return 0, &notAnewError{e.item(), err}
 	}
 	r, err := removeMoved(besideName(e), l, o)
 	if err != nil {

@@ -130,7 +130,7 @@ func (f *pageServerFlags) dedup(parent *heldParent) (int64, error) {
 	if err := parent.close(); err != nil {
 		return 0, err
 	}
-	report, err := chain.AutoDedup(f.dir)
+	report, err := chain.AutoDedup(context.Background(), f.dir)
 	if err != nil {
 		return 0, err
 	}

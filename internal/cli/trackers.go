@@ -17,7 +17,8 @@ func (a *app) trackersCommand() *cobra.Command {
 		Short: "List the processes whose writes are tracked between dumps",
 		Long: `Lists what keeps track of the writes of processes between two dumps (dump --track-mem, pre-dump): one small process, stasis-tracker,
 for each tree. It ends with its tree. SINCE is the checkpoint that a next dump has to name as its parent to copy only what was
-written; where it is -, the last dump with the tracker did not succeed, and the next one compares all memory.`,
+written; where it is -, the last dump with the tracker did not succeed, and the next one compares all memory. One that does not
+answer is named below the others.`,
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return a.runTrackers() },
 	}
@@ -49,6 +50,7 @@ type trackerReport struct {
 	Armed     string    `json:"armed"` // id of the checkpoint; "" if none
 	Dir       string    `json:"dir"`
 	Since     time.Time `json:"since"`
+	Problem   string    `json:"problem,omitempty"` // why it did not answer
 }
 
 func (a *app) runTrackers() error {
@@ -72,13 +74,25 @@ func (a *app) runTrackers() error {
 	table := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PID\tCOMMAND\tPROCESSES\tSINCE\tAGE\tTRACKER\tMEMORY")
 	for _, r := range reports {
+		if r.Problem != "" {
+			continue
+		}
 		since, age := "-", "-"
 		if r.Armed != "" {
 			since, age = printable(r.Dir), units.HumanDuration(time.Since(r.Since))
 		}
 		fmt.Fprintf(table, "%d\t%s\t%d\t%s\t%s\t%s (%d)\t%s\n", r.PID, printable(r.Command), r.Processes, since, age, r.Tracker, r.Keeper, inBytes(r.Memory))
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, r := range reports {
+		if r.Problem != "" {
+			fmt.Fprintf(a.out, "the tracker of %d (%s), process %d: %s; let it go on (kill -CONT %d), or end it (stasis trackers stop %d)\n",
+				r.PID, printable(r.Command), r.Keeper, r.Problem, r.Keeper, r.PID)
+		}
+	}
+	return nil
 }
 
 func (a *app) runStopTrackers(args []string) error {

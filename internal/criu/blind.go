@@ -1,7 +1,9 @@
 package criu
 
 import (
+	"crypto/rand"
 	_ "embed"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"sort"
@@ -42,6 +44,7 @@ type Blind struct {
 	shared         []byte
 	lists          int // number of mapping lists given
 	texts          int // where the text of the next one goes
+	runID          [16]byte
 }
 
 // NewBlind prepares the library and an empty table; Close frees them.
@@ -52,17 +55,18 @@ func NewBlind() (*Blind, error) {
 	}
 	header := make([]byte, 16)
 	*(*uint64)(unsafe.Pointer(&header[0])) = tableMagic
-	table, err := memfile("stasis-blind-table", header)
+	b := &Blind{library: library, texts: firstText}
+	rand.Read(b.runID[:])
+	b.table, err = memfile("stasis-blind-"+b.LockTable(), header) // so that it can be seen which lock is whose
 	if err != nil {
 		library.Close()
 		return nil, err
 	}
-	b := &Blind{library: library, table: table, texts: firstText}
-	if err := table.Truncate(tableBytes + listsBytes); err != nil {
+	if err := b.table.Truncate(tableBytes + listsBytes); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("make the table of hidden memory: %w", err)
 	}
-	b.shared, err = unix.Mmap(int(table.Fd()), 0, tableBytes+listsBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	b.shared, err = unix.Mmap(int(b.table.Fd()), 0, tableBytes+listsBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		b.Close()
 		return nil, fmt.Errorf("map the table of hidden memory: %w", err)
@@ -173,7 +177,14 @@ func largest(all []hiddenRange, limit int) []hiddenRange {
 
 // environment makes the dynamic loader of CRIU load the library.
 func (b *Blind) environment() []string {
-	return []string{preload(), "STASIS_BLIND_FD=" + strconv.Itoa(tableFD)}
+	return []string{preload(), "STASIS_BLIND_FD=" + strconv.Itoa(tableFD), "STASIS_RUN_ID=" + hex.EncodeToString(b.runID[:])}
+}
+
+// LockTable is the name of the table of nftables in which a CRIU that was started
+// with b locks connections.
+func (b *Blind) LockTable() string {
+	id := hex.EncodeToString(b.runID[:])
+	return tableOf(id[:8] + "-" + id[8:12] + "-" + id[12:16] + "-" + id[16:20] + "-" + id[20:])
 }
 
 func preload() string {

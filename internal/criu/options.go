@@ -100,6 +100,11 @@ var networkLocks = map[string]rpc.CriuNetworkLockMethod{
 	"skip":     rpc.CriuNetworkLockMethod_SKIP,
 }
 
+// LocksWithIptables says whether CRIU locks the network by rules of iptables.
+func (o *Options) LocksWithIptables() bool {
+	return o.networkLock() == rpc.CriuNetworkLockMethod_IPTABLES
+}
+
 // networkLock chooses how connections are locked, unless the user has. With
 // iptables CRIU runs a program for each connection; with nftables it needs some
 // 14 ms of the freeze to unlock, even where there is no connection at all.

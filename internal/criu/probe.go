@@ -43,7 +43,7 @@ func (b *Binary) TryPreload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"stasis-preload.so", "stasis-blind-table"} {
+	for _, name := range []string{"stasis-preload.so", "stasis-blind-"} {
 		if !mapped(maps, name) {
 			return fmt.Errorf("%s runs without %s: its loader does not heed LD_PRELOAD, or may not run code from memory", b.Path, name)
 		}

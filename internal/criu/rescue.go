@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,16 +43,23 @@ func (s *Session) Alive() bool {
 	return err == nil && info.Signo == 0
 }
 
-// Rescue undoes what a killed CRIU has left on the connections of a tree: a
-// lock in the firewall, and sockets in the repair mode of tcp(7) that can
-// neither send nor receive. The processes themselves are let go by the kernel.
-// workDir has the images as far as they were written.
-func Rescue(workDir string, pids []int) error {
+// Remains say what a CRIU that was killed in a dump may have left on the
+// connections of a tree: a lock in the firewall, and sockets in the repair mode of
+// tcp(7) that can neither send nor receive. The processes themselves are let go
+// by the kernel.
+type Remains struct {
+	WorkDir  string `json:"work_dir"` // with the images and the log, as far as they were written
+	Table    string `json:"table"`    // of nftables; "": it is looked for in WorkDir
+	Iptables bool   `json:"iptables"` // the lock is one of iptables
+}
+
+// Undo undoes what was left on a tree that lives, in the network namespace that
+// its processes have.
+func (r Remains) Undo(pids []int) error {
 	var problems []error
-	if name, err := lockTable(workDir); err == nil {
-		if err := deleteTable(name); err != nil {
-			problems = append(problems, fmt.Errorf("connections of the tree are locked by the table %q of nftables, which could not be removed: %w; run: nft delete table inet %s", name, err, name))
-		}
+	err := inNetworkOf(pids, func(own bool) error { return r.unlock(pids, own) })
+	if err != nil {
+		problems = append(problems, err)
 	}
 	for _, pid := range pids {
 		if err := endRepair(pid); err != nil {
@@ -61,8 +69,41 @@ func Rescue(workDir string, pids []int) error {
 	return errors.Join(problems...)
 }
 
+// unlock removes the lock. own: the tree has a network of its own, and this is it.
+func (r Remains) unlock(pids []int, own bool) error {
+	if r.Iptables {
+		return unlockIptables(pids, own)
+	}
+	for _, name := range r.tables() {
+		if err := deleteTable(name); err != nil {
+			return fmt.Errorf("connections of the tree are locked by the table %q of nftables, which could not be removed: %w; run: nft delete table inet %s", name, err, name)
+		}
+	}
+	return nil
+}
+
+var tableInLog = regexp.MustCompile(`inet (CRIU-[0-9a-f-]+) `)
+
+// tables are the names that the table of the lock may have.
+func (r Remains) tables() []string {
+	if r.Table != "" {
+		return []string{r.Table}
+	}
+	if name, err := lockTable(r.WorkDir); err == nil {
+		return []string{name}
+	}
+	log, err := os.ReadFile(filepath.Join(r.WorkDir, "dump.log"))
+	if err != nil {
+		return nil
+	}
+	if found := tableInLog.FindSubmatch(log); found != nil {
+		return []string{string(found[1])}
+	}
+	return nil
+}
+
 // lockTable is the name of the table in which CRIU locks the connections of a
-// dump. CRIU keeps it in 32 bytes, with "inet " before it.
+// dump, as its images have it at the end.
 func lockTable(workDir string) (string, error) {
 	var id string
 	err := readEntries(filepath.Join(workDir, "inventory.img"), func(raw []byte) error {
@@ -75,8 +116,14 @@ func lockTable(workDir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	full := "inet CRIU-" + id
-	return strings.TrimPrefix(full[:min(len(full), 31)], "inet "), nil
+	return tableOf(id), nil
+}
+
+// tableOf is the name of a table after a uuid. CRIU keeps it in 32 bytes, with
+// "inet " before it.
+func tableOf(uuid string) string {
+	full := "inet CRIU-" + uuid
+	return strings.TrimPrefix(full[:min(len(full), 31)], "inet ")
 }
 
 // stringField finds a field of a message that our library does not know yet.

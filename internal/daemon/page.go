@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"stasis"
@@ -33,7 +35,7 @@ func (d *Daemon) newBrowsers() *browsers {
 func (d *Daemon) pageAPI() http.Handler {
 	options := []connect.HandlerOption{
 		connect.WithReadMaxBytes(maxMessage), connect.WithCompressMinBytes(worthIt), connect.WithRecover(d.recovered),
-		connect.WithInterceptors(&edge{daemon: d}, connect.UnaryInterceptorFunc(withoutEnvironment)),
+		connect.WithInterceptors(append(slices.Clone(d.opts.Interceptors), &edge{daemon: d}, connect.UnaryInterceptorFunc(withoutEnvironment))...),
 	}
 	mux := http.NewServeMux()
 	mux.Handle(stasisv1connect.NewSystemServiceHandler(&systemService{daemon: d}, options...))
@@ -51,8 +53,9 @@ func withoutEnvironment(next connect.UnaryFunc) connect.UnaryFunc {
 		if err != nil {
 			return nil, err
 		}
-		if list, ok := response.Any().(*v1.ListJobsResponse); ok {
-			for _, j := range list.GetJobs() {
+		if list, ok := response.(*connect.Response[v1.ListJobsResponse]); ok {
+			list.Msg = proto.CloneOf(list.Msg) // the service keeps parts of it for others
+			for _, j := range list.Msg.GetJobs() {
 				if j.GetSpec() != nil {
 					j.Spec.Environment = nil
 				}

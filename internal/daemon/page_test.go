@@ -135,13 +135,14 @@ func TestPageShowsWhatTheCallerMaySee(t *testing.T) {
 // environmentJobs has one job, with a password in its environment.
 type environmentJobs struct {
 	stasisv1connect.UnimplementedJobServiceHandler
+	job *v1.Job
 }
 
 const password = "hunter2-hunter2"
 
-func (environmentJobs) List(context.Context, *connect.Request[v1.ListJobsRequest]) (*connect.Response[v1.ListJobsResponse], error) {
-	spec := &v1.JobSpec{Name: "job", Command: []string{"serve"}, Environment: []string{"PASSWORD=" + password}}
-	return connect.NewResponse(&v1.ListJobsResponse{Jobs: []*v1.Job{{Spec: spec}}, Total: 1}), nil
+// List gives one and the same message to all.
+func (j environmentJobs) List(context.Context, *connect.Request[v1.ListJobsRequest]) (*connect.Response[v1.ListJobsResponse], error) {
+	return connect.NewResponse(&v1.ListJobsResponse{Jobs: []*v1.Job{j.job}, Total: 1}), nil
 }
 func (environmentJobs) Counts(uint32) (all, running int) { return 1, 0 }
 func (environmentJobs) Needed() bool                     { return false }
@@ -151,7 +152,10 @@ func (environmentJobs) Close(context.Context) error      { return nil }
 func TestPageHasNoSecrets(t *testing.T) {
 	b := serve(t, func(o *Options) {
 		withPage(o)
-		o.Jobs = func(*engine.Engine, *slog.Logger) (Jobs, error) { return environmentJobs{}, nil }
+		o.Jobs = func(*engine.Engine, *slog.Logger) (Jobs, error) {
+			job := &v1.Job{Spec: &v1.JobSpec{Name: "job", Command: []string{"serve"}, Environment: []string{"PASSWORD=" + password}}}
+			return environmentJobs{job: job}, nil
+		}
 	})
 	parent, child := filepath.Join(b.config.Checkpoint.Dir, "parent"), filepath.Join(b.config.Checkpoint.Dir, "child")
 	catalogtest.Make(t, parent, catalogtest.Options{})

@@ -355,6 +355,19 @@ func FuzzRequests(f *testing.F) {
 			`{"settings": {"streams": -1, "maxPause": "-1s", "criu": {"raw": ["\n"]}}}`, "\x08\x80\x80\x80\x80\x10", "[", "null", ""} {
 			f.Add(name, byte(i), []byte(body))
 		}
+		r := rand.New(rand.NewPCG(uint64(len(name)), 1))
+		for range 3 { // of the right form
+			m := proto.Clone(procedures[name])
+			fill(r, m.ProtoReflect(), 0)
+			if text, err := protojson.Marshal(m); err == nil {
+				f.Add(name, byte(0), text)
+				f.Add(name, byte(2), text)
+			}
+			if raw, err := proto.Marshal(m); err == nil {
+				f.Add(name, byte(1), raw)
+				f.Add(name, byte(3), raw)
+			}
+		}
 	}
 	b := fuzzed(f)
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -4,7 +4,7 @@ import "bytes"
 
 // compare finds the pages that are as the parent has them, and stores those that differ from that a little as differences. The
 // bytes are compared, so what is referred to is equal whatever the tracker said; the parent's block is read and checked for that.
-// Neighbours are mostly in one block, which is read once. Where that gave nothing for a while, few pages are compared: see worth.
+// Neighbours are mostly in one block, which is read once. What can't be read is not compared with: see Lost. Where that gave nothing for a while, few pages are compared: see worth.
 func (w *Writer) compare(s *scratch, b PageBlock, order uint64) error {
 	if w.parent == nil || w.noCompare {
 		return nil
@@ -16,11 +16,12 @@ func (w *Writer) compare(s *scratch, b PageBlock, order uint64) error {
 			continue
 		}
 		block, page, kind := w.parent.Find(b.PID, s.pages[i]*PageSize)
-		if kind != Data || !w.worth.try(b.PID, s.pages[i], block) {
+		if kind != Data || !w.worth.try(b.PID, s.pages[i], block) || w.unreadable.has(uint32(block)) {
 			continue
 		}
 		if err := w.parent.page(block, uint8(page), &s.old, &s.oldPage); err != nil {
-			return w.fail(err)
+			w.unread(block, &s.oldPage, err)
+			continue
 		}
 		if bytes.Equal(b.content(i), s.oldPage.content) {
 			f.kind, f.at = elsewhere, pageAt{uint32(block), inParent, uint8(page)}

@@ -90,6 +90,8 @@ type oldPage struct {
 	full    base
 	base    []byte // content of full
 	space   [2 * PageSize]byte
+
+	lacksBase bool // after an error: it was full that could not be read
 }
 
 // page reads a page of a block. What p has had before is replaced.
@@ -101,8 +103,13 @@ func (c *Checkpoint) page(number int, page uint8, cache *blockCache, p *oldPage)
 	}
 	p.base = p.space[:PageSize]
 	p.content = p.base
-	if err := c.takeBases([]base{p.full}, p.base, cache); err != nil || k.kind != deltaBlock {
+	p.lacksBase = true
+	if err := c.takeBases([]base{p.full}, p.base, cache); err != nil {
 		return err
+	}
+	p.lacksBase = false
+	if k.kind != deltaBlock {
+		return nil
 	}
 	delta, err := cache.deltas(c, number)
 	if err != nil {

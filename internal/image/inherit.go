@@ -59,9 +59,15 @@ func (p *plan) refer() error {
 	share, filled := weight/len(p.w.shards)+1, 0
 	for _, at := range sorted {
 		var g *group
-		for _, k := range radixSort(shards[at]) {
+		left, pieces := len(shards[at]), 0
+		for _, k := range shards[at] {
+			pieces += p.weight(&refs[k.at]) - 1
+		}
+		for n, k := range radixSort(shards[at]) {
 			if to := filled / share; g == nil || p.to[len(p.to)-1] != to {
 				g = &group{origin: origins[at.origin], shard: uint32(at.shard)}
+				g.blocks = make([]indexBlock, 0, min(left-n, share))
+				g.pieces = make([]indexPiece, 0, min(pieces, share))
 				p.groups, p.to = append(p.groups, g), append(p.to, to)
 			}
 			r := &refs[k.at]

@@ -10,12 +10,13 @@ import (
 // All of them are counted through by one number.
 type plan struct {
 	w      *Writer
-	base   []uint32   // number of the first block of each shard
-	own    int        // how many blocks were put; the parent's follow
-	counts []uint32   // of each block's pieces
-	needed []uint64   // of each block, a bit for each page that is wanted for its own sake
-	based  []bool     // of each block: a page of it is the base of one that is wanted
-	live   []liveRuns // what counts
+	base   []uint32        // number of the first block of each shard
+	own    int             // how many blocks were put; the parent's follow
+	counts []uint32        // of each block's pieces
+	needed []uint64        // of each block, a bit for each page that is wanted for its own sake
+	based  []bool          // of each block: a page of it is the base of one that is wanted
+	live   []liveRuns      // what counts
+	lost   map[uint32]bool // the parent's blocks that could not be read
 
 	groups  []*group // one for each shard of our own, then those of ancestors
 	to      []int    // index that each group goes to
@@ -77,6 +78,10 @@ func (w *Writer) newPlan() (*plan, error) {
 	if total >= int(zeroBlock) {
 		return nil, fmt.Errorf("the checkpoint has %d blocks, more than can be counted: dump fewer processes at once", total)
 	}
+	p.lost = map[uint32]bool{}
+	for _, block := range w.unreadable.found(0) {
+		p.lost[block] = true
+	}
 	p.counts, p.needed, p.based = make([]uint32, total), make([]uint64, total), make([]bool, total)
 	return p, nil
 }
@@ -95,6 +100,10 @@ func (p *plan) resolve(pids []int, present map[int][]Range, lenient bool) error 
 		if p.w.parent != nil {
 			var inherited []claim
 			inherited, gaps = p.w.parent.claims(pid, gaps, uint32(p.own))
+			inherited, lost := p.withoutLost(inherited)
+			if lost > 0 && !lenient {
+				return p.errLost(pid, lost)
+			}
 			p.take(i, inherited)
 		}
 		if err := missingPages(pid, gaps); err != nil && !lenient {
@@ -173,6 +182,9 @@ func (p *plan) number(at pageAt) uint32 {
 func (p *plan) layOut() error {
 	p.spots = make([]spot, len(p.counts))
 	p.markBases()
+	if err := p.checkLost(); err != nil {
+		return err
+	}
 	for _, t := range p.w.shards {
 		p.keepBlocks(t)
 	}

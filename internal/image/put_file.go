@@ -61,9 +61,10 @@ func (w *Writer) putPiece(s *scratch, number uint32, old []filePiece, off uint64
 	if found && int(old[at].raw) == len(data) {
 		was, err := w.parent.readPayload(&old[at].block, &s.file, false)
 		if err != nil {
-			return w.fail(err)
+			w.unreadFiles.Add(1)
+			w.unreadable.add(err)
 		}
-		if bytes.Equal(was, data) {
+		if err == nil && bytes.Equal(was, data) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.fileRefs = append(w.fileRefs, fileRef{number, &old[at]})

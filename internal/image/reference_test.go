@@ -174,7 +174,8 @@ func TestSharedFromManyGoroutines(t *testing.T) {
 	}
 }
 
-// TestDamagedParentIsFound puts a page over a block of the parent that is damaged: there is no checkpoint then.
+// TestDamagedParentIsFound puts a page, or a file, over a block of the parent that is damaged. There is no checkpoint that would need
+// that block.
 func TestDamagedParentIsFound(t *testing.T) {
 	for _, what := range []string{"page", "file"} {
 		var c chain
@@ -199,9 +200,13 @@ func TestDamagedParentIsFound(t *testing.T) {
 		} else {
 			err = w.PutPages(0, PageBlock{7, []Extent{{70 * PageSize, 1}}, noise(PageSize)})
 		}
-		damageIn(t, err, "img-0", int(at), "a damaged parent")
-		if err := w.Finish(present, testManifest()); err == nil {
-			t.Error("the checkpoint was published")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, why := w.Unread()
+		damageIn(t, why, "img-0", int(at), "a damaged parent")
+		if err := w.Finish(present, testManifest()); (err == nil) != (what == "file") {
+			t.Errorf("%s: %v", what, err)
 		}
 	}
 }

@@ -51,7 +51,10 @@ type Writer struct {
 	noDelta    bool
 	table      *pageTable // nil: equal pages are not looked for
 	worth      *worth
-	scratches  sync.Pool
+
+	unreadable  unreadable   // blocks of the parent's pages
+	unreadFiles atomic.Int64 // and of its files
+	scratches   sync.Pool
 
 	free chan *shard // those that nobody is writing to
 

@@ -29,7 +29,7 @@ func TestAProcessThatExecutesPrograms(t *testing.T) {
 		target.Wait()
 	})
 	made := 0
-	for range 200 {
+	for range 100 {
 		fd, err := Userfaultfd(target.Process.Pid, unix.O_CLOEXEC)
 		if err == nil {
 			made++
@@ -40,6 +40,6 @@ func TestAProcessThatExecutesPrograms(t *testing.T) {
 		}
 	}
 	if made == 0 {
-		t.Error("none of 200 userfaultfds could be made")
+		t.Error("none of 100 userfaultfds could be made")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,20 +24,16 @@ func TestARestartableSequence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := 0
-	for range 200 {
+	for range 40 {
 		var fd int
-		onThread(func() { fd, err = createIn(s.PID(), tid, gadget, unix.O_CLOEXEC) })
-		switch {
-		case err == nil:
-			made++
-			unix.Close(fd)
-		case !errors.Is(err, errBusy):
+		err := patiently(func() (err error) {
+			onThread(func() { fd, _, err = createIn(s.PID(), tid, gadget, unix.O_CLOEXEC) })
+			return err
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	if made == 0 {
-		t.Error("no userfaultfd could be made")
+		unix.Close(fd)
 	}
 	s.Prove(t)
 	if s.Note(t).Has["aborts"] == 0 {
@@ -55,11 +52,32 @@ func onThread(work func()) {
 	<-done
 }
 
+// patiently tries again while a thread does not stop in time, as on a busy machine.
+func patiently(try func() error) (err error) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		if err = try(); !errors.Is(err, errBusy) {
+			break
+		}
+	}
+	return err
+}
+
+// madeIn makes a userfaultfd in a process, and closes it.
+func madeIn(pid int) error {
+	return patiently(func() error {
+		fd, err := Userfaultfd(pid, unix.O_CLOEXEC)
+		if err == nil {
+			err = unix.Close(fd)
+		}
+		return err
+	})
+}
+
 // TestDispatchedCalls: a system call of ours would be a signal for the program.
 func TestDispatchedCalls(t *testing.T) {
 	s := testkit.StartSubject(t, "dispatched")
-	if fd, err := Userfaultfd(s.PID(), unix.O_CLOEXEC); !errors.Is(err, ErrDispatched) {
-		t.Errorf("got %d, %v", fd, err)
+	if err := madeIn(s.PID()); !errors.Is(err, ErrDispatched) {
+		t.Errorf("got %v", err)
 	}
 	s.Prove(t)
 }
@@ -69,10 +87,8 @@ func TestDispatchedCalls(t *testing.T) {
 func TestAFilterThatMayNotBeSuspended(t *testing.T) {
 	free := testkit.StartSubject(t, "handlers")
 	filtered := testkit.StartSubject(t, "filtered")
-	if fd, err := Userfaultfd(filtered.PID(), unix.O_CLOEXEC); err != nil {
+	if err := madeIn(filtered.PID()); err != nil {
 		t.Errorf("a filter is not suspended: %v", err)
-	} else {
-		unix.Close(fd)
 	}
 	tracer := subject.Start(t, "filtered tracer")
 	if answer := tracer.Ask(strconv.Itoa(free.PID())); answer != "made" {
@@ -103,11 +119,8 @@ func filteredTracer(say func(string, ...any), hear func() (string, bool)) {
 			return
 		}
 		pid, _ := strconv.Atoi(order)
-		var fd int
 		if err == nil {
-			if fd, err = Userfaultfd(pid, unix.O_CLOEXEC); err == nil {
-				unix.Close(fd)
-			}
+			err = madeIn(pid)
 		}
 		if err != nil {
 			say("%s", strings.ReplaceAll(err.Error(), "\n", "; "))
@@ -115,4 +128,35 @@ func filteredTracer(say func(string, ...any), hear func() (string, bool)) {
 		}
 		say("made")
 	}
+}
+
+// TestAChildThatIsBornMeanwhile: a child of another thread gets a copy of the
+// descriptor, which must not stay with it.
+func TestAChildThatIsBornMeanwhile(t *testing.T) {
+	s := testkit.StartSubject(t, "heir")
+	number, child := int(s.Note(t).Has["fd"]), int(s.Note(t).Has["child"])
+	gadget, err := FindSyscall(s.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fd int
+	err = patiently(func() (err error) {
+		if fd, err = Fetch(s.PID(), number); err != nil {
+			return err
+		}
+		if !sameFile(fd, child, number) {
+			return errors.New("the child has no copy")
+		}
+		onThread(func() { err = closeCopies(s.PID(), fd, number, gadget) })
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sameFile(fd, child, number) {
+		t.Error("the child still has its copy")
+	}
+	unix.Close(fd)
+	waitForState(t, child, 'S')
+	s.Prove(t)
 }

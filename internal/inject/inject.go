@@ -17,6 +17,7 @@ package inject
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"time"
 
@@ -41,6 +42,9 @@ const maxMoves = 20
 // allLimit bounds the attempts to stop one thread after another: in a frozen
 // control group none of a thousand stops.
 const allLimit = time.Second
+
+// forkPause is how long a fork takes at most, in general.
+const forkPause = 2 * time.Millisecond
 
 // Userfaultfd creates a userfaultfd(2) inside the process and returns this
 // process' copy of it; the target keeps none. The caller closes it. The flags
@@ -69,37 +73,59 @@ func userfaultfd(pid int, flags int) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	done := make(chan struct{})
+	type result struct {
+		fd  int
+		err error
+	}
+	done := make(chan result)
 	go func() {
-		defer close(done)
 		// Never unlocked: the thread ends with this goroutine, and with it
 		// every tie to the target.
 		runtime.LockOSThread()
-		fd, err = -1, fmt.Errorf("no thread could be stopped: %w", ErrUnsupported)
-		for begun, i := time.Now(), 0; i < len(task.Threads) && time.Since(begun) < allLimit; i++ {
-			if fd, err = createIn(pid, task.Threads[i], gadget, flags); !errors.Is(err, errBusy) {
-				break
-			}
-		}
+		fd, err := createInAny(pid, task.Threads, gadget, flags)
+		done <- result{fd, err}
 	}()
-	<-done
+	r := <-done
+	if r.err != nil {
+		return -1, r.err
+	}
+	return r.fd, nil
+}
+
+// createInAny makes the userfaultfd in the first thread that can be stopped.
+func createInAny(pid int, threads []int, gadget uint64, flags int) (fd int, err error) {
+	fd, err = -1, fmt.Errorf("no thread could be stopped: %w", ErrUnsupported)
+	for begun, i := time.Now(), 0; i < len(threads) && time.Since(begun) < allLimit; i++ {
+		var number int
+		if fd, number, err = createIn(pid, threads[i], gadget, flags); errors.Is(err, errBusy) {
+			continue
+		}
+		if err == nil && len(threads) > 1 {
+			err = closeCopies(pid, fd, number, gadget)
+		}
+		break
+	}
 	return fd, err
 }
 
-// createIn makes the userfaultfd in one thread and fetches it.
-func createIn(pid, tid int, gadget uint64, flags int) (fd int, err error) {
+// userfaultfdLink is what a descriptor of a userfaultfd links to in /proc/PID/fd.
+const userfaultfdLink = "anon_inode:[userfaultfd]"
+
+// createIn makes the userfaultfd in one thread and fetches it. The number that it
+// had there is free again.
+func createIn(pid, tid int, gadget uint64, flags int) (fd, number int, err error) {
 	t, err := stop(tid)
 	if err != nil {
-		return -1, err
+		return -1, -1, err
 	}
 	defer func() { err = errors.Join(err, t.release()) }()
 
 	if !t.hasSyscallAt(gadget) {
-		return -1, errMoved
+		return -1, -1, errMoved
 	}
 	remote, err := t.syscall(gadget, unix.SYS_USERFAULTFD, uint64(flags))
 	if err != nil {
-		return -1, err
+		return -1, -1, err
 	}
 	fd, err = Fetch(pid, int(remote))
 	// CRIU refuses a process that holds a userfaultfd, so no copy may stay.
@@ -110,7 +136,59 @@ func createIn(pid, tid int, gadget uint64, flags int) (fd int, err error) {
 		unix.Close(fd)
 		fd = -1
 	}
-	return fd, err
+	return fd, int(remote), err
+}
+
+// closeCopies closes the copies of a userfaultfd that children have which another
+// thread has made meanwhile. A fork that was under way shows its child a moment
+// later, so it looks twice. The descriptor is closed with an error.
+func closeCopies(pid, fd, number int, gadget uint64) error {
+	err := closeCopiesNow(pid, fd, number, gadget)
+	if err == nil {
+		time.Sleep(forkPause)
+		err = closeCopiesNow(pid, fd, number, gadget)
+	}
+	if err != nil {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// closeCopiesNow looks at the children that there are. Their system call
+// instruction is where their parent's is.
+func closeCopiesNow(pid, fd, number int, gadget uint64) error {
+	children, err := proc.Children(pid)
+	for _, child := range children {
+		link, linkErr := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", child, number))
+		if linkErr != nil || link != userfaultfdLink || !sameFile(fd, child, number) {
+			continue // it was born before or later, has ended, or executes another program
+		}
+		if closeErr := closeIn(child, number, gadget); closeErr != nil && !errors.Is(closeErr, proc.ErrGone) {
+			err = errors.Join(err, fmt.Errorf("close the copy of child %d: %w", child, closeErr))
+		}
+	}
+	return err
+}
+
+// sameFile says whether a descriptor of ours and one of another process are the
+// same open file.
+func sameFile(fd, pid, number int) bool {
+	const kcmpFile = 0 // KCMP_FILE of kcmp(2)
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(unix.Getpid()), uintptr(pid), kcmpFile, uintptr(fd), uintptr(number), 0)
+	return errno == 0 && order == 0
+}
+
+func closeIn(pid, number int, gadget uint64) (err error) {
+	t, err := stop(pid)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, t.release()) }()
+	if !t.hasSyscallAt(gadget) {
+		return nil // it has executed another program, and has no copy any more
+	}
+	_, err = t.syscall(gadget, unix.SYS_CLOSE, uint64(number))
+	return err
 }
 
 // Fetch copies a descriptor of another process into this one.

@@ -176,8 +176,8 @@ func (t *tracee) leaveCriticalSection() error {
 		size, signature, flags uint32
 		_                      uint32
 	}
-	err := ptrace(ptraceGetRseq, t.tid, unsafe.Sizeof(config), uintptr(unsafe.Pointer(&config)))
-	if err != nil || config.pointer == 0 {
+	known := ptrace(ptraceGetRseq, t.tid, unsafe.Sizeof(config), uintptr(unsafe.Pointer(&config))) == nil
+	if !known || config.pointer == 0 {
 		return nil // the thread has no such sequences, or the kernel is too old to tell
 	}
 	const offsetOfSequence = 8 // struct rseq of linux/rseq.h

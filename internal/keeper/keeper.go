@@ -28,6 +28,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -79,6 +80,8 @@ type Info struct {
 	State
 	Keeper int   // its own pid
 	Memory int64 // bytes of RAM that it has to itself
+	// Err says why the keeper did not answer; of State there are only Root, Start and Comm then, and Keeper may be 0.
+	Err error `json:"-"`
 }
 
 func socketPath(root int, start uint64) string {
@@ -112,8 +115,16 @@ func Take(root *proc.Task) (*State, []int, error) {
 // Without a keeper it does nothing.
 func Disarm(root *proc.Task) error { return tell(root.PID, root.StartTime, order{Do: doDisarm}, nil) }
 
-// Stop ends the keeper of a tree. Without one it does nothing.
-func Stop(root int, start uint64) error { return tell(root, start, order{Do: doStop}, nil) }
+// Stop ends the keeper of a tree. Without one it does nothing. One that does not answer is killed.
+func Stop(root int, start uint64) error {
+	err := tell(root, start, order{Do: doStop}, nil)
+	if stuck(err) {
+		if killErr := kill(root, start); !errors.Is(killErr, ErrNone) {
+			return killErr
+		}
+	}
+	return err
+}
 
 // Put hands trackers over to the keeper of a tree, in place of what it had; one
 // is started where there is none. The caller keeps its own descriptors.
@@ -149,7 +160,8 @@ func tell(root int, start uint64, o order, fds []int) error {
 }
 
 // List finds all keepers, by pid of their trees' roots. Sockets whose keepers
-// are gone are removed.
+// are gone are removed. One that does not answer is in the list with an error;
+// it keeps nobody waiting longer than another would.
 func List() ([]Info, error) {
 	entries, err := os.ReadDir(Folder)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -158,24 +170,46 @@ func List() ([]Info, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for trackers: %w", err)
 	}
-	var list []Info
-	for _, e := range entries {
+	var asked sync.WaitGroup
+	all := make([]*Info, len(entries))
+	for i, e := range entries {
 		var root int
 		var start uint64
 		if n, _ := fmt.Sscanf(e.Name(), "%d-%d", &root, &start); n != 2 || strings.Contains(e.Name(), ".") {
 			continue
 		}
-		info, err := infoOf(root, start)
-		if errors.Is(err, ErrNone) {
-			continue
+		asked.Go(func() {
+			info, err := infoOf(root, start)
+			switch {
+			case errors.Is(err, ErrNone):
+			case err != nil:
+				all[i] = silent(root, start, err)
+			default:
+				all[i] = info
+			}
+		})
+	}
+	asked.Wait()
+	var list []Info
+	for _, info := range all {
+		if info != nil {
+			list = append(list, *info)
 		}
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, *info)
 	}
 	slices.SortFunc(list, func(a, b Info) int { return a.Root - b.Root })
 	return list, nil
+}
+
+// silent is what can be said of a keeper that did not answer.
+func silent(root int, start uint64, err error) *Info {
+	info := &Info{State: State{Root: root, Start: start}, Keeper: find(root, start), Err: err}
+	if stuck(err) {
+		info.Err = fmt.Errorf("it does not answer within %v, and may be stopped (SIGSTOP)", patience)
+	}
+	if task, err := proc.ReadTask(root); err == nil && task.StartTime == start {
+		info.Comm = task.Comm
+	}
+	return info
 }
 
 func infoOf(root int, start uint64) (*Info, error) {

@@ -215,3 +215,61 @@ func TestRefusesWhatIsNotItsTree(t *testing.T) {
 		t.Errorf("after garbage: %+v, %v", state, err)
 	}
 }
+
+// TestAStuckKeeperIsListed beside others, with its pid, and can be ended.
+func TestAStuckKeeperIsListed(t *testing.T) {
+	_, stopped := tree(t)
+	_, other := tree(t)
+	for _, task := range []*proc.Task{stopped, other} {
+		keep, _ := pipes(t, 1)
+		if err := Put(stateOf(task, 1), keep); err != nil {
+			t.Fatal(err)
+		}
+		closeAll(keep)
+	}
+	of := func(task *proc.Task) *Info {
+		t.Helper()
+		list, err := List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, info := range list {
+			if info.Root == task.PID && info.Start == task.StartTime {
+				return &info
+			}
+		}
+		return nil
+	}
+	answering := func(task *proc.Task) *Info {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); ; { // one that answers may have to wait for a busy machine
+			info := of(task)
+			if info == nil || info.Err == nil || time.Now().After(deadline) {
+				return info
+			}
+		}
+	}
+	before := answering(stopped)
+	if before == nil || before.Err != nil || before.Keeper == 0 {
+		t.Fatalf("before it is %+v", before)
+	}
+	if err := unix.Kill(before.Keeper, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Kill(before.Keeper, unix.SIGCONT) })
+	if info := of(stopped); info == nil || info.Err == nil || info.Keeper != before.Keeper || info.Comm != "sleep" {
+		t.Errorf("the one that is stopped is %+v", info)
+	}
+	if info := answering(other); info == nil || info.Err != nil || info.Armed != "some-id" {
+		t.Errorf("the other is %+v", info)
+	}
+	if err := Stop(stopped.PID, stopped.StartTime); err != nil {
+		t.Fatal(err)
+	}
+	if info := of(stopped); info != nil {
+		t.Errorf("it was ended, and is %+v", info)
+	}
+	if info := of(other); info == nil {
+		t.Error("the other has ended, too")
+	}
+}

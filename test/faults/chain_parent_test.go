@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"stasis"
@@ -102,8 +103,9 @@ func TestParentOfAnotherProcess(t *testing.T) {
 	c.refuses(err, stasis.ErrInput, "leave the parent out")
 }
 
-// TestParentDamaged: where a dump reads it, it says so; a block that it does not
-// read is noticed by the restore, which then leaves nothing behind.
+// TestParentDamaged: where a dump cannot use it, it says so; a block that it
+// cannot read is copied again; one that it does not read is noticed by the
+// restore, which then leaves nothing behind.
 func TestParentDamaged(t *testing.T) {
 	c := newChain(t)
 	good := c.on(nil)
@@ -149,13 +151,9 @@ func TestParentDamaged(t *testing.T) {
 			}
 		}
 		turn()
-		grandchild, err := c.try(child)
-		if err != nil { // it has read that block
-			c.refuses(err, stasis.ErrDamaged, "dump without a parent")
-		}
+		grandchild := c.on(child)
 		last := &link{dir: c.next().dir, rewind: c.p.Snapshot()}
-		dumped := err == nil
-		_, err = stasis.Dump(context(), stasis.DumpOptions{PID: c.p.PID(), Dir: last.dir, After: stasis.AfterKill, CRIU: criuOptions})
+		_, err := stasis.Dump(context(), stasis.DumpOptions{PID: c.p.PID(), Dir: last.dir, After: stasis.AfterKill, CRIU: criuOptions})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,11 +172,60 @@ func TestParentDamaged(t *testing.T) {
 		}
 		last.rewind()
 		c.look()
-		if dumped {
-			c.right(grandchild)
-		}
+		c.right(grandchild)
 		c.right(child)
 	})
+}
+
+// TestParentRots: blocks of the parent, and of what that builds on, cannot be
+// read any more. A dump that compares all memory with it sees all of that, and
+// makes a checkpoint that does without them.
+func TestParentRots(t *testing.T) {
+	c := newChain(t)
+	first := c.on(nil)
+	second := c.on(first)
+	rot := func(l *link, origin int) {
+		c.t.Helper()
+		for i, use := range c.uses(second) {
+			if use.Origin != origin || use.File || i%3 > 0 {
+				continue
+			}
+			f, err := os.OpenFile(filepath.Join(l.dir, image.ShardName(use.Shard)), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at, one := use.Offset+use.Len/2, make([]byte, 1)
+			_, err = f.ReadAt(one, at)
+			one[0] ^= 0x40
+			if err == nil {
+				_, err = f.WriteAt(one, at)
+			}
+			if err = errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rot(second, 0)
+	rot(first, 1)
+	third := c.next()
+	result, err := stasis.Dump(context(), stasis.DumpOptions{
+		PID: c.p.PID(), Dir: third.dir, Parent: second.dir, Tracker: "none", After: stasis.AfterKill, CRIU: criuOptions,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.gone()
+	notes := strings.Join(result.Notes, "; ")
+	t.Logf("notes: %s", notes)
+	if !strings.Contains(notes, "damaged") {
+		t.Error("the notes do not say that the parent is damaged")
+	}
+	if _, err := stasis.Restore(context(), stasis.RestoreOptions{Dir: third.dir}); err != nil {
+		t.Fatal(err)
+	}
+	third.rewind()
+	c.look()
+	c.unharmed()
 }
 
 // neededBlock is a place in the data of a block in the parent's first shard

@@ -43,6 +43,7 @@ type plan struct {
 	Parent      string
 	Track       bool
 	PreDump     bool     // a pre-dump instead of a dump
+	NetworkLock string   // how CRIU locks connections; "": as it is chosen
 	Wait        []string // points at which it waits; nil: at none
 }
 
@@ -112,9 +113,11 @@ func (p *plan) run(at func(string) error) error {
 		})
 		return err
 	}
+	options := criuOptions
+	options.NetworkLock = p.NetworkLock
 	_, err := stasis.Dump(context(), stasis.DumpOptions{
 		PID: p.PID, Dir: p.Dir, After: p.After, Engine: p.Engine, FinalBuffer: p.FinalBuffer, Streams: 2,
-		Parent: p.Parent, Track: p.Track, CRIU: criuOptions, AtStep: atStep, Progress: progress,
+		Parent: p.Parent, Track: p.Track, CRIU: options, AtStep: atStep, Progress: progress,
 	})
 	return err
 }

@@ -61,7 +61,7 @@ func TestHousekeeping(t *testing.T) {
 	if _, err := stasis.Restore(t.Context(), stasis.RestoreOptions{Dir: dirs[1]}); !errors.Is(err, store.ErrNoCheckpoint) {
 		t.Errorf("the second, which was removed: %v", err)
 	}
-	report, err := chain.AutoDedup(dirs[3])
+	report, err := chain.Dedup(t.Context(), dirs[3], chain.Options{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

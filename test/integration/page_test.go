@@ -249,7 +249,7 @@ func (b *jobBench) checkMaps() (newest string) {
 		if all := parts.Changed + parts.Unchanged + parts.Zero + parts.StoredAgain; all < f.GetBytesMemory() || all > f.GetBytesMemory()+f.GetBytesFiles() {
 			b.Errorf("the map of %s has %d bytes, and the dump %d and %d", one.GetName(), all, f.GetBytesMemory(), f.GetBytesFiles())
 		}
-		if first := i == 2; first != (parts.Unchanged+parts.StoredAgain == 0) || parts.Unchanged < f.GetBytesReferenced() || parts.Zero != 4096*f.GetZeroPages() {
+		if first := i == 2; first != (parts.Unchanged == 0) || first != (f.GetBytesReferenced() == 0) || parts.Zero > 4096*f.GetZeroPages() {
 			b.Errorf("%s: %v, and the dump says %v", one.GetName(), &parts, f)
 		}
 		for _, kind := range []v1.MemoryKind{v1.MemoryKind_MEMORY_KIND_HEAP, v1.MemoryKind_MEMORY_KIND_STACK, v1.MemoryKind_MEMORY_KIND_FILE, v1.MemoryKind_MEMORY_KIND_ANONYMOUS} {

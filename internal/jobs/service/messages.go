@@ -26,6 +26,9 @@ func bad(format string, args ...any) error {
 
 // specOf reads what a job is to be, on behalf of somebody.
 func specOf(m *v1.JobSpec, p peer.Peer, c *config.Config) (db.Spec, error) {
+	if m == nil {
+		m = new(v1.JobSpec) // optional fields of a message that is not there cannot be looked at
+	}
 	spec := db.Spec{
 		Name: m.GetName(), Argv: m.GetCommand(), Env: m.GetEnvironment(), Dir: m.GetDirectory(), UID: p.UID, GID: p.GID,
 		Labels: m.GetLabels(), WithFiles: m.GetWithFiles(), Terminal: !m.GetNoTerminal(), Keep: keepOf(m.GetRetention()),

@@ -159,7 +159,7 @@ function showReadout() {
   }
   const cell = cells[cursor], sum = sumOf(cell.parts), process = shown.processes.find(p => p.pid === cell.pid);
   const mapping = (shown.mappings ?? []).findLast(m => m.pid === cell.pid && BigInt(m.start ?? 0) <= cell.start && cell.start < BigInt(m.start ?? 0) + BigInt(m.mapped ?? 0));
-  const said = `${hex(cell.start)} to ${hex(cell.end)}: ${bytes(sum)} of ${cell.name.toLowerCase()} memory of ${process?.command ?? ""} (${cell.pid})${mapping?.file ? `, ${mapping.file}` : ""}. ${shares(cell.parts, sum)}.`;
+  const said = `${hex(cell.start)} to ${hex(cell.end)}: ${bytes(sum)} of ${cell.look === "unknown" ? "memory of a kind that is not known," : `${cell.name.toLowerCase()} memory`} of ${process?.command ?? ""} (${cell.pid})${mapping?.file ? `, ${mapping.file}` : ""}. ${shares(cell.parts, sum)}.`;
   text($("readout"), said);
   attribute(canvas, "aria-valuemax", cells.length);
   attribute(canvas, "aria-valuenow", cursor + 1);
@@ -198,8 +198,10 @@ export function showMap(map) {
   });
   // The cursor stays at its address when the next checkpoint of the same job comes.
   cursor = at ? Math.max(0, cells.findLastIndex(c => c.pid === at.pid && c.start <= at.start)) : 0;
-  $("map-notes").hidden = !map.notes?.length;
-  text($("map-notes"), (map.notes ?? []).join(" "));
+  const notes = [...(map.notes ?? [])];
+  if (map.checkpoint.kind === "CHECKPOINT_KIND_PRE_DUMP") notes.push("A pre-dump has pages and no mappings, so it is not known of which kind they are.");
+  $("map-notes").hidden = notes.length === 0;
+  text($("map-notes"), notes.join(" "));
   draw();
   showLegend();
   showReadout();

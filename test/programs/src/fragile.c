@@ -150,3 +150,43 @@ const struct feature feature_dispatched = {
 	.name = "dispatched", .help = "system calls that are not the C library's are dispatched to a handler of SIGSYS",
 	.setup = dispatched_setup, .check = dispatched_check,
 };
+
+/* ---- heir ---- */
+
+/* A child has a copy of the program's userfaultfd, as one has that is born while a tracker is put into the program. */
+static int handed_down = -1;
+static pid_t heir;
+
+static void heir_setup(struct args *a)
+{
+	(void)a;
+	handed_down = syscall(SYS_userfaultfd, O_CLOEXEC);
+	if (handed_down < 0)
+		need("userfaultfd (%s)", strerror(errno));
+	heir = fork();
+	if (heir < 0)
+		die_errno("fork");
+	if (!heir) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	child_note(heir);
+}
+
+static void heir_check(void)
+{
+	if (fcntl(handed_down, F_GETFD) < 0)
+		bad("the program's own descriptor is closed");
+	if (proc_state(heir) != 'S')
+		bad("the child is in state %c", proc_state(heir));
+}
+
+static void heir_report(FILE *out)
+{
+	fprintf(out, " fd=%d child=%d", handed_down, heir);
+}
+
+const struct feature feature_heir = {
+	.name = "heir", .help = "a child with a copy of a userfaultfd", .setup = heir_setup, .check = heir_check, .report = heir_report,
+};
