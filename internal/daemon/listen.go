@@ -18,6 +18,7 @@ import (
 
 	"stasis/internal/config"
 	"stasis/internal/peer"
+	"stasis/internal/trust"
 )
 
 // ErrRunning: another daemon serves there already.
@@ -85,14 +86,24 @@ func Listen(c *config.Daemon, wait time.Duration) (_ *Listening, err error) {
 	return l, nil
 }
 
-// rootsAlone refuses a folder in which somebody else could put a socket of his own.
+// rootsAlone refuses a folder in which, or in whose place, somebody else could put a socket of his own while no daemon runs: what calls
+// there says what it has in its environment. The sticky bit of a folder such as /tmp does not keep him from that.
 func rootsAlone(dir string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
 		return fmt.Errorf("the folder for the socket, %s: %w", dir, err)
 	}
-	if int(st.Uid) != os.Geteuid() && st.Uid != 0 || st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
+	if int(st.Uid) != os.Geteuid() && st.Uid != 0 || st.Mode&0o022 != 0 {
 		return fmt.Errorf("the folder for the socket, %s, can be written by others: choose one that is root's alone (daemon.socket)", dir)
+	}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	way := (*trust.Error)(nil)
+	if err := trust.Way(dir); errors.As(err, &way) {
+		return fmt.Errorf("the folder for the socket, %s, can be replaced by others: %s %s: choose one that is root's alone (daemon.socket)", dir, way.Path, way.Why)
+	} else if err != nil {
+		return fmt.Errorf("the folder for the socket, %s: %w", dir, err)
 	}
 	return nil
 }

@@ -311,8 +311,21 @@ func TestSocket(t *testing.T) {
 	if _, err := Listen(c, 0); !errors.Is(err, ErrRunning) {
 		t.Errorf("something else that listens: %v", err)
 	}
+	// In a folder such as /tmp, or below one that others can write to, anybody could be there first.
+	for _, mode := range []os.FileMode{0o777, 0o777 | os.ModeSticky} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Listen(c, 0); err == nil || !strings.Contains(err.Error(), "can be written by others") {
+			t.Errorf("a folder of mode %v: %v", mode, err)
+		}
+	}
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
+	}
+	below := &config.Daemon{Socket: filepath.Join(dir, "own", "s.sock")}
+	if _, err := Listen(below, 0); err == nil || !strings.Contains(err.Error(), "can be replaced by others") {
+		t.Errorf("below a folder that others can write to: %v", err)
 	}
 	if _, err := Listen(c, 0); err == nil || !strings.Contains(err.Error(), "can be written by others") {
 		t.Errorf("a folder that all can write: %v", err)
