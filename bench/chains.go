@@ -32,7 +32,7 @@ func (b *bench) chain(ctx context.Context, size int64) (rows []*row, err error) 
 	}
 	defer func() { err = errors.Join(err, s.end()) }()
 	name := spaced(size)
-	pre := &row{ID: "pre-dump/" + compact(size), What: "longest pause of a pre-dump, " + name, Unit: seconds}
+	pre := &row{ID: "pre-dump/" + compact(size), What: "longest pause of a pre-dump, " + name, Unit: seconds, Beside: "no dump"}
 	pause := &row{ID: "chain/" + compact(size), What: "longest pause of a chained dump, " + name, Unit: seconds}
 	copied := &row{ID: "chain-bytes/" + compact(size), What: "copied by a dump 1 s after another, " + name, Unit: bytesUsed, Beside: "written"}
 
@@ -40,6 +40,9 @@ func (b *bench) chain(ctx context.Context, size int64) (rows []*row, err error) 
 	for range b.ours {
 		b.remove(top.dir)
 		if top, err = b.paused(ctx, s, &pre.Ours, job{Do: "pre-dump", PID: s.pid}); err != nil {
+			return nil, err
+		}
+		if err := b.undisturbed(ctx, s, &pre.Other, top.took); err != nil {
 			return nil, err
 		}
 	}
@@ -84,6 +87,18 @@ func (b *bench) paused(ctx context.Context, s *subject, into *series, j job) (ke
 	seen, err := s.figures(ctx)
 	b.notePause(into, seen)
 	return made, err
+}
+
+// undisturbed notes the longest time that the program stands still when nobody
+// dumps it, for as long as a dump took.
+func (b *bench) undisturbed(ctx context.Context, s *subject, into *series, window time.Duration) error {
+	if err := errors.Join(b.quiet(), s.forget(ctx)); err != nil {
+		return err
+	}
+	time.Sleep(window)
+	seen, err := s.figures(ctx)
+	b.notePause(into, seen)
+	return err
 }
 
 // changed measures a chained dump after a part of the memory was written,
