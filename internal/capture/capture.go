@@ -17,7 +17,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -142,30 +141,15 @@ func (c *Copier) Wait() (bytes uint64, err error) {
 	return c.copied.Load(), err
 }
 
-// shortSlice is how long a worker that stands back may keep a CPU before it
-// looks whether somebody else wants it: the least that Linux takes. A program
-// that wakes up need not wait longer for its turn, while the usual 3 ms would
-// be most of what it notices of a dump.
-const shortSlice = 100 * time.Microsecond
-
-// standBack gives the calling goroutine's thread less priority and short
-// turns, for the goroutine's rest. No harm if it is refused.
-func standBack(nice int) {
-	// Never unlocked: the thread ends with the goroutine, and nobody else inherits what is set here.
-	runtime.LockOSThread()
-	attr, err := unix.SchedGetAttr(0, 0)
-	if err != nil || attr.Policy != unix.SCHED_NORMAL && attr.Policy != unix.SCHED_BATCH {
-		return // somebody gave the whole dump a policy of its own
-	}
-	attr.Nice = min(attr.Nice+int32(nice), 19)
-	attr.Runtime = uint64(shortSlice) // Linux 6.12 and newer; older ones ignore it
-	_ = unix.SchedSetAttr(0, attr, 0)
-}
-
 func (c *Copier) work() error {
 	buffer := make([]byte, image.MaxBlock)
 	if c.opts.Nice > 0 {
-		standBack(c.opts.Nice)
+		// Never unlocked: the thread ends with the worker, and nobody else inherits its niceness.
+		runtime.LockOSThread()
+		if now, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
+			// The system call, unlike the C library, gives 20 minus the niceness.
+			_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 20-now+c.opts.Nice) // no harm if refused
+		}
 	}
 	var r reader
 	defer r.close()
