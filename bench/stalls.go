@@ -28,9 +28,9 @@ func (s span) overlap(o span) span {
 }
 
 const (
-	stallNap  = 300 * time.Microsecond // between two looks
-	stallMin  = time.Millisecond       // shorter ones are not noted
-	stallPrio = 1                      // of the real-time threads that look
+	stallNap  = time.Millisecond     // between two looks
+	stallMin  = 2 * time.Millisecond // shorter ones are not noted
+	stallPrio = 1                    // of the real-time threads that look
 )
 
 // stalls notes when the machine itself stood still: virtual machines do, for
