@@ -283,8 +283,21 @@ func (r *restore) unpackFile(name string) error {
 }
 
 // restoreState lets CRIU restore the tree and, unless it is a lazy restore,
-// fills its memory at the last moment before the tree runs.
+// fills its memory at the last moment before the tree runs. Where somebody was
+// given a number of the tree after it had been looked for, it is done again.
 func (r *restore) restoreState(ctx context.Context) error {
+	for attempt := 1; ; attempt++ {
+		err := r.restoreOnce(ctx)
+		if err == nil || attempt == restoreAttempts || !criu.NumberTaken(err) {
+			return err
+		}
+		if err := r.startOver(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *restore) restoreOnce(ctx context.Context) error {
 	if err := r.startPager(); err != nil {
 		return err
 	}
