@@ -1,7 +1,9 @@
 package criu
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -43,6 +45,13 @@ func Remedy(lines []string) string {
 	return ""
 }
 
+// NumberTaken says whether a restore failed because somebody had a pid or thread
+// id of the tree. CRIU makes all processes and threads before any of them runs.
+func NumberTaken(err error) bool {
+	var failure *Error
+	return errors.As(err, &failure) && slices.ContainsFunc(failure.Lines, func(line string) bool { return find(ofTakenNumbers, line) != nil })
+}
+
 func find(table []explanation, line string) *explanation {
 	for i := range table {
 		if table[i].fits(line) {
@@ -74,7 +83,7 @@ func table(parts ...[]explanation) []explanation {
 // causes are the lines that say what is wrong. Within each part the special
 // comes before the general.
 var causes = table(
-	ofSockets, ofDescriptors, ofFiles, ofTerminals, ofProcesses, ofNumbers,
+	ofSockets, ofDescriptors, ofFiles, ofTerminals, ofProcesses, ofTakenNumbers, ofNumbers,
 	ofMemory, ofMounts, ofNamespaces, ofCgroups, ofRights, ofHost, ofImages,
 )
 
