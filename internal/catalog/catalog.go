@@ -10,8 +10,9 @@
 // All of it belongs to root and is readable by root alone. A user's checkpoint is known by its place: what the file system says of
 // its files cannot be the proof, because a user must not be able to write what a restore runs as root.
 //
-// The catalog looks at the folders again whenever it is asked; what has not changed costs one stat(2) for each folder of folders,
-// however many checkpoints there are. All methods may be called from several goroutines at once.
+// The catalog is never behind the folders. Where the kernel tells of changes in them (inotify(7), on local file systems), what has not changed
+// costs two system calls, however much there is; elsewhere one stat(2) for each folder of folders. All methods may be called from several
+// goroutines at once.
 package catalog
 
 import (
@@ -57,6 +58,9 @@ type Catalog struct {
 	folders map[string]*folder // guarded by mu: folders of folders, by path
 	entries map[string]*Entry  // guarded by mu: by path
 	sorted  []*Entry           // guarded by mu: the newest first; nil: to be made again
+
+	generation uint64  // guarded by mu: grows with every change of what the catalog gives
+	watch      watcher // guarded by mu
 }
 
 // folder is a folder whose folders are checkpoints, or again folders.
@@ -78,7 +82,7 @@ const settled = 50 * time.Millisecond
 
 // New makes a catalog of a folder, which need not exist yet.
 func New(dir string) *Catalog {
-	return &Catalog{dir: filepath.Clean(dir), folders: make(map[string]*folder), entries: make(map[string]*Entry)}
+	return &Catalog{dir: filepath.Clean(dir), folders: make(map[string]*folder), entries: make(map[string]*Entry), watch: watcher{fd: -1}}
 }
 
 // Dir is the folder.
@@ -107,9 +111,18 @@ func (c *Catalog) MakeHome(uid uint32, job string) (string, error) {
 
 // List gives all checkpoints, the newest first. The list is the caller's to keep, but not to change.
 func (c *Catalog) List() []*Entry {
+	list, _ := c.Look()
+	return list
+}
+
+// Look is List with a number that tells one list from the next: as long as it stays the same, so does the list, and so do those of its
+// checkpoints that are watched (see Watch).
+func (c *Catalog) Look() (list []*Entry, generation uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lookLocked()
+	if !c.quietLocked() {
+		c.lookLocked()
+	}
 	if c.sorted == nil {
 		c.sorted = make([]*Entry, 0, len(c.entries))
 		for _, e := range c.entries {
@@ -117,7 +130,13 @@ func (c *Catalog) List() []*Entry {
 		}
 		slices.SortFunc(c.sorted, newestFirst)
 	}
-	return c.sorted
+	return c.sorted, c.generation
+}
+
+// changedLocked is called with every change of entries.
+func (c *Catalog) changedLocked() {
+	c.sorted = nil
+	c.generation++
 }
 
 func newestFirst(a, b *Entry) int {
@@ -230,13 +249,17 @@ func (c *Catalog) takeLocked(dir string) *Entry {
 		return known
 	case err == nil:
 		if e, err := read(dir, owner, job); err == nil {
-			c.entries[dir], c.sorted = e, nil
+			c.entries[dir] = e
+			c.changedLocked()
 			return e
 		}
 	}
 	if known != nil {
 		delete(c.entries, dir)
-		c.sorted = nil
+		c.changedLocked()
+		if home := c.folders[filepath.Dir(dir)]; home != nil {
+			home.changed = time.Time{} // its folder may still be there, and become a checkpoint again
+		}
 	}
 	return nil
 }
@@ -266,12 +289,14 @@ func (c *Catalog) place(dir string) (owner uint32, job string, ok bool) {
 // lookLocked brings the catalog up to date.
 func (c *Catalog) lookLocked() {
 	seen := make(map[string]bool, len(c.folders)+1)
+	c.watch.begin(c.dir)
 	c.lookIntoLocked(c.dir, seen)
 	for path := range c.folders {
 		if !seen[path] {
 			c.forgetLocked(path)
 		}
 	}
+	c.watch.done()
 }
 
 // forgetLocked drops a folder that is gone, and what was in it.
@@ -280,12 +305,13 @@ func (c *Catalog) forgetLocked(path string) {
 	for dir := range c.entries {
 		if filepath.Dir(dir) == path {
 			delete(c.entries, dir)
-			c.sorted = nil
+			c.changedLocked()
 		}
 	}
 }
 
 func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
+	c.watch.folder(path) // before anything in it is looked at
 	info, err := os.Lstat(path)
 	if err != nil || !info.IsDir() {
 		return
@@ -309,6 +335,7 @@ func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
 			c.lookIntoLocked(dir, seen)
 			continue
 		}
+		c.watch.folder(dir)
 		now, err := stampOf(dir)
 		if err != nil || now == bad {
 			continue
@@ -345,7 +372,7 @@ func (c *Catalog) readLocked(path string, known *folder) {
 	for dir := range c.entries {
 		if filepath.Dir(dir) == path && !now[filepath.Base(dir)] {
 			delete(c.entries, dir)
-			c.sorted = nil
+			c.changedLocked()
 		}
 	}
 }

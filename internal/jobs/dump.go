@@ -41,10 +41,10 @@ func parseSchedule(spec *db.Spec) (schedule.Schedule, error) {
 func (j *job) keepTime() {
 	var skipped bool // the operation under way has already been said to be in the way
 	for {
-		j.mu.Lock()
+		j.mu.RLock()
 		s, due, alive := j.schedule, j.due, j.rec.State == db.StateRunning
 		removed := j.removed
-		j.mu.Unlock()
+		j.mu.RUnlock()
 		if removed {
 			return
 		}
@@ -245,12 +245,12 @@ func (j *job) dumpOptions(r DumpRequest, rec db.Job, consoles []string, cp *db.C
 		MaxRounds: set.MaxRounds, MaxPause: set.MaxPause, FinalBuffer: set.FinalBuffer, Nice: set.Nice, Bandwidth: set.Bandwidth,
 		MaxChain: j.maxChain(&set), CRIUPath: j.m.o.CRIUPath, Progress: r.Progress,
 	}
-	j.mu.Lock()
+	j.mu.RLock()
 	scheduled := j.schedule != nil
 	if rec.Parent != 0 && !r.Full && o.MaxChain != 1 {
 		o.Parent = j.dirOf(rec.Parent)
 	}
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	// Between checkpoints on schedule the kernel notes what is written. Without a schedule that would cost for nothing.
 	o.Track = scheduled && o.MaxChain != 1 && o.After == stasis.AfterRun
 	o.AtStep = func(step stasis.Step) error {
@@ -323,7 +323,7 @@ func (j *job) dumpFailed(seq uint64, err error, ending bool) {
 
 // prune deletes the checkpoints that the job's policy does not keep.
 func (j *job) prune(ctx context.Context) {
-	j.mu.Lock()
+	j.mu.RLock()
 	keep := j.rec.Spec.Keep
 	if keep == (db.Keep{}) {
 		keep = j.m.o.Keep
@@ -333,7 +333,7 @@ func (j *job) prune(ctx context.Context) {
 		needed[good.Seq] = true
 	}
 	gone := surplus(j.cps, keep, needed)
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	if len(gone) == 0 {
 		return
 	}
