@@ -67,6 +67,7 @@ type Catalog struct {
 type folder struct {
 	changed time.Time        // modification time when it was read; zero: to be read again
 	pending map[string]stamp // what in it is no checkpoint, but may become one; with the manifest that could not be read, if any
+	within  map[string]bool  // the folders of the checkpoints in it
 }
 
 // stamp tells whether a manifest is still the same.
@@ -250,18 +251,32 @@ func (c *Catalog) takeLocked(dir string) *Entry {
 	case err == nil:
 		if e, err := read(dir, owner, job); err == nil {
 			c.entries[dir] = e
+			c.folderLocked(filepath.Dir(dir)).within[dir] = true
 			c.changedLocked()
 			return e
 		}
 	}
 	if known != nil {
-		delete(c.entries, dir)
-		c.changedLocked()
-		if home := c.folders[filepath.Dir(dir)]; home != nil {
-			home.changed = time.Time{} // its folder may still be there, and become a checkpoint again
-		}
+		c.removeLocked(dir)
+		c.folderLocked(filepath.Dir(dir)).changed = time.Time{} // its folder may still be there, and become a checkpoint again
 	}
 	return nil
+}
+
+func (c *Catalog) removeLocked(dir string) {
+	delete(c.entries, dir)
+	delete(c.folders[filepath.Dir(dir)].within, dir)
+	c.changedLocked()
+}
+
+// folderLocked gives what is known of a folder, which is nothing at first.
+func (c *Catalog) folderLocked(path string) *folder {
+	known := c.folders[path]
+	if known == nil {
+		known = &folder{pending: make(map[string]stamp), within: make(map[string]bool)}
+		c.folders[path] = known
+	}
+	return known
 }
 
 // Has says whether a folder lies in the catalog's.
@@ -301,13 +316,10 @@ func (c *Catalog) lookLocked() {
 
 // forgetLocked drops a folder that is gone, and what was in it.
 func (c *Catalog) forgetLocked(path string) {
-	delete(c.folders, path)
-	for dir := range c.entries {
-		if filepath.Dir(dir) == path {
-			delete(c.entries, dir)
-			c.changedLocked()
-		}
+	for dir := range c.folders[path].within {
+		c.removeLocked(dir)
 	}
+	delete(c.folders, path)
 }
 
 func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
@@ -317,11 +329,7 @@ func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
 		return
 	}
 	seen[path] = true
-	known := c.folders[path]
-	if known == nil {
-		known = &folder{pending: make(map[string]stamp)}
-		c.folders[path] = known
-	}
+	known := c.folderLocked(path)
 	if known.changed != info.ModTime() {
 		c.readLocked(path, known)
 		known.changed = info.ModTime()
@@ -335,17 +343,28 @@ func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
 			c.lookIntoLocked(dir, seen)
 			continue
 		}
-		c.watch.folder(dir)
-		now, err := stampOf(dir)
-		if err != nil || now == bad {
+		if c.tryLocked(known, name, dir, bad) {
 			continue
 		}
-		if c.takeLocked(dir) != nil {
-			delete(known.pending, name)
-		} else {
-			known.pending[name] = now
+		// One that is none is watched. It may just have become one.
+		if c.watch.folder(dir) {
+			c.tryLocked(known, name, dir, known.pending[name])
 		}
 	}
+}
+
+// tryLocked looks whether what may become a checkpoint is one.
+func (c *Catalog) tryLocked(home *folder, name, dir string, bad stamp) bool {
+	now, err := stampOf(dir)
+	if err != nil || now == bad {
+		return false
+	}
+	if c.takeLocked(dir) == nil {
+		home.pending[name] = now
+		return false
+	}
+	delete(home.pending, name)
+	return true
 }
 
 // readLocked reads the names in a folder.
@@ -369,10 +388,9 @@ func (c *Catalog) readLocked(path string, known *folder) {
 			delete(known.pending, name)
 		}
 	}
-	for dir := range c.entries {
-		if filepath.Dir(dir) == path && !now[filepath.Base(dir)] {
-			delete(c.entries, dir)
-			c.changedLocked()
+	for dir := range known.within {
+		if !now[filepath.Base(dir)] {
+			c.removeLocked(dir)
 		}
 	}
 }

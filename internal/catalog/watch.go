@@ -140,16 +140,17 @@ func (w *watcher) begin(dir string) {
 	w.fd, w.paths, w.wds, w.checkpoints = fd, make(map[int]string), make(map[string]int), make(map[string]bool)
 }
 
-// folder watches a folder that is about to be looked at.
-func (w *watcher) folder(path string) {
+// folder watches a folder that is about to be looked at, and says whether it has just begun to.
+func (w *watcher) folder(path string) (begun bool) {
 	if !w.complete {
-		return
+		return false
 	}
 	if _, known := w.wds[path]; known {
 		delete(w.checkpoints, path)
-		return
+		return false
 	}
 	w.complete = len(w.wds)-len(w.checkpoints) < mostFolders && w.add(path)
+	return w.complete
 }
 
 // done comes when everything has been looked at. What is watched in part is of no use.
