@@ -60,7 +60,9 @@ func TestListsAreNeverOld(t *testing.T) {
 			if _, err := c.Update(within(t), connect.NewRequest(change)); err != nil {
 				t.Fatal(err)
 			}
-			see("update", func(seen *v1.Job, brief bool) bool { return brief || seen.GetSpec().GetRetention().GetKeepLast() == n+1 })
+			see("update", func(seen *v1.Job, brief bool) bool {
+				return brief || seen.GetSpec().GetRetention().GetKeepLast() == n+1
+			})
 			if err := ended(c.Dump(within(t), connect.NewRequest(&v1.DumpJobRequest{Job: j.GetId()}))); err != nil {
 				t.Fatal(err)
 			}
@@ -72,7 +74,9 @@ func TestListsAreNeverOld(t *testing.T) {
 		if _, err := c.Kill(within(t), connect.NewRequest(&v1.KillRequest{Job: j.GetId(), Signal: 9})); err != nil {
 			t.Fatal(err)
 		}
-		see("kill", func(seen *v1.Job, _ bool) bool { return seen.GetState() == v1.JobState_JOB_STATE_KILLED && seen.GetPid() == 0 })
+		see("kill", func(seen *v1.Job, _ bool) bool {
+			return seen.GetState() == v1.JobState_JOB_STATE_KILLED && seen.GetPid() == 0
+		})
 		if _, err := c.Remove(within(t), connect.NewRequest(&v1.RemoveJobRequest{Job: j.GetId(), Checkpoints: true})); err != nil {
 			t.Fatal(err)
 		}

@@ -75,13 +75,13 @@ func manyOf(b *testing.B, c *config.Config) {
 	}
 }
 
-// BenchmarkPs is what "stasis ps" and "stasis checkpoints" ask for, through the client and the socket of a daemon that knows 200 jobs with
-// 10 000 checkpoints, from eight callers at once. What has to be seen is a thousand calls a second, in milliseconds each.
-func BenchmarkPs(b *testing.B) {
+// manyServed is a daemon of its own process that knows 200 jobs with 10 000 checkpoints.
+func manyServed(b *testing.B) (c *client.Client, pid int) {
+	b.Helper()
 	require.Root(b)
 	dir := b.TempDir()
-	c := configOf(dir)
-	manyOf(b, c)
+	settings := configOf(dir)
+	manyOf(b, settings)
 	exe, err := os.Executable()
 	if err != nil {
 		b.Fatal(err)
@@ -91,23 +91,29 @@ func BenchmarkPs(b *testing.B) {
 	if err := process.Start(); err != nil {
 		b.Fatal(err)
 	}
-	defer func() {
+	b.Cleanup(func() {
 		_ = process.Process.Signal(syscall.SIGTERM)
 		if err := process.Wait(); err != nil {
 			b.Error(err)
 		}
-	}()
-	var daemonClient *client.Client
-	for daemonClient == nil {
-		if daemonClient, err = client.Connect(b.Context(), client.Options{Socket: c.Daemon.Socket}); err != nil {
+	})
+	for c == nil {
+		if c, err = client.Connect(b.Context(), client.Options{Socket: settings.Daemon.Socket}); err != nil {
 			<-time.After(10 * time.Millisecond)
 		}
 	}
-	defer daemonClient.Close()
-	list, err := daemonClient.Checkpoints.List(b.Context(), connect.NewRequest(&v1.ListCheckpointsRequest{}))
+	b.Cleanup(c.Close)
+	list, err := c.Checkpoints.List(b.Context(), connect.NewRequest(&v1.ListCheckpointsRequest{}))
 	if err != nil || list.Msg.GetTotal() != allCheckpoints {
 		b.Fatalf("%d checkpoints, %v", list.Msg.GetTotal(), err)
 	}
+	return c, process.Process.Pid
+}
+
+// BenchmarkPs is what "stasis ps" and "stasis checkpoints" ask for, through the client and the socket of a daemon that knows 200 jobs with
+// 10 000 checkpoints, from eight callers at once. What has to be seen is a thousand calls a second, in milliseconds each.
+func BenchmarkPs(b *testing.B) {
+	daemonClient, pid := manyServed(b)
 	jobs := func(brief bool) func() error {
 		return func() error {
 			list, err := daemonClient.Jobs.List(b.Context(), connect.NewRequest(&v1.ListJobsRequest{PageSize: 1000, Brief: brief}))
@@ -124,7 +130,6 @@ func BenchmarkPs(b *testing.B) {
 		}
 		return err
 	}
-	pid := process.Process.Pid
 	b.Run("ps", func(b *testing.B) { ask(b, pid, jobs(true)) })
 	b.Run("jobs-in-full", func(b *testing.B) { ask(b, pid, jobs(false)) })
 	b.Run("checkpoints", func(b *testing.B) { ask(b, pid, checkpoints) })
