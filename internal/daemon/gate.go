@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -56,6 +57,8 @@ func (a *allowed) may(p peer.Peer) bool { return a.all || a.uids[p.UID] }
 type calls struct {
 	most int // of one user
 
+	begun atomic.Uint64 // so far
+
 	mu    sync.Mutex
 	users map[uint32]int // guarded by mu
 	all   int            // guarded by mu
@@ -87,6 +90,7 @@ func (c *calls) begin(p peer.Peer) (end func(), ok bool) {
 	}
 	c.users[p.UID]++
 	c.all++
+	c.begun.Add(1)
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()

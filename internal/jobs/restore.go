@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"stasis"
 	"stasis/internal/jobs/db"
@@ -335,7 +336,9 @@ func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreReques
 	now, restored, err := s.Restore(ctx, shim.Restore{
 		Dir: cp.Dir, Terminal: spec.Terminal, ConsoleFlags: cp.ConsoleFlags, CRIUPath: j.m.o.CRIUPath, Force: r.Force,
 		UID: j.rec.Owner, GID: spec.GID, Track: scheduled && j.maxChain(&spec.Settings) != 1,
+		Trace: trace.SpanFromContext(ctx).IsRecording(),
 	})
+	shim.Replay(ctx, stasis.Version, restored.Spans)
 	if err != nil {
 		if errors.Is(err, shim.ErrDamaged) {
 			err = fmt.Errorf("%w: %w", stasis.ErrDamaged, err)

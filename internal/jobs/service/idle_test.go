@@ -36,7 +36,7 @@ func BenchmarkIdle(b *testing.B) {
 			}
 		})
 	}
-	<-time.After(10 * time.Second) // until what the calls have left behind is tidied up
+	<-time.After(12 * time.Second) // until what the calls have left behind is tidied up
 	spent := cpuTime(b, pid)
 	b.ResetTimer()
 	for range b.N {
