@@ -63,7 +63,7 @@ type WriteProtect struct {
 	begun   bool         // it was looked at what is somebody else's
 	foreign []proc.Range // what another userfaultfd had before the first one
 	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
-	refused uint64       // bytes of the mappings of the last round that another userfaultfd has
+	refused []proc.Range // mappings of the last round that another userfaultfd has
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -124,7 +124,7 @@ func (w *WriteProtect) Close() error {
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
 	w.findForeign(mappings)
-	w.armed, w.refused = w.armed[:0], 0
+	w.armed, w.refused = w.armed[:0], w.refused[:0]
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
@@ -135,7 +135,32 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 
 // Foreign is how many bytes of the mappings of the last round cannot be tracked
 // because a userfaultfd of somebody else has them.
-func (w *WriteProtect) Foreign() uint64 { return w.refused }
+func (w *WriteProtect) Foreign() (bytes uint64) {
+	for _, r := range w.refused {
+		bytes += r.Len()
+	}
+	return bytes
+}
+
+// Pending is how many bytes the next round would visit if it began now, in mappings of now. It is for a process that runs, so a
+// guess; what a round can't track is left out. known is false where it can't be told, as by a tracker that would have to stop the process.
+func Pending(t Tracker, mappings []proc.Mapping) (bytes uint64, known bool) {
+	w, ok := t.(*WriteProtect)
+	if !ok {
+		return 0, false
+	}
+	for _, m := range mappings {
+		if overlaps(w.refused, m.Range) {
+			continue
+		}
+		written, err := w.pagemap.Changed(m.Range)
+		if err != nil {
+			return 0, false
+		}
+		bytes += written
+	}
+	return bytes, true
+}
 
 // roundOf arms a mapping, which does nothing where it is armed already, and
 // asks for its written pages. A mapping may have gone, or been replaced, since
