@@ -175,13 +175,30 @@ func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
 	} else {
 		w.armed = append(w.armed, r)
 	}
-	err = w.pagemap.Protect(r, visit)
+	err = w.protect(r, visit)
 	if errors.Is(err, unix.EPERM) {
 		// Replaced in part meanwhile. The kernel may have protected pages
 		// without telling which, so all of them count as written.
 		return w.pagemap.Scan(r, visit)
 	}
 	return err
+}
+
+// stepBytes is how much memory is protected at once. The visit takes its time to
+// copy pages; what is written to those that are not protected yet need not be
+// copied again.
+const stepBytes = 32 << 20
+
+// protect is [proc.Pagemap.Protect] in steps.
+func (w *WriteProtect) protect(r proc.Range, visit func(proc.Run)) error {
+	for at := r.Start; at < r.End; {
+		end := min(r.End, at&^(stepBytes-1)+stepBytes)
+		if err := w.pagemap.Protect(proc.Range{Start: at, End: end}, visit); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
 }
 
 // unlessGone passes over a mapping that cannot be armed; only the end of the
