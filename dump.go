@@ -209,6 +209,7 @@ func (d *dump) whileRunning(ctx context.Context) error {
 		return err
 	}
 	err := d.do(StepCopy, func() error { return d.copyRounds(ctx) })
+	d.prepareBuffer()
 	d.frozen = time.Now() // as good as: CRIU freezes the tree next
 	d.spans.begin("dump.pause")
 	return err
