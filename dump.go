@@ -118,7 +118,7 @@ type DumpResult struct {
 // parent that is damaged.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
-	if errors.Is(err, errFlagsChanged) {
+	if errors.Is(err, errFlagsChanged) && opts.Target == nil {
 		result, err = dumpOnce(ctx, opts, true)
 	}
 	if errors.Is(err, image.ErrLost) && opts.Target == nil {
