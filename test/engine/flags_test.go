@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	subject.Main(m, map[string]subject.Role{"large": large})
+	subject.Main(m, map[string]subject.Role{"large": large, "unaccepted": unaccepted})
 }
 
 const largeBytes = 128 << 20
