@@ -201,6 +201,9 @@ func (d *dump) dumpState(ctx context.Context) error {
 	if d.manifest != nil && errors.Is(err, criu.ErrAbandoned) {
 		return nil // published, and ended on purpose
 	}
+	if errors.Is(err, criu.ErrRequest) {
+		return d.fail(StepState, ErrInput, err)
+	}
 	return d.fail(StepState, ErrProcess, err)
 }
 
