@@ -332,6 +332,9 @@ func (r *restore) restoreOnce(ctx context.Context) error {
 	if err == nil {
 		r.resumed()
 	}
+	if errors.Is(err, criu.ErrRequest) {
+		return r.fail(StepRestore, ErrInput, err)
+	}
 	return r.fail(StepRestore, nil, err)
 }
 

@@ -95,7 +95,7 @@ func (r *restore) startCRIU() (*criu.Session, error) {
 		return nil, err
 	}
 	request := criu.Request{
-		Opts: opts, WorkDir: r.work.Path(), LogName: "restore.log", Files: files, Sibling: r.opts.Sibling, Arm: r.arm,
+		Opts: opts, WorkDir: r.work.Path(), LogName: "restore.log", Files: files, Raw: r.criuOpts.Raw, Sibling: r.opts.Sibling, Arm: r.arm,
 	}
 	if r.criuOpts.ShellJob {
 		// CRIU gives the tree the terminal that it has itself.

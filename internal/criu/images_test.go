@@ -73,7 +73,7 @@ func TestErrorLinesSkipNoise(t *testing.T) {
 	if len(lines) != 1 || lines[0] != "inet: Connected TCP socket, consider using --tcp-established option." {
 		t.Errorf("%q", lines)
 	}
-	if Remedy(lines) == "" {
+	if remedy, _ := Remedy(lines); remedy == "" {
 		t.Error("no remedy for it")
 	}
 }

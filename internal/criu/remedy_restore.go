@@ -196,6 +196,12 @@ var ofHost = []explanation{
 	one("The page server doesn't answer", "the page server went away", "see its own log"),
 }
 
+// Programs that CRIU runs at its stages.
+var ofScripts = []explanation{
+	both("Script ", "exited with", "an action script failed",
+		"run the script of --action-script by hand, with CRTOOLS_SCRIPT_ACTION set, and see what it says"),
+}
+
 // CRIU's images.
 var ofImages = []explanation{
 	one("Not supported images version", "the checkpoint was made by a newer CRIU", "install a CRIU as new as that one (scripts/install-criu)"),

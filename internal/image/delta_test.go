@@ -34,7 +34,7 @@ func TestDiff(t *testing.T) {
 		for range 1 + r.IntN(MaxPages) {
 			old := noise(PageSize * 2)[r.IntN(PageSize):][:PageSize]
 			page := scribble(r, old, r.IntN(500))
-			runs, ok := diff(nil, old, page)
+			runs, ok := diff(nil, old, page, maxDelta)
 			if !ok {
 				gaveUp++
 				continue
@@ -71,7 +71,7 @@ func TestDiff(t *testing.T) {
 	if gaveUp == 0 {
 		t.Error("every difference was small")
 	}
-	if _, ok := diff(nil, zeroPage[:], bytes.Repeat([]byte{1}, PageSize)); ok {
+	if _, ok := diff(nil, zeroPage[:], bytes.Repeat([]byte{1}, PageSize), maxDelta); ok {
 		t.Error("a page that is all different is a difference")
 	}
 }
@@ -80,7 +80,7 @@ func FuzzDelta(f *testing.F) {
 	var d deltaWriter
 	page := append([]byte{1, 2, 3}, zeroPage[3:]...)
 	page[PageSize-1] = 9
-	runs, _ := diff(nil, zeroPage[:], page)
+	runs, _ := diff(nil, zeroPage[:], page, maxDelta)
 	d.add(0, base{}, runs, page)
 	d.add(1, base{}, nil, page)
 	f.Add(append(d.numbers, d.literals...), uint8(2))
