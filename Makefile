@@ -56,8 +56,8 @@ test-package: ## install, upgrade, remove and purge the .deb on a copy of this f
 	scripts/test-package
 
 .PHONY: test-systemd
-test-systemd: criu ## install the .deb in a Debian 12 with systemd, in QEMU, and reboot it (as root; takes some 15 minutes)
-	scripts/test-systemd
+test-systemd: criu ## install the .deb in a Debian 12 with systemd, in QEMU, and reboot it (as root; IN=container is quicker)
+	scripts/test-systemd $(IN)
 
 .PHONY: demo
 demo: criu build ## dump, kill and restore a working program, with figures beside plain CRIU's (as root)
