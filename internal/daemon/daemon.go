@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +55,7 @@ const (
 	idleConn     = 2 * time.Minute  // after which a connection without a call is closed
 	maxHeader    = 64 << 10         // bytes of the headers of a request
 	maxStreams   = 250              // calls on one connection at once
+	tidyAfter    = 5 * time.Second  // without a call
 	writeTimeout = 30 * time.Second // after which a client that takes nothing is given up
 	stopMargin   = 30 * time.Second // for what takes no time when the daemon stops, on a machine that is busy
 )
@@ -153,6 +156,7 @@ func (d *Daemon) Serve(listeners ...net.Listener) error {
 		}
 	}
 	go d.engine.Catalog.List() // the first look takes a second for ten thousand checkpoints
+	go d.tidyWhenIdle()
 	if d.opts.OnDemand {
 		go d.leaveWhenIdle()
 	}
@@ -219,6 +223,26 @@ func (d *Daemon) end() error {
 	d.engine.Close()
 	d.log.Info("stopped")
 	return err
+}
+
+// tidyWhenIdle gives back to the machine, once after each time that there was something to do, the memory that it took: Go keeps twice of what it
+// needs, and gives it back late.
+func (d *Daemon) tidyWhenIdle() {
+	timer := time.NewTicker(tidyAfter)
+	defer timer.Stop()
+	tidied := uint64(math.MaxUint64)
+	for {
+		select {
+		case <-d.stopping:
+			return
+		case <-timer.C:
+		}
+		dumps, restores := d.engine.Busy()
+		if begun := d.calls.begun.Load(); begun != tidied && d.calls.idle() >= tidyAfter && dumps+restores == 0 {
+			tidied = begun
+			debug.FreeOSMemory()
+		}
+	}
 }
 
 // leaveWhenIdle stops a daemon that was started on demand when it had nothing to do for a while.

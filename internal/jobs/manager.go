@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"stasis"
@@ -74,6 +75,8 @@ type Manager struct {
 	mu     sync.RWMutex
 	jobs   map[string]*job // by name
 	closed bool
+
+	generation atomic.Uint64 // grows with every change of what List gives
 
 	news news // tells of new events
 }
@@ -166,10 +169,10 @@ func (m *Manager) takeUp(ctx context.Context, contents *db.Contents) error {
 
 // add makes a job of a record.
 func (m *Manager) add(rec db.Job, cps []db.Checkpoint) *job {
-	j := &job{m: m, op: make(chan struct{}, 1), rec: rec, cps: cps, kick: make(chan struct{}, 1)}
-	j.schedule, _ = parseSchedule(&rec.Spec) // it was checked when the job was made
+	j := newJob(m, rec, cps)
 	m.mu.Lock()
 	m.jobs[rec.Spec.Name] = j
+	m.generation.Add(1)
 	m.mu.Unlock()
 	m.work.Go(j.keepTime)
 	return j
@@ -239,6 +242,10 @@ type Info struct {
 	Next        time.Time      // when the next one is due; zero: never
 }
 
+// Generation tells one answer of List from the next: as long as it stays the same, so does what List gives. A change that somebody has been
+// told of has a new one.
+func (m *Manager) Generation() uint64 { return m.generation.Load() }
+
 // List gives the jobs of a user, or of all for user 0, the newest first.
 func (m *Manager) List(user uint32) []Info {
 	list := m.list()
@@ -269,7 +276,7 @@ func (m *Manager) Counts(user uint32) (all, alive int) {
 			continue
 		}
 		all++
-		if j.state() == db.StateRunning {
+		if j.shown.Load().State == db.StateRunning {
 			alive++
 		}
 	}
@@ -294,8 +301,8 @@ func (m *Manager) Checkpoints(name string) ([]db.Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.mu.RLock()
+	defer j.mu.RUnlock()
 	return slices.Clone(j.cps), nil
 }
 

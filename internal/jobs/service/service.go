@@ -23,6 +23,7 @@ import (
 	"stasis/internal/jobs"
 	"stasis/internal/jobs/db"
 	"stasis/internal/peer"
+	"stasis/internal/ready"
 	"stasis/internal/store"
 	"stasis/internal/wire"
 )
@@ -34,6 +35,7 @@ type Service struct {
 	manager *jobs.Manager
 	config  *config.Config
 	parts   parts
+	lists   ready.Answers[question]
 }
 
 var _ stasisv1connect.JobServiceHandler = (*Service)(nil)
@@ -58,6 +60,9 @@ func New(e *engine.Engine, criuPath string, log *slog.Logger) (*Service, error) 
 
 // With serves the jobs of a manager.
 func With(m *jobs.Manager, c *config.Config) *Service { return &Service{manager: m, config: c} }
+
+// Options is for the daemon, see its Jobs.
+func (s *Service) Options() connect.HandlerOption { return s.lists.Options() }
 
 // Counts is for the daemon, see its Jobs.
 func (s *Service) Counts(uid uint32) (all, running int) { return s.manager.Counts(uid) }

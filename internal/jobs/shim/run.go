@@ -135,8 +135,21 @@ func lookPath(c *Command) (string, error) {
 	return "", fmt.Errorf("%s: no such command in %s: give its path", name, folders)
 }
 
-// restore begins a run with a checkpoint.
+// restore begins a run with a checkpoint, and notes how it went where that is asked for.
 func (s *shim) restore(r *Restore) (*Restored, error) {
+	if !r.Trace {
+		return s.restoreFrom(context.Background(), r)
+	}
+	ctx, spans := noteSpans(context.Background())
+	restored, err := s.restoreFrom(ctx, r)
+	if restored == nil {
+		restored = new(Restored)
+	}
+	restored.Spans = spans()
+	return restored, err
+}
+
+func (s *shim) restoreFrom(ctx context.Context, r *Restore) (*Restored, error) {
 	s.op.Lock()
 	defer s.op.Unlock()
 	con, err := s.prepare(r.Terminal, r.UID)
@@ -162,7 +175,7 @@ func (s *shim) restore(r *Restore) (*Restored, error) {
 			return nil, err
 		}
 	}
-	result, err := stasis.Restore(context.Background(), o)
+	result, err := stasis.Restore(ctx, o)
 	if err == nil && !checked {
 		err = errors.Join(errors.New("the restored tree was not checked before it ran"), unix.Kill(result.PID, unix.SIGKILL))
 	}
