@@ -38,7 +38,7 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "counter:", err)
-		os.Exit(1) //nolint:forbidigo // this is a main
+		os.Exit(1)
 	}
 }
 
