@@ -92,6 +92,9 @@ func (c *Checkpoint) addPageBlocks(indexes []*index) (number []uint32) {
 				pieces = pieces[k.pieces:]
 				blocks = append(blocks, k.block(g))
 			}
+			if len(g.bases) == 0 {
+				g.pieces = nil // see addBases; the sort takes as much again
+			}
 		}
 	}
 	keys = radixSort(keys)

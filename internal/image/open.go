@@ -111,6 +111,7 @@ func OpenWith(src store.Source, m *Manifest, resolve Resolver) (*Checkpoint, err
 }
 
 func (c *Checkpoint) open() error {
+	defer frugal()()
 	var err error
 	if c.id, err = decodeID(c.manifest.ID); err != nil {
 		return err

@@ -51,6 +51,7 @@ type Writer struct {
 	noDelta    bool
 	table      *pageTable // nil: equal pages are not looked for
 	worth      *worth
+	windowRuns int // see window; another one in tests
 
 	unreadable  unreadable   // blocks of the parent's pages
 	unreadFiles atomic.Int64 // and of its files
@@ -83,7 +84,7 @@ type shard struct {
 
 // NewWriter begins a checkpoint in t, which it owns from then on: Finish commits it, Abort (also here, on an error) aborts it.
 func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
-	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth()}
+	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth(), windowRuns: windowRuns}
 	w.scratches.New = func() any { return new(scratch) }
 	if !o.NoShare {
 		w.table = newPageTable()
