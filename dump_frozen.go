@@ -39,7 +39,7 @@ func (d *dump) hideMemory() error {
 		if p == nil || p.task.StartTime != task.StartTime {
 			continue
 		}
-		now, err := frozenMappings(p)
+		now, err := d.frozenMappings(p)
 		if err != nil {
 			return err
 		}
@@ -65,15 +65,16 @@ func (d *dump) forked() bool {
 	return false
 }
 
-// frozenMappings lists the mappings of a frozen process. Locking is the one
-// property that counts and that the quick list does not show: when the amount of
-// locked memory has changed, the slow list is read.
-func frozenMappings(p *process) ([]proc.Mapping, error) {
+// frozenMappings lists the mappings of a frozen process. What counts besides and
+// the quick list does not show are flags, which hardly ever change: when the
+// amount of locked memory has changed, or the dump before this one has met another
+// change, the slow list is read.
+func (d *dump) frozenMappings(p *process) ([]proc.Mapping, error) {
 	task, err := proc.ReadTask(p.task.PID)
 	if err != nil {
 		return nil, err
 	}
-	if task.LockedKB != lockedKB(p.maps) {
+	if d.exact || task.LockedKB != lockedKB(p.maps) {
 		return proc.Smaps(task.PID)
 	}
 	return proc.Maps(task.PID)
@@ -385,8 +386,9 @@ func common(a []proc.Range, b []image.Range) []proc.Range {
 	return both
 }
 
-// checkHidden compares what was hidden with CRIU's own idea of lazy memory. A
-// difference would be an error in Stasis; better no checkpoint than a wrong one.
+// checkHidden compares what was hidden with CRIU's own idea of lazy memory. They
+// differ when a mapping was locked, or marked to be wiped on fork, between the
+// last round and the freeze. The dump is made anew then; see [Dump].
 func (d *dump) checkHidden() error {
 	for pid, ranges := range d.hidden {
 		lazy, err := criu.LazyRanges(d.work.Path(), d.label(pid))
@@ -399,7 +401,7 @@ func (d *dump) checkHidden() error {
 				i++
 			}
 			if i == len(lazy) || lazy[i].Start > r.Start || lazy[i].End < r.End {
-				return fmt.Errorf("memory %#x-%#x of process %d changed its kind while it was dumped; try again, or use engine %s", r.Start, r.End, pid, EngineCRIU)
+				return fmt.Errorf("%w: memory %#x-%#x of process %d is of another kind; try again, or use engine %s", errFlagsChanged, r.Start, r.End, pid, EngineCRIU)
 			}
 		}
 	}

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// frugalPercent is how much the heap may grow beyond what is in use while an index is made or read. The tables are large, and most of
+// frugalPercent is how much the heap may grow beyond what is in use while the indexes of a checkpoint are made. The tables are large, and most of
 // them are of use for a moment only; as they have no pointers, a collection costs next to nothing.
 const frugalPercent = 25
 

@@ -172,7 +172,7 @@ func (p *plan) keepBlocks(t *shard) {
 	for _, n := range p.counts[from : from+t.blocks.len()] {
 		pieces += int(n)
 	}
-	g := &group{shard: uint32(t.no), pieces: make([]indexPiece, 0, pieces)}
+	g := &group{shard: uint32(t.no), pieces: make([]extent, 0, pieces)}
 	p.groups, p.to = append(p.groups, g), append(p.to, t.no)
 	for i := range t.blocks.len() {
 		k, number := t.blocks.at(i), p.base[t.no]+uint32(i)
@@ -210,7 +210,7 @@ func (p *plan) place() []zeroRange {
 		for n := range l.runs.len() {
 			r := l.runs.at(n)
 			at := &p.spots[r.block]
-			p.groups[at.group].pieces[at.piece] = indexPiece{uint32(l.proc), r.page, uint32(r.pages), uint32(r.first)}
+			p.groups[at.group].pieces[at.piece] = extent{page: uint64(l.proc)<<pageBits | r.page, pages: r.pages, first: r.first}
 			at.piece++
 		}
 	}

@@ -64,6 +64,9 @@ type WriteProtect struct {
 	foreign []proc.Range // what another userfaultfd had before the first one
 	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
 	refused []proc.Range // mappings of the last round that another userfaultfd has
+
+	grouped map[proc.Range]bool   // mappings in the groups that this round has registered; true: they were not before
+	about   func(registered bool) // for tests; see meanwhile
 }
 
 var _ Tracker = (*WriteProtect)(nil)
@@ -125,6 +128,9 @@ func (w *WriteProtect) Close() error {
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
 	w.findForeign(mappings)
 	w.armed, w.refused = w.armed[:0], w.refused[:0]
+	if err := w.registerGroups(mappings); err != nil {
+		return err
+	}
 	for _, m := range mappings {
 		if err := w.roundOf(m.Range, visit); err != nil {
 			return err
