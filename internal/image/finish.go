@@ -30,6 +30,7 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 	if err != nil {
 		return err
 	}
+	defer frugal()()
 	if err := w.consolidate(present, m.Kind == KindPreDump); err != nil {
 		return err
 	}
@@ -46,6 +47,7 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 	if err != nil {
 		return err
 	}
+	w.forget()
 	readBack, err := w.readBack(text, tails)
 	if err != nil {
 		return fmt.Errorf("the checkpoint does not read back as it was written and is not published: %w", err)
@@ -59,6 +61,16 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 		return fmt.Errorf("the manifest does not read back as it was written and is not published: %w", err)
 	}
 	return w.target.Commit(text)
+}
+
+// forget drops what the Writer knows of the blocks that were put, once the indexes have it.
+func (w *Writer) forget() {
+	for _, t := range w.shards {
+		t.blocks, t.extents, t.bases = list[blockRec]{}, list[packedExtent]{}, list[base]{}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.zeros, w.refs, w.table = list[zeroRec]{}, list[refRec]{}, nil
 }
 
 // tail is what ends a shard: the index and the footer.

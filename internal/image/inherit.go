@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -20,7 +21,7 @@ func (c *Checkpoint) claims(pid int, gaps []Range, first uint32) (kept []claim, 
 		return nil, gaps
 	}
 	p := &c.procs[i]
-	out := clipper{present: gaps, kept: make([]claim, 0, p.to-p.from)}
+	out := clipper{present: gaps, kept: make([]claim, 0, min(p.to-p.from, windowRuns))}
 	zeros := p.zeros
 	takeZeros := func(before uint64) {
 		for len(zeros) > 0 && zeros[0].Start < before {
@@ -28,7 +29,14 @@ func (c *Checkpoint) claims(pid int, gaps []Range, first uint32) (kept []claim, 
 			zeros = zeros[1:]
 		}
 	}
-	for _, e := range c.extents[p.from:p.to] {
+	from := sort.Search(p.to-p.from, func(i int) bool {
+		e := &c.extents[p.from+i]
+		return e.page+uint64(e.pages) > gaps[0].Start/PageSize
+	})
+	for _, e := range c.extents[p.from+from : p.to] {
+		if len(out.present) == 0 {
+			break
+		}
 		takeZeros(e.page * PageSize)
 		out.take(claim{page: e.page, pages: uint64(e.pages), block: first + e.block, first: uint32(e.first)})
 	}

@@ -15,7 +15,7 @@ type plan struct {
 	counts []uint32        // of each block's pieces
 	needed []uint64        // of each block, a bit for each page that is wanted for its own sake
 	based  []bool          // of each block: a page of it is the base of one that is wanted
-	live   []liveRuns      // what counts
+	live   []liveRuns      // what counts, until it is placed
 	lost   map[uint32]bool // the parent's blocks that could not be read
 
 	groups  []*group // one for each shard of our own, then those of ancestors
@@ -30,8 +30,16 @@ type spot struct{ group, at, piece uint32 }
 
 // liveRuns is what counts of a process, in no order.
 type liveRuns struct {
-	proc int
-	runs []claim
+	proc  int
+	runs  list[liveRun]
+	zeros []zeroRange
+}
+
+// liveRun is a claim that counts, of pages that are in a block.
+type liveRun struct {
+	page         uint64
+	block        uint32
+	pages, first uint8
 }
 
 // indexes resolves what was put and what the parent has, and returns the index of each shard. Shard 0's has what belongs to no
@@ -54,6 +62,7 @@ func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, *plan
 	}
 	out[0].files = w.files
 	out[0].zeros = p.place()
+	p.live = nil // the largest table, and placed now
 	p.fillBases(len(out))
 	for i, g := range p.groups {
 		x := out[p.to[i]]
@@ -94,87 +103,53 @@ func (w *Writer) newPlan() (*plan, error) {
 
 // resolve finds out of which block each page comes.
 func (p *plan) resolve(pids []int, present map[int][]Range, lenient bool) error {
-	claims := p.claims()
+	windows := p.windows(pids)
 	for i, pid := range pids {
 		want, err := coalesce(present[pid])
 		if err != nil {
 			return err
 		}
-		kept, gaps := resolve(claims[uint32(pid)], want)
-		p.take(i, kept)
-		delete(claims, uint32(pid))
-		if p.w.parent != nil {
-			var inherited []claim
-			inherited, gaps = p.w.parent.claims(pid, gaps, uint32(p.own))
-			inherited, lost := p.withoutLost(inherited)
-			if lost > 0 && !lenient {
-				return p.errLost(pid, lost)
+		p.live = append(p.live, liveRuns{proc: i})
+		var missing []Range
+		lost := uint64(0)
+		for _, within := range windows[pid] {
+			var part []Range
+			part, want = split(want, within.end)
+			kept, gaps := resolve(p.claims(uint32(pid), within), part)
+			p.take(kept)
+			if p.w.parent != nil {
+				var inherited []claim
+				inherited, gaps = p.w.parent.claims(pid, gaps, uint32(p.own))
+				inherited, unreadable := p.withoutLost(inherited)
+				lost += unreadable
+				p.take(inherited)
 			}
-			p.take(i, inherited)
+			missing = append(missing, gaps...)
 		}
-		if err := missingPages(pid, gaps); err != nil && !lenient {
+		if lost > 0 && !lenient {
+			return p.errLost(pid, lost)
+		}
+		if err := missingPages(pid, missing); err != nil && !lenient {
 			return err
 		}
 	}
 	return nil
 }
 
-// take adds to what counts.
-func (p *plan) take(proc int, runs []claim) {
+// take adds to what counts of the last process.
+func (p *plan) take(runs []claim) {
 	runs = p.relocate(runs)
-	p.live = append(p.live, liveRuns{proc, runs})
+	live := &p.live[len(p.live)-1]
 	for i := range runs {
-		if r := &runs[i]; r.block != zeroBlock {
-			p.counts[r.block]++
-			p.needed[r.block] |= (1<<r.pages - 1) << r.first
+		r := &runs[i]
+		if r.block == zeroBlock {
+			live.zeros = append(live.zeros, zeroRange{uint32(live.proc), r.page, r.pages})
+			continue
 		}
+		p.counts[r.block]++
+		p.needed[r.block] |= (1<<r.pages - 1) << r.first
+		live.runs.add(liveRun{r.page, r.block, uint8(r.pages), uint8(r.first)})
 	}
-}
-
-// claims gathers what was put, by process.
-func (p *plan) claims() map[uint32][]claim {
-	w, sizes := p.w, map[uint32]int{}
-	for _, t := range w.shards {
-		for i := range t.blocks.len() {
-			if k := t.blocks.at(i); k.claims() {
-				sizes[k.owner] += int(k.extents)
-			}
-		}
-	}
-	for i := range w.zeros.len() {
-		sizes[w.zeros.at(i).pid]++
-	}
-	for i := range w.refs.len() {
-		sizes[w.refs.at(i).pid]++
-	}
-	out := make(map[uint32][]claim, len(sizes))
-	for pid, n := range sizes {
-		out[pid] = make([]claim, 0, n)
-	}
-	for s, t := range w.shards {
-		for i := range t.blocks.len() {
-			k := t.blocks.at(i)
-			if !k.claims() {
-				continue
-			}
-			first, claims := uint32(0), out[k.owner]
-			for e := range uint32(k.extents) {
-				x := *t.extents.at(int(k.extent + e))
-				claims = append(claims, claim{x.page(), uint64(x.pages()), k.order, p.base[s] + uint32(i), first})
-				first += x.pages()
-			}
-			out[k.owner] = claims
-		}
-	}
-	for i := range w.zeros.len() {
-		z := w.zeros.at(i)
-		out[z.pid] = append(out[z.pid], claim{z.page, z.pages, z.order, zeroBlock, 0})
-	}
-	for i := range w.refs.len() {
-		r := w.refs.at(i)
-		out[r.pid] = append(out[r.pid], claim{r.page, uint64(r.pages), r.order, p.number(r.at), uint32(r.at.page)})
-	}
-	return out
 }
 
 // number is that of the block that a page is in.
@@ -236,15 +211,13 @@ func (p *plan) add(group int, b indexBlock, number uint32) {
 // place puts what counts into the pieces of their blocks, and returns the zero ranges.
 func (p *plan) place() []zeroRange {
 	var zeros []zeroRange
-	for _, l := range p.live {
-		for i := range l.runs {
-			c := &l.runs[i]
-			if c.block == zeroBlock {
-				zeros = append(zeros, zeroRange{uint32(l.proc), c.page, c.pages})
-				continue
-			}
-			at := &p.spots[c.block]
-			p.groups[at.group].pieces[at.piece] = extent{page: uint64(l.proc)<<pageBits | c.page, pages: uint8(c.pages), first: uint8(c.first)}
+	for i := range p.live {
+		l := &p.live[i]
+		zeros = append(zeros, l.zeros...)
+		for n := range l.runs.len() {
+			r := l.runs.at(n)
+			at := &p.spots[r.block]
+			p.groups[at.group].pieces[at.piece] = extent{page: uint64(l.proc)<<pageBits | r.page, pages: r.pages, first: r.first}
 			at.piece++
 		}
 	}

@@ -55,6 +55,7 @@ type Writer struct {
 	noDelta    bool
 	table      *pageTable // nil: equal pages are not looked for
 	worth      *worth
+	windowRuns int // see window; another one in tests
 
 	moved moves // Finish fills it
 
@@ -89,7 +90,7 @@ type shard struct {
 
 // NewWriter begins a checkpoint in t, which it owns from then on: Finish commits it, Abort (also here, on an error) aborts it.
 func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
-	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth()}
+	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth(), windowRuns: windowRuns}
 	w.maxOrigins = o.MaxOrigins
 	if w.maxOrigins <= 0 {
 		w.maxOrigins = MaxOrigins

@@ -1,0 +1,67 @@
+package image
+
+import (
+	"slices"
+	"testing"
+)
+
+// TestWindows resolves processes in many windows, on a parent in as many: with runs, zeros and equal pages that go over their ends.
+func TestWindows(t *testing.T) {
+	const edge = bucketPages
+	var c chain
+	small := func(w *Writer) { w.windowRuns = 3 }
+	first := memory{}
+	set := func(m memory, pid, page int, content []byte) { m.set(pid, uint64(page), content) }
+	content := noise(40 * PageSize)
+	page := func(i int) []byte { return content[i*PageSize : (i+1)*PageSize] }
+	for i := range 20 {
+		set(first, 7, edge-10+i, page(i))
+		set(first, 7, 5*edge-3+i, page(i+20))
+		set(first, 9, 3*edge-7+i, page(i))
+	}
+	for i := range 30 {
+		set(first, 7, 2*edge-15+i, nil)
+	}
+	c.add(t, WriterOptions{Shards: 3}, KindFull, first, first.present(), func(w *Writer) {
+		small(w)
+		if err := w.PutZero(0, 7, []Range{{PageSize, 6 * edge * PageSize}}); err != nil {
+			t.Fatal(err)
+		}
+		put(t, w, 1, 7, content[:20*PageSize], Extent{(edge - 10) * PageSize, 20})
+		put(t, w, 1, 9, content[:20*PageSize], Extent{(3*edge - 7) * PageSize, 20})
+		put(t, w, 1, 7, content[:20*PageSize], Extent{(5*edge - 3) * PageSize, 20})
+		put(t, w, 2, 7, content[20*PageSize:], Extent{(5*edge - 3) * PageSize, 20})
+	})
+	second := first.clone()
+	set(second, 7, edge, page(39))
+	set(second, 7, 5*edge+1, nil)
+	c.add(t, WriterOptions{Shards: 2}, KindFull, second, second.present(), func(w *Writer) {
+		small(w)
+		put(t, w, 0, 7, page(39), Extent{edge * PageSize, 1})
+		put(t, w, 0, 7, zeroPage[:], Extent{(5*edge + 1) * PageSize, 1})
+	})
+	for i := range c {
+		p := c.open(t, i)
+		checkMemory(t, p, c[i].memory)
+		checkOrigins(t, c, i, p)
+		checkUses(t, p)
+	}
+}
+
+func TestDivide(t *testing.T) {
+	const end = maxAddr / PageSize
+	count := map[bucket]int{{7, 0}: 2, {7, 1}: 2, {7, 5}: 9, {7, 6}: 1, {8, 4}: 100, {9, 3}: 1}
+	got := divideWindows([]int{7, 9, 11}, count, 4)
+	for pid, want := range map[int][]window{
+		7:  {{0, 5 * bucketPages, 4}, {5 * bucketPages, 6 * bucketPages, 9}, {6 * bucketPages, end, 1}},
+		9:  {{0, end, 1}},
+		11: {{0, end, 0}},
+	} {
+		if !slices.Equal(got[pid], want) {
+			t.Errorf("process %d: %v, want %v", pid, got[pid], want)
+		}
+	}
+	if len(got) != 3 {
+		t.Errorf("windows of %d processes", len(got))
+	}
+}
