@@ -24,6 +24,9 @@ func Process(ctx context.Context, pid int) []Result {
 	case err != nil:
 		return []Result{fail("process", err.Error(), "run as root")}
 	}
+	if isKernels(tree[0]) {
+		return []Result{fail("process", at(tree[0])+": it is a thread of the kernel", "dump a program")}
+	}
 	s := newSurvey(tree)
 	s.lookAtRoot()
 	for _, task := range s.tree {
@@ -42,6 +45,9 @@ func Process(ctx context.Context, pid int) []Result {
 	s.lookAtSockets()
 	return s.results()
 }
+
+// isKernels says whether a process is a thread of the kernel, whose descendants all are.
+func isKernels(t *proc.Task) bool { return !t.Zombie() && t.Exe == "" && t.Cmdline == nil }
 
 // ended says whether a process has ended meanwhile, which makes much of /proc
 // unreadable.
@@ -155,8 +161,6 @@ func (s *survey) lookAtRoot() {
 		s.note(Fail, "process", "it is what this machine runs under", "choose one of its services", at(root))
 	case root.Zombie():
 		s.note(Fail, "process", fmt.Sprintf("it has ended, and its parent %d has not collected it", root.PPID), "dump a process that runs", at(root))
-	case root.Exe == "" && root.Cmdline == nil:
-		s.note(Fail, "process", "it is a thread of the kernel", "dump a program", at(root))
 	}
 	var err error
 	if s.ours, err = proc.Namespaces(os.Getpid()); err != nil {
