@@ -42,6 +42,7 @@ func Process(ctx context.Context, pid int) []Result {
 		}
 	}
 	s.lookAtTerminals()
+	s.lookAtPipes()
 	s.lookAtSockets()
 	return s.results()
 }
@@ -73,6 +74,7 @@ type survey struct {
 	slaves      map[int]string         // terminals: who has which
 	masters     map[int]bool           // their other ends
 	sockets     map[string]*netSockets // by network namespace
+	pipes       map[uint64]*pipeEnds   // by inode
 	threads     int
 	resident    uint64
 }
@@ -88,6 +90,7 @@ func newSurvey(tree []*proc.Task) *survey {
 	s := &survey{
 		root: tree[0], pids: make(map[int]bool), found: make(map[finding]int),
 		mounts: make(map[string]map[int]string), sockets: make(map[string]*netSockets),
+		pipes:  make(map[uint64]*pipeEnds),
 		slaves: make(map[int]string), masters: make(map[int]bool),
 	}
 	for _, task := range tree {
