@@ -118,7 +118,7 @@ type DumpResult struct {
 // parent that is damaged.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
-	if errors.Is(err, errFlagsChanged) {
+	if errors.Is(err, errFlagsChanged) && opts.Target == nil {
 		result, err = dumpOnce(ctx, opts, true)
 	}
 	if errors.Is(err, image.ErrLost) && opts.Target == nil {
@@ -212,6 +212,7 @@ func (d *dump) whileRunning(ctx context.Context) error {
 		return err
 	}
 	err := d.do(StepCopy, func() error { return d.copyRounds(ctx) })
+	d.prepareBuffer()
 	d.frozen = time.Now() // as good as: CRIU freezes the tree next
 	d.spans.begin("dump.pause")
 	return err

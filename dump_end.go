@@ -28,7 +28,11 @@ func (d *dump) writeKept() error {
 	if err := d.checkSockets(); err != nil {
 		return d.fail(StepWrite, ErrProcess, err)
 	}
-	if err := d.buffer.Drain(); err != nil {
+	nice := 0
+	if d.opts.After == AfterRun {
+		nice = roundNice + d.opts.Nice // it runs again
+	}
+	if err := d.buffer.Drain(nice); err != nil {
 		return err
 	}
 	names, err := criu.StateFiles(d.work.Path())

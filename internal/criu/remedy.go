@@ -1,6 +1,10 @@
 package criu
 
-import "strings"
+import (
+	"errors"
+	"slices"
+	"strings"
+)
 
 // explanation is what a line of CRIU's log means.
 type explanation struct {
@@ -31,6 +35,13 @@ func Remedy(lines []string) (remedy, line string) {
 		}
 	}
 	return "", ""
+}
+
+// NumberTaken says whether a restore failed because somebody had a pid or thread
+// id of the tree. CRIU makes all processes and threads before any of them runs.
+func NumberTaken(err error) bool {
+	var failure *Error
+	return errors.As(err, &failure) && slices.ContainsFunc(failure.Lines, func(line string) bool { return find(ofTakenNumbers, line) != nil })
 }
 
 func find(table []explanation, line string) *explanation {
@@ -64,7 +75,7 @@ func table(parts ...[]explanation) []explanation {
 // causes are the lines that say what is wrong. Within each part the special
 // comes before the general.
 var causes = table(
-	ofSockets, ofDescriptors, ofFiles, ofTerminals, ofProcesses, ofNumbers,
+	ofSockets, ofDescriptors, ofFiles, ofTerminals, ofProcesses, ofTakenNumbers, ofNumbers,
 	ofMemory, ofMounts, ofNamespaces, ofCgroups, ofRights, ofHost, ofImages, ofScripts,
 )
 
