@@ -20,7 +20,7 @@ const (
 	StateDeduplicated CheckpointState = "deduplicated"
 	// StateRemoved: it is no checkpoint any more, but others need memory of it.
 	StateRemoved CheckpointState = "removed"
-	// StateUnreadable: its manifest cannot be read, or an ancestor is missing;
+	// StateUnreadable: its manifest cannot be read, or an ancestor or a shard is missing;
 	// CheckpointInfo.Error says why.
 	StateUnreadable CheckpointState = "unreadable"
 )

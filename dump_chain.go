@@ -46,7 +46,7 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent %s is a checkpoint of process %d, and this is process %d: leave the parent out", d.opts.Parent, m.RootPID, d.tree[0].NSPID))
 	}
 	if limit := d.opts.MaxChain; limit > 0 && m.Depth+1 >= limit {
-		d.note("the chain has %d checkpoints, which is the limit: this one begins a new chain", m.Depth+1)
+		d.note("the chain has reached the limit of checkpoints, %d: this one begins a new chain", m.Depth+1)
 		return d.leaveParent()
 	}
 	return d.parentThere(StepPrepare)

@@ -18,10 +18,10 @@ type State string
 
 // The states.
 const (
-	StateWhole        State = "whole"        // it has all its memory
+	StateWhole        State = "whole"        // it has all its memory, as far as sizes of files tell
 	StateDeduplicated State = "deduplicated" // it gave up memory: see Dedup
 	StateRemoved      State = "removed"      // it was removed, and the rest is for others
-	StateUnreadable   State = "unreadable"   // its manifest can't be read, or an ancestor is missing
+	StateUnreadable   State = "unreadable"   // its manifest can't be read, or an ancestor or a shard is missing
 )
 
 // Info is what List says of a checkpoint. Sizes are in bytes.
@@ -79,6 +79,8 @@ func (f *forest) describe(e *entry) Info {
 			if len(lacks) > 1 {
 				i.Error = fmt.Sprintf("%d ancestors are missing, one is %s", len(lacks), lacks[0])
 			}
+		} else if bad := badShard(e); bad != "" {
+			i.State, i.Error = StateUnreadable, bad
 		}
 	}
 	for _, d := range f.dependents(e) {
@@ -94,6 +96,25 @@ func (f *forest) describe(e *entry) Info {
 	}
 	i.Depth = f.depth(e)
 	return i
+}
+
+// badShard says which shard is missing or has another size than it had, or is empty.
+func badShard(e *entry) string {
+	if e.m == nil {
+		return ""
+	}
+	for _, s := range e.m.Shards {
+		info, err := os.Stat(filepath.Join(e.dir, s.Name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return s.Name + " is missing"
+		case err != nil:
+			return err.Error()
+		case info.Size() != s.Size:
+			return fmt.Sprintf("%s has %d bytes instead of %d", s.Name, info.Size(), s.Size)
+		}
+	}
+	return ""
 }
 
 // depth counts the parents, as far as they are known. Manifests can be made to form a circle, which ends it too.
@@ -119,7 +140,7 @@ func Command(m *image.Manifest) string {
 			continue
 		}
 		if len(p.Cmdline) > 0 {
-			return strings.Join(p.Cmdline, " ")
+			return strings.TrimSpace(strings.Join(p.Cmdline, " ")) // some programs end theirs with blanks
 		}
 		return p.Comm
 	}

@@ -106,6 +106,24 @@ func TestCheckpoints(t *testing.T) {
 	}
 }
 
+// TestCheckpointsThatAreNotWhole: a list reads no memory, but it sees that a file is gone or cut.
+func TestCheckpointsThatAreNotWhole(t *testing.T) {
+	b := newBench(t)
+	for _, name := range []string{"cut", "gone"} {
+		b.layer(name, "", image.KindFull, time.Date(2026, 3, 1, 12, 30, 0, 0, time.UTC))
+	}
+	if err := os.Truncate(filepath.Join(b.dir, "cut", "img-0"), 1000); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(b.dir, "gone", "img-0")); err != nil {
+		t.Fatal(err)
+	}
+	b.shows([]string{"checkpoints"}, "redis-server", "unreadable: img-0 has 1000 bytes instead of", "unreadable: img-0 is missing")
+	b.layer("pre1", "", image.KindPreDump, time.Now())
+	b.layer("pre2", "", image.KindPreDump, time.Now())
+	b.says(exitOK, []string{"checkpoints"}, "2 more not shown")
+}
+
 func TestRm(t *testing.T) {
 	b := newBench(t)
 	b.three()

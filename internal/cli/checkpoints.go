@@ -89,7 +89,7 @@ func (a *app) runCheckpoints(dir string, all bool) error {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	if hidden := len(list) - len(shown); hidden > 0 && !a.quiet {
-		fmt.Fprintf(a.err, "%s not shown: pre-dumps and what is left of removed ones (--all shows them)\n", plural(hidden, "more"))
+		fmt.Fprintf(a.err, "%d more not shown: pre-dumps and what is left of removed ones (--all shows them)\n", hidden)
 	}
 	return nil
 }
@@ -124,7 +124,7 @@ func checkpointRows(shown, all []chain.Info) [][]string {
 			created = i.Created.Local().Format(time.DateTime)
 		}
 		program, memory := "–", "–"
-		if i.State != chain.StateUnreadable {
+		if i.PID != 0 {
 			program, memory = fmt.Sprintf("%s (%d)", shorten(withoutFolder(i.Command), 30), i.PID), inBytes(i.BytesMemory)
 		}
 		rows = append(rows, []string{

@@ -122,9 +122,15 @@ newer for the short pause, and CRIU 4.2 or newer; "stasis check" says whether th
 	must(root.MarkPersistentFlagFilename("criu"))
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{string(outputText), string(outputJSON)}, cobra.ShellCompDirectiveNoFileComp)))
 
-	for _, command := range a.commands() {
-		root.AddCommand(command)
+	for _, g := range a.groups() {
+		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		for _, command := range g.commands {
+			command.GroupID = g.id
+			root.AddCommand(command)
+		}
 	}
+	root.SetHelpCommandGroupID(stasisGroup)
+	root.SetCompletionCommandGroupID(stasisGroup)
 	root.InitDefaultHelpCmd()
 	for _, cmd := range root.Commands() {
 		if cmd.Name() == "help" {

@@ -38,7 +38,7 @@ var kinds = []struct {
 	errors []error
 	help   string
 }{
-	{"damaged", exitDamaged, []error{stasis.ErrDamaged}, "the checkpoint is damaged, incomplete or of a newer version"},
+	{"damaged", exitDamaged, []error{stasis.ErrDamaged, store.ErrStream}, "the checkpoint is damaged, incomplete or of a newer version"},
 	{"conflict", exitConflict, []error{stasis.ErrConflict, stasis.ErrBusy, store.ErrBusy, store.ErrExists, chain.ErrBusy},
 		"something is in the way: the process is being dumped already, a folder or process id is in use"},
 	{"input", exitInput, []error{stasis.ErrInput, store.ErrNoCheckpoint, chain.ErrNoPolicy}, "bad input: nothing was done"},

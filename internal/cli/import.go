@@ -29,7 +29,7 @@ func (a *app) importCommand() *cobra.Command {
 	f := &importFlags{}
 	cmd := &cobra.Command{
 		Use:   "import CRIUDIR",
-		Short: "Make a checkpoint of what CRIU or a container engine wrote",
+		Short: "Make a checkpoint of what CRIU, a container engine or a stream holds",
 		Long: `Makes a checkpoint of a dump by CRIU, which then restores with this engine, lazily too. CRIUDIR is
 
   the folder that "criu dump" wrote. Memory that is in earlier folders (pre-dumps, --prev-images-dir) is found by the links called
@@ -37,13 +37,17 @@ func (a *app) importCommand() *cobra.Command {
 
   or an archive of a container engine (podman container checkpoint --export, kubelet, CRI-O, containerd): tar, alone or with gzip or
   Zstandard. The processes are imported, and the description of the container is kept with them. The files that the container
-  changed are not: a restore needs its root file system (--root) as it was.
+  changed are not: a restore needs its root file system (--root) as it was;
+
+  or the stream that "stasis dump process PID --dir -" wrote, in a file or, where CRIUDIR is -, on standard input. It becomes the
+  checkpoint that it is, for a later restore on this machine.
 
 The checkpoint goes to a folder (--dir) or by name into the default folder (--name, and where neither is given, under a name made
 of the command and the time). It is complete in itself: CRIUDIR is not changed, and not needed any more. CRIU's images do not tell
 everything about the machine of the dump; what is not known is said, and a restore cannot compare it.`,
 		Example: `  stasis import /srv/images --name web
-  stasis import web-checkpoint.tar.zst --dir /srv/web --compression zstd`,
+  stasis import web-checkpoint.tar.zst --dir /srv/web --compression zstd
+  stasis dump process 4711 --dir - | ssh host stasis import - --name job`,
 		Args: oneArg("the folder or archive"),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return nil, cobra.ShellCompDirectiveDefault
@@ -87,14 +91,26 @@ type importReport struct {
 	BytesPerSecond int64         `json:"bytes_per_second"`
 	Notes          []string      `json:"notes,omitempty"`
 	Figures        image.Figures `json:"figures"`
+
+	stream bool // it was a checkpoint already
 }
 
 func (a *app) runImport(ctx context.Context, from string, f *importFlags) error {
 	if f.dir != "" && f.name != "" {
 		return badInput("--dir and --name both say where the checkpoint goes: choose one")
 	}
+	if from == standardStream {
+		return a.importStream(ctx, a.in, f)
+	}
 	if _, err := os.Stat(from); err != nil {
-		return badInput("%w: give the folder with CRIU's images, or an archive of a container engine", err)
+		return badInput("%w: give the folder with CRIU's images, an archive of a container engine, or - for a stream", err)
+	}
+	if stream := openStream(from); stream != nil {
+		defer stream.Close()
+		return a.importStream(ctx, stream, f)
+	}
+	if below := filepath.Join(from, "checkpoint"); !hasImages(from) && hasImages(below) {
+		return badInput("%s is the unpacked archive of a container engine: its images are in %s, give that, or the archive itself", from, below)
 	}
 	options, err := a.importOptions(f)
 	if err != nil {
@@ -131,7 +147,12 @@ func (a *app) runImport(ctx context.Context, from string, f *importFlags) error 
 		BytesWithCRIU: result.Kept, Compression: m.Codec, Streams: len(m.Shards), TookUS: took.Microseconds(),
 		BytesPerSecond: perSecond(m.Figures.BytesMemory+result.Kept, took), Notes: result.Notes, Figures: m.Figures,
 	}
-	if abs, err := filepath.Abs(where.dir); err == nil {
+	return a.showImport(&report)
+}
+
+// showImport tells what was imported.
+func (a *app) showImport(report *importReport) error {
+	if abs, err := filepath.Abs(report.Dir); err == nil {
 		report.Dir = abs
 	}
 	if a.output == outputJSON {
@@ -151,6 +172,10 @@ func (r *importReport) sentence() string {
 	g, processes := r.Figures, "1 process"
 	if r.Processes > 1 {
 		processes = fmt.Sprintf("%d processes", r.Processes)
+	}
+	if r.stream {
+		return fmt.Sprintf("imported %s (%d, %s) to %s: %s of memory in %s (%s, %s), in %s", printable(r.Command), r.PID, processes, r.Dir,
+			inBytes(g.BytesMemory), inBytes(g.BytesStored), r.Compression, plural(r.Streams, "stream"), span(micros(r.TookUS)))
 	}
 	return fmt.Sprintf("imported %s (%d, %s) to %s: %s of memory and %s that stay with CRIU, in %s (%s, %s), in %s (%s)",
 		printable(r.Command), r.PID, processes, r.Dir, inBytes(g.BytesMemory), inBytes(r.BytesWithCRIU),

@@ -64,7 +64,7 @@ func treeRows(m *image.Manifest) [][]string {
 	var add func(parent, depth int)
 	add = func(parent, depth int) {
 		for _, p := range children[parent] {
-			command := strings.Join(p.Cmdline, " ")
+			command := strings.TrimSpace(strings.Join(p.Cmdline, " "))
 			if command == "" {
 				command = "[" + p.Comm + "]"
 			}

@@ -62,12 +62,21 @@ func (r inspectReport) general() [][]string {
 		{"  created", m.Created.Local().Format(time.DateTime) + " by Stasis " + m.Stasis},
 		{"  host", printable(hostLine(m.Host))},
 		{"  engine", m.Engine},
-		{"  paused for", span(micros(g.PauseUS))},
-		{"  dump took", span(micros(g.DumpUS))},
-		{"  memory", fmt.Sprintf("%s, %s of it zeros", inBytes(g.BytesMemory), inBytes(g.ZeroPages*image.PageSize))},
-		{"  state", fmt.Sprintf("%s in %s", inBytes(state), plural(len(r.Files), "image"))},
-		{"  stored", fmt.Sprintf("%s (%s), %s of it superseded", inBytes(g.BytesStored), percent(g.BytesStored, g.BytesMemory+g.BytesFiles), inBytes(g.BytesSuperseded))},
 	}
+	if m.Kind != image.KindPreDump { // which only copies memory
+		rows = append(rows, []string{"  paused for", span(micros(g.PauseUS))})
+	}
+	rows = append(rows,
+		[]string{"  dump took", span(micros(g.DumpUS))},
+		[]string{"  memory", fmt.Sprintf("%s, %s of it zeros", inBytes(g.BytesMemory), inBytes(g.ZeroPages*image.PageSize))})
+	if len(r.Files) > 0 {
+		rows = append(rows, []string{"  state", fmt.Sprintf("%s in %s", inBytes(state), plural(len(r.Files), "image"))})
+	}
+	stored := fmt.Sprintf("%s (%s)", inBytes(g.BytesStored), percent(g.BytesStored, g.BytesMemory+g.BytesFiles))
+	if g.BytesSuperseded > 0 {
+		stored += fmt.Sprintf(", %s of it of pages that were copied again later", inBytes(g.BytesSuperseded))
+	}
+	rows = append(rows, []string{"  stored", stored})
 	if m.Parent != "" {
 		rows = append(rows, []string{"  parent", m.Parent})
 	}

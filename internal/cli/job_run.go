@@ -87,6 +87,7 @@ func (f *jobFlags) addSettings(cmd *cobra.Command) {
 	flags.Var(&size{most: math.MaxInt64, into: func(n int64) { f.bandwidth = n }}, "bandwidth", "write at most this `SIZE` per second (default: as configured)")
 	flags.Int32Var(&f.maxChain, "max-chain", 0, "begin a new chain after `N` checkpoints (default: as configured)")
 	flags.StringToStringVar(&f.labels, "label", nil, "a `KEY=VALUE` for people and programs; may be repeated")
+	flags.Lookup("label").DefValue = "" // and not "[]"
 	addCRIUFlags(cmd, "dump", &f.criu)
 	must(cmd.MarkFlagFilename("with-files"))
 	must(cmd.RegisterFlagCompletionFunc("compression", cobra.FixedCompletions(codec.Names(), cobra.ShellCompDirectiveNoFileComp)))

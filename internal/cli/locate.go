@@ -28,7 +28,13 @@ func (a *app) locate(arg string) (string, error) {
 	if arg == "" {
 		return "", badInput("the checkpoint's name is empty: give a folder, or the name of a checkpoint in %s", a.config.Checkpoint.Dir)
 	}
-	if hasManifest(arg) || !isName(arg) {
+	if hasManifest(arg) {
+		return arg, nil
+	}
+	if err := notOurs(arg); err != nil {
+		return "", err
+	}
+	if !isName(arg) {
 		return arg, nil
 	}
 	if named := filepath.Join(a.config.Checkpoint.Dir, arg); hasManifest(named) {
@@ -49,6 +55,21 @@ func (a *app) locate(arg string) (string, error) {
 		text += ": did you mean " + near + "?"
 	}
 	return "", badInput("%s", text)
+}
+
+// notOurs says what to do with what can become a checkpoint and is none.
+func notOurs(arg string) error {
+	if arg == standardStream {
+		return badInput("- is a stream, which can be restored (stasis restore process --path -) or made a checkpoint of (stasis import - --name NAME), and nothing else")
+	}
+	if hasImages(arg) {
+		return badInput("%s holds CRIU's own images: make a checkpoint of them by stasis import %[1]s", arg)
+	}
+	if stream := openStream(arg); stream != nil {
+		stream.Close()
+		return badInput("%s is a checkpoint as one stream: restore it by stasis restore process --path - <%[1]s, or make a checkpoint of it by stasis import %[1]s", arg)
+	}
+	return nil
 }
 
 // checkpointOfJob is the folder of a checkpoint of a job of root's that is given as events and dumps name it, JOB-NUMBER; else "".

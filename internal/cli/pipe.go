@@ -150,7 +150,7 @@ func (a *app) receive(ctx context.Context) (*received, error) {
 	r := &received{dir: filepath.Join(work.Path(), "checkpoint"), work: work}
 	target, err := store.CreateFolder(r.dir)
 	if err == nil {
-		err = a.receiveInto(ctx, target)
+		err = a.receiveInto(ctx, a.in, target)
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
@@ -158,10 +158,11 @@ func (a *app) receive(ctx context.Context) (*received, error) {
 	return r, nil
 }
 
-func (a *app) receiveInto(ctx context.Context, target store.Target) error {
+// receiveInto unpacks a stream from a file into a place for a checkpoint.
+func (a *app) receiveInto(ctx context.Context, from *os.File, target store.Target) error {
 	view := a.progress()
 	defer view.Close()
-	in, err := readerOf(ctx, a.in, view)
+	in, err := readerOf(ctx, from, view)
 	if err != nil {
 		return err
 	}

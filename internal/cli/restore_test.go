@@ -36,10 +36,10 @@ func TestRestoreOptions(t *testing.T) {
 		{"all of ours", []string{"restore", "process", "--path", dir, "--stream", "2", "--lazy", "--force", "--criu", "/opt/criu"},
 			stasis.RestoreOptions{Dir: dir, Streams: 2, Lazy: true, Force: true, CRIUPath: "/opt/criu"}, nil},
 		{"as a sibling", []string{"restore", "-D", dir, "-d", "-S"}, stasis.RestoreOptions{Dir: dir, Sibling: true}, nil},
-		{"over the dump's", []string{"restore", "process", "--path", dir, "--tcp-close", "--external", "a", "--external", "b", "-v2"},
-			stasis.RestoreOptions{Dir: dir}, &stasis.CRIUOptions{ShellJob: true, TCPClose: true, External: []string{"a", "b"}, GhostLimit: 5, LogLevel: 2}},
+		{"over the dump's", []string{"restore", "process", "--path", dir, "--tcp-close", "--external", "tty[1:2]", "--external", "mnt[b]:/b", "-v2"},
+			stasis.RestoreOptions{Dir: dir}, &stasis.CRIUOptions{ShellJob: true, TCPClose: true, External: []string{"tty[1:2]", "mnt[b]:/b"}, GhostLimit: 5, LogLevel: 2}},
 		{"switched off", []string{"restore", "process", "--path", dir, "-j=false"},
-			stasis.RestoreOptions{Dir: dir}, &stasis.CRIUOptions{TCPEstablished: true, External: []string{"a"}, GhostLimit: 5}},
+			stasis.RestoreOptions{Dir: dir}, &stasis.CRIUOptions{TCPEstablished: true, External: []string{"tty[1:2]"}, GhostLimit: 5}},
 	} {
 		if code := b.run(append(test.args, "--detach")...); code != exitOK || b.restored == nil {
 			t.Errorf("%s: exit code %d: %s", test.name, code, b.err.String())
@@ -49,7 +49,7 @@ func TestRestoreOptions(t *testing.T) {
 		if (got.AdjustCRIU == nil) != (test.criu == nil) {
 			t.Errorf("%s: the dump's options of CRIU change: %t", test.name, got.AdjustCRIU != nil)
 		} else if test.criu != nil {
-			criu := stasis.CRIUOptions{ShellJob: true, TCPEstablished: true, External: []string{"a"}, GhostLimit: 5}
+			criu := stasis.CRIUOptions{ShellJob: true, TCPEstablished: true, External: []string{"tty[1:2]"}, GhostLimit: 5}
 			got.AdjustCRIU(&criu)
 			criu.InheritFDs = nil
 			if !reflect.DeepEqual(&criu, test.criu) {

@@ -107,18 +107,27 @@ func (v verbosity) Set(text string) error {
 // oneMore is what -v without a number sets.
 const oneMore = "+1"
 
-var verbosityNumber = regexp.MustCompile(`^-v([0-9]+)$`)
+var (
+	verbosityNumber = regexp.MustCompile(`^-v([0-9]+)$`)
+	aNumber         = regexp.MustCompile(`^[0-9]+$`)
+)
 
-// criuVerbosity rewrites CRIU's -v4, which no parser of flags with optional values takes, to -v=4.
+// criuVerbosity rewrites what no parser of flags with optional values takes: CRIU's -v4 to -v=4, and --log-level 4, whose 4 would
+// be taken for a process id, to --log-level=4.
 func criuVerbosity(args []string) []string {
-	args = slices.Clone(args)
-	for i, arg := range args {
-		if arg == "--" {
-			break
+	var rewritten []string
+	for i := 0; i < len(args); i++ {
+		switch arg := args[i]; {
+		case arg == "--":
+			return append(rewritten, args[i:]...)
+		case arg == "--log-level" && i+1 < len(args) && aNumber.MatchString(args[i+1]):
+			i++
+			rewritten = append(rewritten, "--log-level="+args[i])
+		default:
+			rewritten = append(rewritten, verbosityNumber.ReplaceAllString(arg, "-v=$1"))
 		}
-		args[i] = verbosityNumber.ReplaceAllString(arg, "-v=$1")
 	}
-	return args
+	return rewritten
 }
 
 // oneOf is a flag that takes one of some words.

@@ -110,6 +110,15 @@ func walk(cmd *cobra.Command, yield func(*cobra.Command) bool) bool {
 func commandsMarkdown(root *cobra.Command) string {
 	var b strings.Builder
 	b.WriteString("# Commands\n\nWritten from the commands' own help by `go test ./internal/cli -update`; a test holds it fresh.\n")
+	for _, g := range root.Groups() {
+		var names []string
+		for _, cmd := range root.Commands() {
+			if cmd.GroupID == g.ID && cmd.Name() != "help" {
+				names = append(names, fmt.Sprintf("[%s](#stasis-%s)", cmd.Name(), cmd.Name()))
+			}
+		}
+		fmt.Fprintf(&b, "\n**%s** %s\n", g.Title, strings.Join(names, ", "))
+	}
 	for cmd := range documented(root) {
 		if cmd.HasParent() && cmd.Parent().Name() == "completion" {
 			continue // four times the same

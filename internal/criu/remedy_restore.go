@@ -107,6 +107,8 @@ var ofMounts = []explanation{
 	one("is autodetected external mount", "a mount of the tree came from outside of it", "restore with --external mnt[]"),
 	one("No mapping for", "a mount of the tree came from outside of it", "restore with --external mnt[NAME]:PATH"),
 	both("FS mnt", "unsupported", "a file system of the tree is of a kind that cannot be dumped", "unmount it, or give it as --external mnt[PATH]:NAME, or allow it with --criu-opt 'enable-fs NAME'"),
+	one("Can't dump tmpfs content", "the content of a tmpfs in the tree's own mount namespace cannot be dumped",
+		"see that tar is installed, and that the folder for work files has room; or give the mount as --external mnt[PATH]:NAME"),
 	one("Unable to dump a file system", "the content of a file system cannot be dumped", "see that tar is installed, and that the folder for work files has room"),
 	one("A few mount points can't be mounted", "some mounts of the tree cannot be made again", "see that their devices and folders are there"),
 	one("Can't mount at", "a mount of the tree cannot be made again", "see that its device and folder are there"),

@@ -101,6 +101,7 @@ func (s *survey) lookAtDescriptors(t *proc.Task, namespaces map[string]string) e
 			if info.Flags&unix.O_DIRECT != 0 {
 				s.note(Fail, "descriptor", "a pipe in packet mode (O_DIRECT), which CRIU cannot dump", "close it before the dump", where)
 			}
+			s.addPipe(d, info.Flags, where)
 		case strings.HasPrefix(d.Target, "/secretmem"):
 			s.note(Fail, "descriptor", "secret memory (memfd_secret), which CRIU cannot dump", "close it before the dump", where)
 		case strings.HasPrefix(d.Target, "/dmabuf:"):

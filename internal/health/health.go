@@ -12,7 +12,10 @@
 // All functions may be called from several goroutines at once.
 package health
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Status says how good something is.
 type Status string
@@ -50,7 +53,7 @@ func size(n uint64) string {
 	case n >= 1<<30:
 		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 	case n >= 1<<20:
-		return fmt.Sprintf("%d MiB", n>>20)
+		return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(n)/(1<<20)), ".0") + " MiB"
 	default:
 		return fmt.Sprintf("%d KiB", n>>10)
 	}

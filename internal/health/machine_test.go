@@ -100,7 +100,7 @@ func TestDevices(t *testing.T) {
 }
 
 func TestSizes(t *testing.T) {
-	for n, want := range map[uint64]string{1 << 10: "1 KiB", 3 << 20: "3 MiB", 5 << 29: "2.5 GiB"} {
+	for n, want := range map[uint64]string{1 << 10: "1 KiB", 3 << 20: "3 MiB", 3_000_000: "2.9 MiB", 5 << 29: "2.5 GiB"} {
 		if got := size(n); got != want {
 			t.Errorf("%d bytes are %q, want %q", n, got, want)
 		}

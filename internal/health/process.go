@@ -24,6 +24,9 @@ func Process(ctx context.Context, pid int) []Result {
 	case err != nil:
 		return []Result{fail("process", err.Error(), "run as root")}
 	}
+	if isKernels(tree[0]) {
+		return []Result{fail("process", at(tree[0])+": it is a thread of the kernel", "dump a program")}
+	}
 	s := newSurvey(tree)
 	s.lookAtRoot()
 	for _, task := range s.tree {
@@ -39,9 +42,13 @@ func Process(ctx context.Context, pid int) []Result {
 		}
 	}
 	s.lookAtTerminals()
+	s.lookAtPipes()
 	s.lookAtSockets()
 	return s.results()
 }
+
+// isKernels says whether a process is a thread of the kernel, whose descendants all are.
+func isKernels(t *proc.Task) bool { return !t.Zombie() && t.Exe == "" && t.Cmdline == nil }
 
 // ended says whether a process has ended meanwhile, which makes much of /proc
 // unreadable.
@@ -67,6 +74,7 @@ type survey struct {
 	slaves      map[int]string         // terminals: who has which
 	masters     map[int]bool           // their other ends
 	sockets     map[string]*netSockets // by network namespace
+	pipes       map[uint64]*pipeEnds   // by inode
 	threads     int
 	resident    uint64
 }
@@ -82,6 +90,7 @@ func newSurvey(tree []*proc.Task) *survey {
 	s := &survey{
 		root: tree[0], pids: make(map[int]bool), found: make(map[finding]int),
 		mounts: make(map[string]map[int]string), sockets: make(map[string]*netSockets),
+		pipes:  make(map[uint64]*pipeEnds),
 		slaves: make(map[int]string), masters: make(map[int]bool),
 	}
 	for _, task := range tree {
@@ -155,8 +164,6 @@ func (s *survey) lookAtRoot() {
 		s.note(Fail, "process", "it is what this machine runs under", "choose one of its services", at(root))
 	case root.Zombie():
 		s.note(Fail, "process", fmt.Sprintf("it has ended, and its parent %d has not collected it", root.PPID), "dump a process that runs", at(root))
-	case root.Exe == "" && root.Cmdline == nil:
-		s.note(Fail, "process", "it is a thread of the kernel", "dump a program", at(root))
 	}
 	var err error
 	if s.ours, err = proc.Namespaces(os.Getpid()); err != nil {

@@ -27,6 +27,16 @@ func (d Descriptor) Socket() (inode uint64, ok bool) {
 	return inode, err == nil
 }
 
+// Pipe is the inode of the pipe that the descriptor is an end of.
+func (d Descriptor) Pipe() (inode uint64, ok bool) {
+	number, ok := strings.CutPrefix(d.Target, "pipe:[")
+	if !ok {
+		return 0, false
+	}
+	inode, err := strconv.ParseUint(strings.TrimSuffix(number, "]"), 10, 64)
+	return inode, err == nil
+}
+
 // HasPath says whether the descriptor refers to something that has, or had, a
 // name in a file system.
 func (d Descriptor) HasPath() bool { return strings.HasPrefix(d.Target, "/") }

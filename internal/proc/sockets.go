@@ -212,6 +212,47 @@ func SocketOwners(inodes map[uint64]bool) map[uint64]Owner {
 	return owners
 }
 
+// PipeUsers finds a process for each of the pipes that have one that is wanted,
+// by the process, the pipe and how that is open there (open(2)). It looks through
+// the descriptors of all processes.
+func PipeUsers(wanted func(pid int, inode uint64, flags int) bool) map[uint64]Owner {
+	users := make(map[uint64]Owner)
+	pids, err := allProcesses()
+	if err != nil {
+		return users
+	}
+	for _, pid := range pids {
+		eachPipe(pid, func(inode uint64, flags int) {
+			if _, known := users[inode]; !known && wanted(pid, inode, flags) {
+				raw, _ := readFile(pid, "comm")
+				users[inode] = Owner{pid, strings.TrimSpace(string(raw))}
+			}
+		})
+	}
+	return users
+}
+
+func eachPipe(pid int, visit func(inode uint64, flags int)) {
+	files, err := OpenFiles(pid)
+	if err != nil {
+		return
+	}
+	defer files.Close()
+	list, err := files.List()
+	if err != nil {
+		return
+	}
+	for _, d := range list {
+		inode, ok := d.Pipe()
+		if !ok {
+			continue
+		}
+		if info, err := files.Info(d.FD); err == nil { // else closed since it was listed
+			visit(inode, info.Flags)
+		}
+	}
+}
+
 // SocketsOf lists the inodes of the sockets that a process has open; none where
 // it cannot be read.
 func SocketsOf(pid int) []uint64 {

@@ -76,7 +76,13 @@ type frameReader struct {
 
 func (f *frameReader) next() (frame, error) {
 	var head [frameHeader]byte
-	if _, err := io.ReadFull(f.r, head[:]); err != nil {
+	n, err := io.ReadFull(f.r, head[:])
+	switch {
+	case f.seq == 0 && n > 0 && !couldBegin(head[:n]):
+		return frame{}, f.bad(notAStream, nil)
+	case n == 0 && f.seq == 0 && errors.Is(err, io.EOF):
+		return frame{}, f.bad("nothing came", nil)
+	case err != nil:
 		return frame{}, f.bad("it ended before its end mark", err)
 	}
 	kind, length := frameType(head[4]), binary.LittleEndian.Uint32(head[12:])
@@ -86,7 +92,7 @@ func (f *frameReader) next() (frame, error) {
 	}
 	switch {
 	case binary.LittleEndian.Uint32(head[:]) != frameMagic:
-		return frame{}, f.bad("it is not in the form that Stasis writes", nil)
+		return frame{}, f.bad(notAStream, nil)
 	case binary.LittleEndian.Uint64(head[16:]) != f.seq:
 		return frame{}, f.bad("a part of it is missing", nil)
 	case length > limit:
@@ -102,6 +108,17 @@ func (f *frameReader) next() (frame, error) {
 	}
 	f.seq++
 	return frame{kind, binary.LittleEndian.Uint32(head[8:]), f.data.Bytes()}, nil
+}
+
+const notAStream = "it is not in the form that Stasis writes"
+
+// StreamBegins says whether the first bytes of a file, four of them at least, are those of a stream that NewStream made.
+func StreamBegins(head []byte) bool { return len(head) >= 4 && couldBegin(head) }
+
+// couldBegin says whether a stream can begin with some bytes.
+func couldBegin(head []byte) bool {
+	magic := binary.LittleEndian.AppendUint32(nil, frameMagic)
+	return bytes.HasPrefix(head, magic[:min(len(head), len(magic))])
 }
 
 // bad makes the error for a stream that can't be used, with the number of the frame where that showed.
