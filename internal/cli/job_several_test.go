@@ -90,6 +90,7 @@ func severalOf(t *testing.T) (*jobsDaemon, *bench) {
 	mux := http.NewServeMux()
 	mux.Handle(stasisv1connect.NewJobServiceHandler(d))
 	mux.Handle(stasisv1connect.NewSystemServiceHandler(d))
+	mux.Handle(stasisv1connect.NewCheckpointServiceHandler(&ownDaemon{}))
 	socket := filepath.Join(t.TempDir(), "s.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
