@@ -95,7 +95,7 @@ func (a *app) runCheckpoints(dir string, all bool) error {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	if hidden := len(list) - len(shown); hidden > 0 && !a.quiet {
-		fmt.Fprintf(a.err, "%s not shown: pre-dumps and what is left of removed ones (--all shows them)\n", plural(hidden, "more"))
+		fmt.Fprintf(a.err, "%d more not shown: pre-dumps and what is left of removed ones (--all shows them)\n", hidden)
 	}
 	if !a.quiet {
 		a.hintAtJobs(dir)
