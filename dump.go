@@ -118,7 +118,7 @@ type DumpResult struct {
 // parent that is damaged.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
-	if errors.Is(err, errFlagsChanged) {
+	if errors.Is(err, errFlagsChanged) && opts.Target == nil {
 		result, err = dumpOnce(ctx, opts, true)
 	}
 	if errors.Is(err, image.ErrLost) && opts.Target == nil {
@@ -201,6 +201,9 @@ func (d *dump) dumpState(ctx context.Context) error {
 	if d.manifest != nil && errors.Is(err, criu.ErrAbandoned) {
 		return nil // published, and ended on purpose
 	}
+	if errors.Is(err, criu.ErrRequest) {
+		return d.fail(StepState, ErrInput, err)
+	}
 	return d.fail(StepState, ErrProcess, err)
 }
 
@@ -209,6 +212,7 @@ func (d *dump) whileRunning(ctx context.Context) error {
 		return err
 	}
 	err := d.do(StepCopy, func() error { return d.copyRounds(ctx) })
+	d.prepareBuffer()
 	d.frozen = time.Now() // as good as: CRIU freezes the tree next
 	d.spans.begin("dump.pause")
 	return err

@@ -21,7 +21,7 @@ import (
 const describeFrom = 64 << 20
 
 // errFlagsChanged says that a mapping changed its flags around the freeze.
-var errFlagsChanged = errors.New("a mapping changed its flags during the freeze")
+var errFlagsChanged = errors.New("a mapping changed its flags around the freeze")
 
 // flagsOfCRIU are the VmFlags that CRIU keeps in its images.
 var flagsOfCRIU = []string{"gd", "lo", "nr", "ht", "dp", "sr", "rr", "dc", "dd", "mg", "hg", "nh", "wf", "io", "pf", "ss"}

@@ -39,7 +39,7 @@ func (d *dump) hideMemory() error {
 		if p == nil || p.task.StartTime != task.StartTime {
 			continue
 		}
-		now, err := frozenMappings(p)
+		now, err := d.frozenMappings(p)
 		if err != nil {
 			return err
 		}
@@ -65,15 +65,16 @@ func (d *dump) forked() bool {
 	return false
 }
 
-// frozenMappings lists the mappings of a frozen process. Locking is the one
-// property that counts and that the quick list does not show: when the amount of
-// locked memory has changed, the slow list is read.
-func frozenMappings(p *process) ([]proc.Mapping, error) {
+// frozenMappings lists the mappings of a frozen process. What counts besides and
+// the quick list does not show are flags, which hardly ever change: when the
+// amount of locked memory has changed, or the dump before this one has met another
+// change, the slow list is read.
+func (d *dump) frozenMappings(p *process) ([]proc.Mapping, error) {
 	task, err := proc.ReadTask(p.task.PID)
 	if err != nil {
 		return nil, err
 	}
-	if task.LockedKB != lockedKB(p.maps) {
+	if d.exact || task.LockedKB != lockedKB(p.maps) {
 		return proc.Smaps(task.PID)
 	}
 	return proc.Maps(task.PID)
@@ -117,11 +118,7 @@ func lockedKB(maps []proc.Mapping) uint64 {
 // for a moment.
 func (d *dump) copyLast(ctx context.Context) error {
 	d.present = make(map[int][]image.Range)
-	slices.SortFunc(d.dropped, func(a, b capture.Dropped) int {
-		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
-	})
-	d.buffer = capture.NewBuffer(d.opts.FinalBuffer, func(b image.PageBlock) error { return d.writer.PutPages(d.round, b) })
-
+	d.joinDropped()
 	code, others := d.splitCode()
 	if err := d.copyChanged(ctx, code); err != nil {
 		return err
@@ -235,17 +232,33 @@ func (p *process) look(ranges []proc.Range, visit func(r proc.Run, written bool)
 	return nil
 }
 
-// droppedIn lists the pages in a range that a round could not read. The list of
-// all was sorted when the tree was frozen.
+// droppedIn lists what of a range no round has copied although it is not known to
+// be written: it could not be read, or was left to the freeze.
 func (d *dump) droppedIn(pid int, r proc.Range) (pages []proc.Range) {
 	i := sort.Search(len(d.dropped), func(i int) bool {
 		lost := d.dropped[i]
-		return lost.PID > pid || lost.PID == pid && lost.Start >= r.Start
+		return lost.PID > pid || lost.PID == pid && lost.End > r.Start
 	})
-	for ; i < len(d.dropped) && d.dropped[i].PID == pid && d.dropped[i].End <= r.End; i++ {
-		pages = append(pages, d.dropped[i].Range)
+	for ; i < len(d.dropped) && d.dropped[i].PID == pid && d.dropped[i].Start < r.End; i++ {
+		pages = append(pages, proc.Range{Start: max(r.Start, d.dropped[i].Start), End: min(r.End, d.dropped[i].End)})
 	}
 	return pages
+}
+
+// joinDropped sorts the list of what was not copied, and joins what touches.
+func (d *dump) joinDropped() {
+	slices.SortFunc(d.dropped, func(a, b capture.Dropped) int {
+		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
+	})
+	joined := d.dropped[:0]
+	for _, lost := range d.dropped {
+		if n := len(joined); n > 0 && joined[n-1].PID == lost.PID && joined[n-1].End >= lost.Start {
+			joined[n-1].End = max(joined[n-1].End, lost.End)
+		} else {
+			joined = append(joined, lost)
+		}
+	}
+	d.dropped = joined
 }
 
 func (d *dump) notePresent(label int, r proc.Range) {
@@ -373,8 +386,9 @@ func common(a []proc.Range, b []image.Range) []proc.Range {
 	return both
 }
 
-// checkHidden compares what was hidden with CRIU's own idea of lazy memory. A
-// difference would be an error in Stasis; better no checkpoint than a wrong one.
+// checkHidden compares what was hidden with CRIU's own idea of lazy memory. They
+// differ when a mapping was locked, or marked to be wiped on fork, between the
+// last round and the freeze. The dump is made anew then; see [Dump].
 func (d *dump) checkHidden() error {
 	for pid, ranges := range d.hidden {
 		lazy, err := criu.LazyRanges(d.work.Path(), d.label(pid))
@@ -387,7 +401,7 @@ func (d *dump) checkHidden() error {
 				i++
 			}
 			if i == len(lazy) || lazy[i].Start > r.Start || lazy[i].End < r.End {
-				return fmt.Errorf("memory %#x-%#x of process %d changed its kind while it was dumped; try again, or use engine %s", r.Start, r.End, pid, EngineCRIU)
+				return fmt.Errorf("%w: memory %#x-%#x of process %d is of another kind; try again, or use engine %s", errFlagsChanged, r.Start, r.End, pid, EngineCRIU)
 			}
 		}
 	}

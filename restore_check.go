@@ -117,6 +117,9 @@ func (c *conflicts) checkPIDs(ctx context.Context, m *Manifest) error {
 			waited = make(map[string]bool)
 		}
 		for _, h := range holders {
+			if h.Use == proc.UseEnded {
+				continue // it is soon over, and not worth a word
+			}
 			waited[fmt.Sprintf("process %d (%s)", h.PID, h.Comm)] = true
 		}
 		select {
@@ -176,6 +179,9 @@ func (c *conflicts) tellHolders(holders []proc.Holder) {
 
 func tellHolder(held []proc.Holder) string {
 	h := held[0]
+	if h.Use == proc.UseEnded {
+		return fmt.Sprintf("the kernel still has the pid %d in use, which the restored tree needs, although its process has ended: restore again", h.Number)
+	}
 	who := fmt.Sprintf("process %d (%s)", h.PID, h.Comm)
 	what := "the pid " + fmt.Sprint(h.Number)
 	switch h.Use {

@@ -15,6 +15,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"stasis/internal/criu"
@@ -102,10 +103,10 @@ func stateImages(tb testing.TB, pids ...uint32) map[string][]byte {
 			MmStartCode: zero, MmEndCode: zero, MmStartData: zero, MmEndData: zero, MmStartStack: zero, MmStartBrk: zero, MmBrk: zero,
 			MmArgStart: proto.Uint64(at(stackFrom) + 8), MmArgEnd: proto.Uint64(at(stackFrom) + 8 + 10), MmEnvStart: zero, MmEnvEnd: zero, ExeFileId: proto.Uint32(1),
 			Vmas: []*vma.VmaEntry{
-				area(oursFrom, oursTo, mapPrivate|mapAnonymous, areaRegular|areaAnonPrivate),
-				area(oursTo, fileTo, mapPrivate, areaRegular|areaFilePrivate),
-				area(sharedFrom, sharedTo, mapPrivate|mapAnonymous, areaRegular|areaAnonPrivate),
-				area(stackFrom, stackTo, mapPrivate|mapAnonymous|mapGrowsDown, areaRegular|areaAnonPrivate|areaStack),
+				area(oursFrom, oursTo, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, criu.AreaRegular|criu.AreaAnonPrivate),
+				area(oursTo, fileTo, unix.MAP_PRIVATE, criu.AreaRegular|criu.AreaFilePrivate),
+				area(sharedFrom, sharedTo, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, criu.AreaRegular|criu.AreaAnonPrivate),
+				area(stackFrom, stackTo, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_GROWSDOWN, criu.AreaRegular|criu.AreaAnonPrivate|criu.AreaStack),
 			},
 		})
 	}

@@ -245,22 +245,22 @@ func kindOf(a *vma.VmaEntry) string {
 		bits uint32
 		name string
 	}{
-		{areaHeap, "heap"}, {areaStack, "stack"}, {areaVDSO | areaVVAR | areaVsyscall, "kernel"}, {areaSysV, "sysv-shm"}, {areaMemfd, "memfd"},
+		{criu.AreaHeap, "heap"}, {criu.AreaStack, "stack"}, {criu.AreaVDSO | criu.AreaVVAR | criu.AreaVsyscall, "kernel"}, {criu.AreaSysV, "sysv-shm"}, {criu.AreaMemfd, "memfd"},
 	} {
 		if status&k.bits != 0 {
 			return k.name
 		}
 	}
 	switch {
-	case a.GetFlags()&mapHugeTLB != 0:
+	case a.GetFlags()&unix.MAP_HUGETLB != 0:
 		return "hugetlb"
-	case a.GetFlags()&mapGrowsDown != 0:
+	case a.GetFlags()&unix.MAP_GROWSDOWN != 0:
 		return "stack"
-	case status&areaAnonShared != 0:
+	case status&criu.AreaAnonShared != 0:
 		return "shared-anonymous"
-	case status&areaFileShared != 0:
+	case status&criu.AreaFileShared != 0:
 		return "file-shared"
-	case status&areaFilePrivate != 0:
+	case status&criu.AreaFilePrivate != 0:
 		return "file-private"
 	}
 	return "anonymous"

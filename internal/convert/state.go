@@ -12,6 +12,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"stasis/internal/criu"
@@ -205,37 +206,15 @@ func (s *state) readFiles(dir string) error {
 	return nil
 }
 
-// Kinds of mappings (criu/include/image.h, VMA_…), flags of mmap(2), and a bit of the madvise flags.
-const (
-	areaRegular     = 1 << 0
-	areaStack       = 1 << 1
-	areaVsyscall    = 1 << 2
-	areaVDSO        = 1 << 3
-	areaHeap        = 1 << 5
-	areaFilePrivate = 1 << 6
-	areaFileShared  = 1 << 7
-	areaAnonShared  = 1 << 8
-	areaAnonPrivate = 1 << 9
-	areaSysV        = 1 << 10
-	areaVVAR        = 1 << 12
-	areaMemfd       = 1 << 14
-	areaWork        = 7 << 28 // CLOSE, NO_PROT_WRITE, PREMMAPED: CRIU's own notes
-
-	mapPrivate   = 0x02
-	mapAnonymous = 0x20
-	mapGrowsDown = 0x100
-	mapLocked    = 0x2000
-	mapHugeTLB   = 0x40000
-
-	wipeOnFork = 1 << 18
-)
+// wipeOnFork is the bit of MADV_WIPEONFORK in CRIU's madvise flags.
+const wipeOnFork = 1 << unix.MADV_WIPEONFORK
 
 // lazyable says whether Stasis would keep the memory of a mapping itself: private and anonymous, restored lazily by CRIU, and
 // none of the kinds that a dump leaves to CRIU (package capture). A kind that is not known stays with CRIU.
 func lazyable(a *vma.VmaEntry) bool {
 	flags, status := a.GetFlags(), a.GetStatus()
-	return flags&mapAnonymous != 0 && flags&mapPrivate != 0 && flags&(mapLocked|mapHugeTLB|mapGrowsDown) == 0 &&
-		status&areaAnonPrivate != 0 && status&^(areaRegular|areaHeap|areaAnonPrivate|areaWork) == 0 && a.GetMadv()&wipeOnFork == 0
+	return flags&unix.MAP_ANONYMOUS != 0 && flags&unix.MAP_PRIVATE != 0 && flags&(unix.MAP_LOCKED|unix.MAP_HUGETLB|unix.MAP_GROWSDOWN) == 0 &&
+		status&criu.AreaAnonPrivate != 0 && status&^(criu.AreaRegular|criu.AreaHeap|criu.AreaAnonPrivate|criu.AreaWork) == 0 && a.GetMadv()&wipeOnFork == 0
 }
 
 // lazyableAreas lists the mappings whose memory Stasis would keep, one by one.

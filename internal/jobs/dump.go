@@ -26,6 +26,7 @@ const (
 	ReasonRequest    = "request"
 	ReasonStop       = "stop" // of the daemon
 	ReasonEvacuation = "evacuation"
+	ReasonShutdown   = "shutdown" // of the machine
 )
 
 // parseSchedule is nil for a job without one.
@@ -193,7 +194,12 @@ func (j *job) dump(ctx context.Context, r DumpRequest) (dumped *Dumped, err erro
 		case <-j.m.ctx.Done(): // the next manager finds it so
 			return dumped, nil
 		}
-		j.update(func(rec *db.Job) { rec.State, rec.PID, rec.Start = db.StateSuspended, 0, 0 })
+		j.update(func(rec *db.Job) {
+			rec.State, rec.PID, rec.Start = db.StateSuspended, 0, 0
+			if r.reason == ReasonShutdown && rec.Spec.Restart != db.RestartNever {
+				rec.State = db.StateBackoff // the next manager finds it so, and brings it back
+			}
+		})
 		j.letShimGo()
 	}
 	j.prune(ctx)

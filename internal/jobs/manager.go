@@ -32,6 +32,7 @@ type Options struct {
 	Keep         db.Keep       // for jobs that do not say it themselves
 	MaxChain     int           // likewise; 0: 32
 	DumpOnStop   bool          // Close makes a checkpoint of each job
+	GoingDown    func() bool   // asked by Close: the whole machine is going down; nil: it is not
 	LogBytes     int64         // that are kept of a job's output; 0: 64 MiB
 	MaxJobs      int           // of one user but root, since each has a process of root's beside it; 0: 256
 	CRIUPath     string        // "": the first that is new enough
@@ -305,7 +306,9 @@ func (m *Manager) Checkpoints(name string) ([]db.Checkpoint, error) {
 	return slices.Clone(j.cps), nil
 }
 
-// Close lets go of all jobs, which run on. Where the options say so it makes a checkpoint of each first, as far as the context allows.
+// Close lets go of all jobs, which run on. Where the options say so it makes a checkpoint of each first, as far as the context allows. When
+// the machine is going down, which no job outlives, each is ended with its checkpoint: what it wrote to its files after that would keep it
+// from being restored. The next manager brings back those whose policy says so.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	if m.closed {
@@ -315,7 +318,11 @@ func (m *Manager) Close(ctx context.Context) error {
 	m.closed = true
 	m.mu.Unlock()
 	if m.o.DumpOnStop {
-		m.evacuate(ctx, m.list(), evacuation{reason: ReasonStop, after: stasis.AfterRun}, nil)
+		e := evacuation{reason: ReasonStop, after: stasis.AfterRun}
+		if m.o.GoingDown != nil && m.o.GoingDown() {
+			e = evacuation{reason: ReasonShutdown, after: stasis.AfterKill}
+		}
+		m.evacuate(ctx, m.list(), e, nil)
 	}
 	m.cancel()
 	m.news.close()

@@ -14,20 +14,6 @@ import (
 	"stasis/internal/image"
 )
 
-// Kinds of areas in CRIU's images (criu/include/image.h, VMA_AREA_…).
-const (
-	areaStack       = 1 << 1
-	areaVsyscall    = 1 << 2
-	areaVDSO        = 1 << 3
-	areaHeap        = 1 << 5
-	areaFilePrivate = 1 << 6
-	areaFileShared  = 1 << 7
-	areaAnonShared  = 1 << 8
-	areaSysV        = 1 << 10
-	areaVVAR        = 1 << 12
-	areaMemfd       = 1 << 14
-)
-
 // area is what a shared mapping shares.
 type area struct {
 	segment uint64 // CRIU's number of it
@@ -88,9 +74,9 @@ func (r *reader) mappings(pid int) []Mapping {
 func (r *reader) mapping(pid int, a *vma.VmaEntry) Mapping {
 	m := Mapping{PID: pid, Start: a.GetStart(), End: a.GetEnd(), Kind: kindOf(a), Perms: permsOf(a)}
 	switch status := a.GetStatus(); {
-	case status&(areaFilePrivate|areaFileShared|areaMemfd) != 0:
+	case status&(criu.AreaFilePrivate|criu.AreaFileShared|criu.AreaMemfd) != 0:
 		m.File = r.files[uint32(a.GetShmid())] //nolint:gosec // it is a number of a file here
-	case status&(areaAnonShared|areaSysV) != 0:
+	case status&(criu.AreaAnonShared|criu.AreaSysV) != 0:
 		m.area = &area{a.GetShmid(), a.GetPgoff()}
 	}
 	return m
@@ -99,17 +85,17 @@ func (r *reader) mapping(pid int, a *vma.VmaEntry) Mapping {
 func kindOf(a *vma.VmaEntry) Kind {
 	status, flags := a.GetStatus(), a.GetFlags()
 	switch {
-	case status&(areaVsyscall|areaVDSO|areaVVAR) != 0:
+	case status&(criu.AreaVsyscall|criu.AreaVDSO|criu.AreaVVAR) != 0:
 		return Kernel
 	case flags&unix.MAP_HUGETLB != 0:
 		return Huge
-	case status&areaHeap != 0:
+	case status&criu.AreaHeap != 0:
 		return Heap
-	case status&areaStack != 0 || flags&unix.MAP_GROWSDOWN != 0:
+	case status&criu.AreaStack != 0 || flags&unix.MAP_GROWSDOWN != 0:
 		return Stack
-	case status&(areaFileShared|areaAnonShared|areaSysV) != 0 || flags&unix.MAP_SHARED != 0:
+	case status&(criu.AreaFileShared|criu.AreaAnonShared|criu.AreaSysV) != 0 || flags&unix.MAP_SHARED != 0:
 		return Shared
-	case status&areaFilePrivate != 0:
+	case status&criu.AreaFilePrivate != 0:
 		return File
 	}
 	return Anonymous

@@ -141,14 +141,14 @@ func mappings(t *testing.T) []byte {
 	t.Helper()
 	const anon = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
 	return img(t, criu.MagicMM, &mm.MmEntry{Vmas: []*vma.VmaEntry{
-		mapped(0x100, 4, 1|areaHeap|1<<9, anon, unix.PROT_READ|unix.PROT_WRITE, 0, 0),
-		mapped(0x200, 8, 1|areaFilePrivate, unix.MAP_PRIVATE, unix.PROT_READ|unix.PROT_EXEC, 5, 0),
+		mapped(0x100, 4, 1|criu.AreaHeap|1<<9, anon, unix.PROT_READ|unix.PROT_WRITE, 0, 0),
+		mapped(0x200, 8, 1|criu.AreaFilePrivate, unix.MAP_PRIVATE, unix.PROT_READ|unix.PROT_EXEC, 5, 0),
 		mapped(0x300, 9, 1|1<<9, anon, 0, 0, 0),
-		mapped(0x400, 2, 1|areaAnonShared, unix.MAP_SHARED|unix.MAP_ANONYMOUS, unix.PROT_READ|unix.PROT_WRITE, 77, page),
-		mapped(0x410, 2, 1|areaAnonShared, unix.MAP_SHARED|unix.MAP_ANONYMOUS, unix.PROT_READ, 77, page),
-		mapped(0x500, 2, 1|areaStack|1<<9, anon|unix.MAP_GROWSDOWN, unix.PROT_READ|unix.PROT_WRITE, 0, 0),
+		mapped(0x400, 2, 1|criu.AreaAnonShared, unix.MAP_SHARED|unix.MAP_ANONYMOUS, unix.PROT_READ|unix.PROT_WRITE, 77, page),
+		mapped(0x410, 2, 1|criu.AreaAnonShared, unix.MAP_SHARED|unix.MAP_ANONYMOUS, unix.PROT_READ, 77, page),
+		mapped(0x500, 2, 1|criu.AreaStack|1<<9, anon|unix.MAP_GROWSDOWN, unix.PROT_READ|unix.PROT_WRITE, 0, 0),
 		mapped(0x600, 512, 1|1<<9, anon|unix.MAP_HUGETLB, unix.PROT_READ, 0, 0),
-		mapped(0x900, 1, 1|areaVDSO, anon, unix.PROT_READ, 0, 0),
+		mapped(0x900, 1, 1|criu.AreaVDSO, anon, unix.PROT_READ, 0, 0),
 	}})
 }
 

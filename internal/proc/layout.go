@@ -26,6 +26,7 @@ type procmapQuery struct {
 const (
 	procmapIoctl     = 0xc0686611 // PROCMAP_QUERY
 	coveringOrNext   = 0x10       // PROCMAP_QUERY_COVERING_OR_NEXT_VMA
+	procmapShared    = 0x08       // PROCMAP_QUERY_VMA_SHARED
 	noSuchMapping    = unix.ENOENT
 	queryUnsupported = unix.ENOTTY
 )
@@ -48,16 +49,23 @@ func (l *Layout) Close() error { return l.file.Close() }
 // At returns the mapping at an address, or the next one behind it; the zero
 // Range when there is none. The error wraps [ErrNoQuery] on older kernels.
 func (l *Layout) At(addr uint64) (Range, error) {
+	r, _, err := l.Look(addr)
+	return r, err
+}
+
+// Look is At, and says besides whether the mapping is private and has no file,
+// the heap and stacks among them.
+func (l *Layout) Look(addr uint64) (r Range, anonymous bool, err error) {
 	q := procmapQuery{flags: coveringOrNext, addr: addr}
 	q.size = uint64(unsafe.Sizeof(q))
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, l.file.Fd(), procmapIoctl, uintptr(unsafe.Pointer(&q)))
 	switch errno {
 	case 0:
-		return Range{q.start, q.end}, nil
+		return Range{q.start, q.end}, q.vmaFlags&procmapShared == 0 && q.inode == 0, nil
 	case noSuchMapping:
-		return Range{}, nil
+		return Range{}, false, nil
 	case queryUnsupported:
-		return Range{}, ErrNoQuery
+		return Range{}, false, ErrNoQuery
 	}
-	return Range{}, fmt.Errorf("ask for the mapping at %#x: %w", addr, errno)
+	return Range{}, false, fmt.Errorf("ask for the mapping at %#x: %w", addr, errno)
 }

@@ -18,6 +18,7 @@ const (
 	UseThread  Use = "thread"  // a thread of a process has it
 	UseGroup   Use = "group"   // processes are in the process group of that number, whose leader has ended
 	UseSession Use = "session" // processes are in the session of that number, whose leader has ended
+	UseEnded   Use = "ended"   // nobody has it, but the kernel is not yet done with who had
 )
 
 // Holder is who keeps a pid in use.
@@ -34,6 +35,14 @@ type Holder struct {
 // process, in their order. A number is free if and only if no process or thread
 // has it and no process is in a group or session of that number.
 func Holders(numbers []int) ([]Holder, error) {
+	taken, err := held(numbers)
+	if err == nil && len(taken) == 0 {
+		return nil, nil
+	}
+	sure := err == nil
+	if sure {
+		numbers = taken
+	}
 	byNumber := make(map[int]Holder, len(numbers))
 	wanted := make(map[int]bool, len(numbers))
 	for _, n := range numbers {
@@ -48,13 +57,16 @@ func Holders(numbers []int) ([]Holder, error) {
 	}
 	var holders []Holder
 	for _, n := range numbers {
-		h, held := byNumber[n]
-		if !held {
-			if h, held = threadHolder(n); !held {
-				continue
-			}
+		h, found := byNumber[n]
+		if !found {
+			h, found = threadHolder(n)
 		}
-		holders = append(holders, h.named())
+		switch {
+		case found:
+			holders = append(holders, h.named())
+		case sure:
+			holders = append(holders, Holder{Number: n, Use: UseEnded, Comm: "ended just now", Dying: true})
+		}
 	}
 	return holders, nil
 }

@@ -169,7 +169,7 @@ func (s *Subject) Work(t T) {
 	before := s.Note(t)
 	wait(t, answerWithin, "subject works", func() error {
 		now := s.Note(t)
-		for _, counter := range []string{"written", "churned"} {
+		for _, counter := range []string{"written", "churned", "births"} {
 			if old, counts := before.Has[counter]; counts && now.Has[counter] <= old {
 				return fmt.Errorf("%s stays at %d", counter, old)
 			}

@@ -81,8 +81,9 @@ var nursery = struct {
 	sync.Mutex
 	start map[int]uint64          // pid to start time
 	ended map[int]unix.WaitStatus // how those ended that were our children
+	heirs map[int]bool            // sessions whose orphans are ours, known or not
 	begin sync.Once
-}{start: map[int]uint64{}, ended: map[int]unix.WaitStatus{}}
+}{heirs: map[int]bool{}, start: map[int]uint64{}, ended: map[int]unix.WaitStatus{}}
 
 // Watch makes this process reap the tree's processes as soon as they die, so
 // that their pids are free for a restore. Call it after a start and after a
@@ -108,11 +109,42 @@ func Watch(root int) {
 	}
 }
 
+// WatchSession is Watch for a tree whose processes come and go: whatever is in
+// the session that its root leads is waited for when it comes to us.
+func WatchSession(root int) {
+	Watch(root)
+	nursery.Lock()
+	defer nursery.Unlock()
+	nursery.heirs[root] = true
+}
+
+// orphans notes the dead children of this process that nobody has seen before.
+// The nursery is locked.
+func orphans() {
+	if len(nursery.heirs) == 0 {
+		return
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if s, err := readStat(pid); err == nil && s.state == 'Z' && s.ppid == os.Getpid() && nursery.heirs[s.sid] {
+			nursery.start[pid] = s.start
+		}
+	}
+}
+
 // reap waits for those of the nursery that are dead and our children. It never
 // touches another child, which somebody else waits for.
 func reap() {
 	nursery.Lock()
 	defer nursery.Unlock()
+	orphans()
 	for pid, start := range nursery.start {
 		s, err := readStat(pid)
 		switch {
@@ -167,11 +199,28 @@ func WaitGone(t T, pids []int) {
 	}
 }
 
+// halt stops the processes of a tree until no new ones come, so that it can be
+// ended as a whole. It returns all of them.
+func halt(root int) (tree []int) {
+	stopped := map[int]bool{}
+	for again := true; again; {
+		again = false
+		tree = Tree(root)
+		for _, pid := range tree {
+			if !stopped[pid] {
+				stopped[pid], again = true, true
+				_ = unix.Kill(pid, unix.SIGSTOP)
+			}
+		}
+	}
+	return tree
+}
+
 // Kill ends a tree with SIGKILL and waits until all its pids are free.
 func Kill(t T, root int) {
 	t.Helper()
+	tree := halt(root)
 	Watch(root)
-	tree := Tree(root)
 	for _, pid := range tree {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			t.Errorf("kill %d: %v", pid, err)

@@ -10,7 +10,9 @@ import (
 )
 
 // A registration that does not fit a mapping exactly splits it, and the program
-// would see that: mremap(2) refuses a range that spans two mappings. The list of
+// would see that: mremap(2) refuses a range that spans two mappings, and on
+// Linux 6.17 and newer even moves the first of them before it refuses the rest.
+// Most mappings are therefore registered in groups; see group.go. The list of
 // mappings is some milliseconds old when they are armed, so each is looked at
 // once more, a microsecond before. What changes even then shows behind it, and
 // the registration is taken back, which joins the mappings again.
@@ -27,12 +29,18 @@ func (w *WriteProtect) arm(r proc.Range) (bool, error) {
 		err := w.register(r)
 		return err == nil, w.unlessGone(err)
 	}
-	if err != nil || was.self != r {
+	if err != nil {
 		return false, w.unlessGone(err)
+	}
+	if w.registered(r, was.self) {
+		return w.unprotect(r)
+	}
+	if was.self != r {
+		return false, nil
 	}
 	if err := w.register(r); err != nil {
 		if errors.Is(err, unix.EBUSY) {
-			w.refused += r.Len()
+			w.refused = append(w.refused, r)
 		}
 		return false, w.unlessGone(err)
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	subject.Main(m, map[string]subject.Role{"memory": memory, "busy": busy(true), "busy without mprotect": busy(false)})
+	subject.Main(m, map[string]subject.Role{"memory": memory, "mover": mover, "busy": busy(true), "busy without mprotect": busy(false)})
 }
 
 // written runs a round over a subject's arena and returns the numbers of the

@@ -18,15 +18,21 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	subject.Main(m, map[string]subject.Role{"large": large})
+	subject.Main(m, map[string]subject.Role{"large": memory(largeBytes), "small": memory(smallBytes), "unaccepted": unaccepted})
 }
 
-const largeBytes = 128 << 20
+const (
+	largeBytes = 128 << 20 // that are worth describing to CRIU
+	smallBytes = 4 << 20
+)
 
-// large has memory that is worth describing to CRIU, and changes a flag of it
-// when told to.
-func large(say func(string, ...any), hear func() (string, bool)) {
-	memory, err := unix.Mmap(-1, 0, largeBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+// memory has some, and changes a flag of it when told to.
+func memory(bytes int) subject.Role {
+	return func(say func(string, ...any), hear func() (string, bool)) { haveMemory(bytes, say, hear) }
+}
+
+func haveMemory(bytes int, say func(string, ...any), hear func() (string, bool)) {
+	memory, err := unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		panic(err)
 	}
@@ -39,8 +45,8 @@ func large(say func(string, ...any), hear func() (string, bool)) {
 		if !ok {
 			return
 		}
-		if order == "dontdump" {
-			if err := unix.Madvise(memory, unix.MADV_DONTDUMP); err != nil {
+		if advice, ok := map[string]int{"dontdump": unix.MADV_DONTDUMP, "wipeonfork": unix.MADV_WIPEONFORK}[order]; ok {
+			if err := unix.Madvise(memory, advice); err != nil {
 				panic(err)
 			}
 		}
@@ -54,7 +60,7 @@ func dumpOf(t *testing.T, pid int, dir string, atStep func(stasis.Step)) []stasi
 	t.Helper()
 	var steps []stasis.Step
 	_, err := stasis.Dump(context.Background(), stasis.DumpOptions{
-		PID: pid, Dir: dir, After: stasis.AfterRun, Compression: "none",
+		PID: pid, Dir: dir, After: stasis.AfterRun, Compression: "none", MaxRounds: 1,
 		CRIU: stasis.CRIUOptions{External: []string{}, ExtUnixSk: true, ShellJob: true},
 		AtStep: func(s stasis.Step) error {
 			steps = append(steps, s)
@@ -93,6 +99,25 @@ func TestAFlagThatChangesDuringTheFreeze(t *testing.T) {
 		if step == stasis.StepWrite && !changed {
 			changed = true
 			s.Ask("dontdump")
+		}
+	})
+	if n := count(steps, stasis.StepFreeze); n != 2 {
+		t.Errorf("the tree was frozen %d times, want 2: %v", n, steps)
+	}
+}
+
+// TestMemoryThatBecomesCRIUs between the last look at the flags and the freeze:
+// the dump is made anew, once, and leaves it to CRIU then.
+func TestMemoryThatBecomesCRIUs(t *testing.T) {
+	require.Root(t)
+	require.CRIU(t)
+	s := subject.Start(t, "small")
+	s.Hear()
+	changed := false
+	steps := dumpOf(t, s.PID, filepath.Join(t.TempDir(), "checkpoint"), func(step stasis.Step) {
+		if step == stasis.StepCopy && !changed { // the first round copies what was chosen when it was armed
+			changed = true
+			s.Ask("wipeonfork")
 		}
 	})
 	if n := count(steps, stasis.StepFreeze); n != 2 {

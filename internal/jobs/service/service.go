@@ -46,7 +46,7 @@ func New(e *engine.Engine, criuPath string, log *slog.Logger) (*Service, error) 
 	m, err := jobs.Open(context.Background(), jobs.Options{
 		Database: c.Jobs.State, Dir: c.Jobs.Dir, Checkpoints: filepath.Clean(c.Checkpoint.Dir),
 		Parallel: c.Checkpoint.Dumps(), MaxRetries: c.Jobs.MaxRetries, RestartDelay: c.Jobs.RestartDelay, MaxChain: c.Jobs.MaxChain,
-		DumpOnStop: c.Jobs.DumpOnStop, LogBytes: c.Jobs.LogBytes, CRIUPath: criuPath, Engine: &through{engine: e}, Log: log,
+		DumpOnStop: c.Jobs.DumpOnStop, GoingDown: func() bool { return machineGoesDown(log) }, LogBytes: c.Jobs.LogBytes, CRIUPath: criuPath, Engine: &through{engine: e}, Log: log,
 		Keep: db.Keep{
 			Last: c.Checkpoint.Keep.Last, Hourly: c.Checkpoint.Keep.Hourly, Daily: c.Checkpoint.Keep.Daily,
 			Weekly: c.Checkpoint.Keep.Weekly, Monthly: c.Checkpoint.Keep.Monthly, Bytes: c.Checkpoint.Keep.Bytes,

@@ -302,8 +302,27 @@ func (s *shim) ended(exit *db.Exit) {
 	con.ours.Close()
 	s.hub.use(nil)
 	s.hub.notice("the job has ended " + Describe(exit))
-	s.update(func(now *Status) { now.Running, now.Exit = false, exit })
+	s.update(func(now *Status) {
+		exit.Lost = s.lost()
+		now.Running, now.Exit = false, exit
+	})
 }
+
+// downWithin is how long after SIGTERM a machine that is going down may take to end all processes; systemd takes 90 s at most.
+const downWithin = 2 * time.Minute
+
+// noteTerm takes notice of SIGTERM, which nobody sends to a shim but a machine that is going down, to all processes at once.
+func (s *shim) noteTerm(terminated <-chan os.Signal) {
+	for range terminated {
+		s.mu.Lock()
+		s.term = time.Now()
+		s.mu.Unlock()
+	}
+}
+
+// lost says whether a run has ended with the machine, and not by itself, however cleanly the job takes SIGTERM: it has not come to its end,
+// and goes on when the machine is up again. With s.mu held.
+func (s *shim) lost() bool { return !s.term.IsZero() && time.Since(s.term) < downWithin }
 
 // Describe says in words how a job has ended.
 func Describe(exit *db.Exit) string {

@@ -33,6 +33,35 @@ void bad(const char *fmt, ...)
 	va_end(ap);
 }
 
+bool bad_take(char *text, size_t size)
+{
+	pthread_mutex_lock(&bad_lock);
+	bool any = bad_len > 0;
+	snprintf(text, size, "%s", bad_text);
+	bad_len = 0;
+	bad_text[0] = 0;
+	pthread_mutex_unlock(&bad_lock);
+	return any;
+}
+
+/* A child that is forked beside working threads may find things wrong as well. */
+static void before_fork(void)
+{
+	pthread_mutex_lock(&bad_lock);
+}
+
+static void after_fork(void)
+{
+	pthread_mutex_unlock(&bad_lock);
+}
+
+static void after_fork_child(void)
+{
+	bad_len = 0;
+	bad_text[0] = 0;
+	pthread_mutex_unlock(&bad_lock);
+}
+
 void want(const char *what, long long got, long long expected)
 {
 	if (got != expected)
@@ -219,6 +248,8 @@ static void answer(bool check)
 		fprintf(f, "bad %u %s", sequence, bad_text);
 	} else {
 		fprintf(f, "%s %u", check ? "ok" : "note", sequence);
+		if (check)
+			fprintf(f, " proven=%llu", atomic_exchange(&pages_proven, 0));
 		for (int i = 0; i < chosen_count; i++)
 			if (chosen[i]->report)
 				chosen[i]->report(f);
@@ -302,6 +333,8 @@ static void usage(FILE *f)
 int main(int argc, char **argv)
 {
 	sigset_t set;
+	if (argc == 4 && !strcmp(argv[1], "--member"))
+		return member_main(atoi(argv[2]), atoi(argv[3]));
 	if (argc < 2) {
 		usage(argc == 1 ? stdout : stderr);
 		return argc == 1 ? 0 : 2;
@@ -322,6 +355,7 @@ int main(int argc, char **argv)
 	/* A child that died is told in an answer, which the program must live to give. */
 	signal(SIGPIPE, SIG_IGN);
 	tell_crashes();
+	pthread_atfork(before_fork, after_fork, after_fork_child);
 
 	for (int i = 2; i < argc; i++)
 		setup_one(argv[i]);

@@ -76,6 +76,8 @@ void die_errno(const char *fmt, ...) __attribute__((format(printf, 1, 2), noretu
 void need(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 /* bad notes a difference that a check found. May be called from any thread. */
 void bad(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* bad_take gives away what was noted so far, for a child to tell it in another way; false: nothing was. */
+bool bad_take(char *text, size_t size);
 /* want notes a difference between two numbers. */
 void want(const char *what, long long got, long long expected);
 
@@ -84,6 +86,8 @@ void want(const char *what, long long got, long long expected);
 /* page_fill writes the page of (key, version); page_wrong says how p differs from it, or returns NULL. */
 void page_fill(void *p, uint64_t key, uint32_t version);
 const char *page_wrong(const void *p, uint64_t key, uint32_t version);
+/* pages_proven is how many page_wrong has found right since the last answer; checks report it as proven. */
+extern atomic_ullong pages_proven;
 /* fill_all and check_all do it for n pages, whose keys are key, key+1, ... */
 void fill_all(void *p, size_t n, uint64_t key, uint32_t version);
 void check_all(const char *what, const void *p, size_t n, uint64_t key, uint32_t version);
@@ -134,6 +138,9 @@ bool ask(const struct helper *, const char *who, char question);
 
 /* child_note remembers a child, so that SIGTERM ends it too. */
 void child_note(pid_t);
+
+/* member_main is the life of a process that a family (family.c) has executed. */
+int member_main(int in, int out);
 
 /* proc_state gives the letter of a process in /proc (R S T Z ...), or 0. */
 char proc_state(pid_t);

@@ -9,6 +9,7 @@ F(advised)
 F(hugetlb)
 F(deepstack)
 F(churn)
+F(family)
 F(direct)
 F(pinned)
 /* processes and threads */
