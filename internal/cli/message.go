@@ -92,10 +92,7 @@ func writeField(b *bytes.Buffer, f protoreflect.FieldDescriptor, v protoreflect.
 	return writeValue(b, f, v)
 }
 
-var (
-	durationName  = (&durationpb.Duration{}).ProtoReflect().Descriptor().FullName()
-	timestampName = (&timestamppb.Timestamp{}).ProtoReflect().Descriptor().FullName()
-)
+var durationName = (&durationpb.Duration{}).ProtoReflect().Descriptor().FullName()
 
 func writeValue(b *bytes.Buffer, f protoreflect.FieldDescriptor, v protoreflect.Value) error {
 	switch {
