@@ -75,7 +75,7 @@ func (o *Options) Validate() error {
 	}
 	for _, resource := range o.External {
 		if !externalSpec.MatchString(resource) {
-			return fmt.Errorf("--external %q: write KIND[KEY] or KIND[KEY]:NAME, such as mnt[/data]:data or tty[8801:1]", resource)
+			return fmt.Errorf("--external %q: write KIND[KEY] or KIND[KEY]:NAME, such as mnt[/data]:data, tty[8801:1] or pipe:[4711]", resource)
 		}
 	}
 	if o.LogLevel < 0 || o.LogLevel > 4 {
@@ -90,8 +90,9 @@ func (o *Options) Validate() error {
 }
 
 // externalSpec is what CRIU understands by a resource from outside. What it does
-// not understand it takes without a word, and leaves alone.
-var externalSpec = regexp.MustCompile(`^[a-z]+\[.*\](:.*)?$`)
+// not understand it takes without a word, and leaves alone. Pipes and sockets are
+// named as /proc/PID/fd shows them.
+var externalSpec = regexp.MustCompile(`^([a-z]+\[.*\](:.*)?|(pipe|socket):\[\d+\])$`)
 
 func oneOf(flag, value string, valid ...string) error {
 	return fmt.Errorf("%s %q: it takes one of %s", flag, value, strings.Join(valid, ", "))

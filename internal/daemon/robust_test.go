@@ -240,6 +240,7 @@ type closing struct {
 	left chan error
 }
 
+func (c closing) Options() connect.HandlerOption   { return connect.WithHandlerOptions() }
 func (c closing) Counts(uint32) (all, running int) { return 0, 0 }
 func (c closing) Needed() bool                     { return false }
 func (c closing) Close(ctx context.Context) error  { c.left <- ctx.Err(); return nil }
