@@ -21,7 +21,10 @@ Of several jobs each is tried; those that fail are said, and the others done all
 
 // someJobs is for commands about one job or several.
 func someJobs(cmd *cobra.Command, args []string) error {
-	return someArgs("which job? Give names that stasis ps lists")(cmd, args)
+	if len(args) == 0 {
+		return oneJob(cmd, args)
+	}
+	return nil
 }
 
 // eachJob does something with each job, one after the other, and goes on after a failure. tell says in words what came of one. The exit code is that
