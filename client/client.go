@@ -133,7 +133,7 @@ func explainHello(o Options, err error) (_ error, nobody bool) {
 	switch {
 	case o.Address != "":
 		return fmt.Errorf("%w at %s: %w", ErrNoDaemon, o.Address, err), false
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET): // the last one: it has just been killed
 		return fmt.Errorf("%w on %s: start one with \"stasis daemon start\"", ErrNoDaemon, o.Socket), true
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w to you on %s: root can allow you to call it (daemon.allow_users)", ErrNoDaemon, o.Socket), false

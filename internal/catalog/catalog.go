@@ -28,6 +28,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unique"
 
 	"golang.org/x/sys/unix"
 
@@ -442,5 +443,8 @@ func read(dir string, owner uint32, job string) (*Entry, error) {
 	}
 	m.Processes = slices.Clip(m.Processes)
 	m.Host.CPUFeatures = nil
+	for _, text := range []*string{&m.Host.Hostname, &m.Host.Kernel, &m.Host.Arch, &m.Host.CPUModel, &m.Host.CRIUVersion} {
+		*text = unique.Make(*text).Value() // the same in nearly all
+	}
 	return e, nil
 }

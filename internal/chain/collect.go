@@ -55,7 +55,7 @@ type Report struct {
 	Removed []Item `json:"removed"`          // no checkpoints any more
 	Marked  []Item `json:"marked"`           // not restorable any more, because they gave up memory
 	Kept    []Kept `json:"kept"`             // of what remains for others
-	Freed   int64  `json:"freed"`            // bytes of disk that were given back
+	Freed   int64  `json:"bytes_freed"`      // bytes of disk that were given back
 	Later   []Kept `json:"later"`            // what could not be given back now, and why
 	TopID   string `json:"top_id,omitempty"` // of Dedup: the id of the top, a new one after a thorough deduplication that wrote it anew
 }

@@ -27,10 +27,15 @@ func (a *app) checkpointsCommand() *cobra.Command {
 many checkpoints the chain has below it; NEEDED BY is how many others hold no copy of memory that this one has. DISK is what its
 folder takes.
 
-Pre-dumps and what is left of removed checkpoints are shown with --all.`,
+Pre-dumps and what is left of removed checkpoints are shown with --all. Checkpoints of jobs are in folders of their own: --job lists them.
+
+A user who is not root has no access to the default folder, and gets from the daemon the list of his own, those of his jobs included.`,
 		Example: "  stasis checkpoints\n  stasis checkpoints --job simulate\n  stasis checkpoints /srv/checkpoints --all -o json",
 		Args:    atMostOneArg,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && os.Geteuid() != 0 && !mayRead(a.config.Checkpoint.Dir) {
+				return a.ownCheckpoints(cmd.Context(), job, all)
+			}
 			if job != "" {
 				if len(args) > 0 || !isName(job) {
 					return badInput("--job takes the name of a job, and no folder beside it")
@@ -43,7 +48,7 @@ Pre-dumps and what is left of removed checkpoints are shown with --all.`,
 			return a.runCheckpoints(a.folderOf(args), all)
 		},
 	}
-	cmd.Flags().StringVar(&job, "job", "", "those of root's `JOB`")
+	cmd.Flags().StringVar(&job, "job", "", "those of `JOB`")
 	must(cmd.RegisterFlagCompletionFunc("job", a.completeJob))
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also show pre-dumps and what is left of removed checkpoints")
 	return cmd
@@ -82,16 +87,30 @@ func (a *app) runCheckpoints(dir string, all bool) error {
 	if len(list) == 0 {
 		if !a.quiet {
 			fmt.Fprintf(a.out, "no checkpoints in %s\n", printable(dir))
+			a.hintAtJobs(dir)
 		}
 		return nil
 	}
-	if err := table(a.out, []string{"NAME", "CREATED", "PROGRAM", "MEMORY", "DISK", "BUILDS ON", "NEEDED BY", "STATE"}, checkpointRows(shown, list)); err != nil {
+	if err := table(a.out, checkpointColumns, checkpointRows(shown, list)); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	if hidden := len(list) - len(shown); hidden > 0 && !a.quiet {
 		fmt.Fprintf(a.err, "%d more not shown: pre-dumps and what is left of removed ones (--all shows them)\n", hidden)
 	}
+	if !a.quiet {
+		a.hintAtJobs(dir)
+	}
 	return nil
+}
+
+// hintAtJobs says where the checkpoints of jobs are, if there are any.
+func (a *app) hintAtJobs(dir string) {
+	if dir != a.config.Checkpoint.Dir {
+		return
+	}
+	if jobs, err := os.ReadDir(filepath.Join(dir, "jobs")); err == nil && len(jobs) > 0 {
+		fmt.Fprintf(a.err, "those of %s are listed by stasis checkpoints --job NAME\n", plural(len(jobs), "job"))
+	}
 }
 
 // listCheckpoints is chain.List with errors for people. A default folder that nothing was dumped to yet is an empty one.
@@ -111,6 +130,8 @@ func (a *app) listCheckpoints(dir string) ([]chain.Info, error) {
 	}
 	return list, err
 }
+
+var checkpointColumns = []string{"NAME", "CREATED", "PROGRAM", "MEMORY", "DISK", "BUILDS ON", "NEEDED BY", "STATE"}
 
 func checkpointRows(shown, all []chain.Info) [][]string {
 	names := make(map[string]string, len(all))

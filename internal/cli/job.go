@@ -2,14 +2,11 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	v1 "stasis/api/stasis/v1"
@@ -26,15 +23,6 @@ func (a *app) withDaemon(ctx context.Context, work func(*client.Client) error) e
 	return client.Explain(work(c))
 }
 
-// asJSON is a message of the API as docs/api.md has it.
-func asJSON(m proto.Message) (json.RawMessage, error) {
-	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("write the result: %w", err)
-	}
-	return text, nil
-}
-
 // writeMessage writes a message of the API for programs.
 func (a *app) writeMessage(m proto.Message) error {
 	text, err := asJSON(m)
@@ -46,16 +34,11 @@ func (a *app) writeMessage(m proto.Message) error {
 
 // writeLine writes a message of the API as one line, where there are many.
 func (a *app) writeLine(m proto.Message) error {
-	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
+	text, err := asJSON(m)
 	if err != nil {
-		return fmt.Errorf("write the result: %w", err)
+		return err
 	}
-	// protojson puts spaces at random into what it writes, so that nobody relies on its exact form.
-	var line strings.Builder
-	if err := json.NewEncoder(&line).Encode(json.RawMessage(text)); err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	if _, err := fmt.Fprint(a.results, line.String()); err != nil {
+	if _, err := fmt.Fprintf(a.results, "%s\n", text); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil

@@ -35,7 +35,7 @@ if the job does not end within ten seconds. KILL goes to all of its processes.` 
 			if err != nil {
 				return err
 			}
-			return eachJob(a, cmd.Context(), args, func(c *client.Client, job string) (*v1.Job, error) {
+			return eachJob(cmd.Context(), a, args, func(c *client.Client, job string) (*v1.Job, error) {
 				response, err := c.Jobs.Kill(cmd.Context(), connect.NewRequest(&v1.KillRequest{Job: job, Signal: int32(sig), All: all}))
 				if err != nil {
 					return nil, err
@@ -75,7 +75,7 @@ they stay in their folder, and can be restored as those of any process.` + sever
 		Args:              someJobs,
 		ValidArgsFunction: a.completeJobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return eachJob(a, cmd.Context(), args, func(c *client.Client, job string) (*v1.Job, error) {
+			return eachJob(cmd.Context(), a, args, func(c *client.Client, job string) (*v1.Job, error) {
 				response, err := c.Jobs.Remove(cmd.Context(), connect.NewRequest(&v1.RemoveJobRequest{Job: job, Checkpoints: !keep, Force: force}))
 				if err != nil {
 					return nil, err
@@ -109,7 +109,7 @@ has changed since, unless --full says otherwise.` + severalJobs + ` "stasis evac
 			case stop:
 				after = v1.After_AFTER_STOP
 			}
-			return eachJob(a, cmd.Context(), args, func(c *client.Client, job string) (*v1.DumpResult, error) {
+			return eachJob(cmd.Context(), a, args, func(c *client.Client, job string) (*v1.DumpResult, error) {
 				return a.dumpJob(cmd.Context(), c, &v1.DumpJobRequest{Job: job, Full: full, After: after})
 			}, a.tellDumped)
 		},
@@ -171,7 +171,7 @@ stays attached.` + severalJobs,
 			if at != "" && len(args) > 1 {
 				return badInput("--at %s: it is a checkpoint of one job, and %d are named", at, len(args))
 			}
-			return eachJob(a, cmd.Context(), args, func(c *client.Client, job string) (*v1.RestoreResult, error) {
+			return eachJob(cmd.Context(), a, args, func(c *client.Client, job string) (*v1.RestoreResult, error) {
 				result, err := restoreJob(cmd.Context(), c, &v1.RestoreJobRequest{Job: job, At: at, Force: force})
 				if err == nil && a.output != outputJSON {
 					a.tellRestored(job, result)

@@ -21,13 +21,16 @@ Of several jobs each is tried; those that fail are said, and the others done all
 
 // someJobs is for commands about one job or several.
 func someJobs(cmd *cobra.Command, args []string) error {
-	return someArgs("which job? Give names that stasis ps lists")(cmd, args)
+	if len(args) == 0 {
+		return oneJob(cmd, args)
+	}
+	return nil
 }
 
 // eachJob does something with each job, one after the other, and goes on after a failure. tell says in words what came of one. The exit code is that
 // of the failures, where all are of a kind. For programs one job gives one object, and several give an array in the order of the names, in which
 // an error stands with its job.
-func eachJob[M proto.Message](a *app, ctx context.Context, names []string, do func(*client.Client, string) (M, error), tell func(M)) error {
+func eachJob[M proto.Message](ctx context.Context, a *app, names []string, do func(*client.Client, string) (M, error), tell func(M)) error {
 	c, err := a.daemon(ctx, true)
 	if err != nil {
 		return err

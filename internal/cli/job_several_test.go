@@ -90,6 +90,7 @@ func severalOf(t *testing.T) (*jobsDaemon, *bench) {
 	mux := http.NewServeMux()
 	mux.Handle(stasisv1connect.NewJobServiceHandler(d))
 	mux.Handle(stasisv1connect.NewSystemServiceHandler(d))
+	mux.Handle(stasisv1connect.NewCheckpointServiceHandler(&ownDaemon{}))
 	socket := filepath.Join(t.TempDir(), "s.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -149,7 +150,7 @@ func TestSeveralJobs(t *testing.T) {
 				Kind  string          `json:"kind"`
 				Code  int             `json:"exit_code"`
 			}
-			if err := json.Unmarshal([]byte(b.out.String()), &list); err != nil || code != s.code || len(list) != len(s.names) || b.err.String() != "" {
+			if err := json.Unmarshal(b.out.Bytes(), &list); err != nil || code != s.code || len(list) != len(s.names) || b.err.String() != "" {
 				t.Fatalf("%v %v: %v, exit code %d\n%s%s", c.command, s.names, err, code, b.out.String(), b.err.String())
 			}
 			for i, name := range s.names {
@@ -160,7 +161,7 @@ func TestSeveralJobs(t *testing.T) {
 			}
 		}
 		var one map[string]any
-		if code := run("a", "-o", "json"); code != exitOK || json.Unmarshal([]byte(b.out.String()), &one) != nil {
+		if code := run("a", "-o", "json"); code != exitOK || json.Unmarshal(b.out.Bytes(), &one) != nil {
 			t.Errorf("%v of one: exit code %d, %s", c.command, code, b.out.String())
 		}
 	}

@@ -72,7 +72,7 @@ func (f *jobFlags) checkUpdate(noSchedule bool) error {
 
 // runUpdate asks what holds now, and sends it back with what is to be different: retention and restart are changed as a whole.
 func (a *app) runUpdate(ctx context.Context, names []string, f *jobFlags) error {
-	return eachJob(a, ctx, names, func(c *client.Client, job string) (*v1.Job, error) {
+	return eachJob(ctx, a, names, func(c *client.Client, job string) (*v1.Job, error) {
 		now, err := c.Jobs.Get(ctx, connect.NewRequest(&v1.GetJobRequest{Job: job}))
 		if err != nil {
 			return nil, err

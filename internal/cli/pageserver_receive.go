@@ -162,7 +162,7 @@ type receivedReport struct {
 	Streams     int           `json:"streams"`
 	TookUS      int64         `json:"took_us"` // with the wait for the sender
 	Figures     image.Figures `json:"figures"`
-	Freed       int64         `json:"freed"` // bytes of disk that --auto-dedup gave back
+	Freed       int64         `json:"bytes_freed"` // bytes of disk that --auto-dedup gave back
 }
 
 func (a *app) tellReceived(f *pageServerFlags, got *pageserver.Received, freed int64, took time.Duration) error {

@@ -45,7 +45,7 @@ type trackerReport struct {
 	Command   string    `json:"command"`
 	Processes int       `json:"processes"`
 	Keeper    int       `json:"keeper"` // pid of stasis-tracker
-	Memory    int64     `json:"memory_bytes"`
+	Memory    int64     `json:"bytes_memory"`
 	Tracker   string    `json:"tracker"`
 	Armed     string    `json:"armed"` // id of the checkpoint; "" if none
 	Dir       string    `json:"dir"`

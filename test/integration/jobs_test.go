@@ -119,7 +119,7 @@ func TestJobFromTheCommandLine(t *testing.T) {
 	script := `i=0; while :; do i=$((i+1)); echo "n $i"; sleep 0.02; if read -t 0; then read line; echo "got $line"; fi; done`
 	b.run("run", "--name", "sum", "--every", "300ms", "--keep-last", "3", "--restart", "on-failure", "--", "bash", "-c", script)
 	running := func(j listedJob) bool {
-		return j.State == "JOB_STATE_RUNNING" || j.State == "JOB_STATE_DUMPING"
+		return j.State == "running" || j.State == "dumping"
 	}
 	first := b.until("two checkpoints", func(j listedJob) bool { return running(j) && j.Checkpoints >= 2 })
 

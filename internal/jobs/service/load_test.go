@@ -107,7 +107,11 @@ func manyServed(b *testing.B) (c *client.Client, pid int) {
 	if err != nil || list.Msg.GetTotal() != allCheckpoints {
 		b.Fatalf("%d checkpoints, %v", list.Msg.GetTotal(), err)
 	}
-	return c, process.Process.Pid
+	status, err := c.System.Status(b.Context(), connect.NewRequest(&v1.StatusRequest{}))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return c, int(status.Msg.GetPid())
 }
 
 // BenchmarkPs is what "stasis ps" and "stasis checkpoints" ask for, through the client and the socket of a daemon that knows 200 jobs with
