@@ -196,10 +196,9 @@ static void slot_advise(struct churner *c, struct slot *s)
 		if (madvise(s->addr, s->pages * PAGE, s->wiped ? MADV_WIPEONFORK : MADV_KEEPONFORK))
 			bad("madvise for forks: %s", strerror(errno));
 	}
-	/* A lock on a part splits the mapping, and takes the split back when it goes. */
-	size_t from = churner_roll(c, s->pages), n = 1 + churner_roll(c, s->pages - from);
-	if (mlock2(s->addr + from * PAGE, n * PAGE, MLOCK_ONFAULT) == 0)
-		munlock(s->addr + from * PAGE, n * PAGE);
+	/* Never a part: what is two mappings at a dump stays two after CRIU's restore, and mremap works on one. */
+	if (mlock2(s->addr, s->pages * PAGE, MLOCK_ONFAULT) == 0)
+		munlock(s->addr, s->pages * PAGE);
 }
 
 static void slot_guard(struct churner *c, struct slot *s)
