@@ -47,7 +47,9 @@ func TestDamagedParent(t *testing.T) {
 			s.open(t, process)
 			test.send(s)
 			if test.want != "" {
-				s.say(t, cmdClose, 0, 0, 0, 0)
+				if status := s.close(t); status == 0 {
+					t.Error("the server says that all is well")
+				}
 				if err := g.refused(); !errors.Is(err, image.ErrLost) || !strings.Contains(err.Error(), test.want) {
 					t.Errorf("it says: %v", err)
 				}

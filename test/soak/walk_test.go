@@ -50,6 +50,8 @@ func newWalk(t *testing.T, world world, random *rand.Rand) *walk {
 			for i, line := range w.log {
 				t.Logf("step %d: %s", i, line)
 			}
+			answers, _ := os.ReadFile(filepath.Join(w.p.Dir, "answers"))
+			t.Logf("the program said last: %s", answers[max(0, len(answers)-500):])
 		}
 		t.Logf("%d steps, %d dumps, %d restores, %d pages proven: %v", len(w.log), w.dumps, w.backs, w.proven, w.done)
 	})
