@@ -52,6 +52,10 @@ package: ## build out/stasis_VERSION.deb and .rpm
 test-package: ## install, upgrade, remove and purge the .deb on a copy of this file system (as root)
 	scripts/test-package
 
+.PHONY: test-systemd
+test-systemd: criu ## install the .deb in a Debian 12 with systemd, in QEMU, and reboot it (as root; takes some 15 minutes)
+	scripts/test-systemd
+
 .PHONY: demo
 demo: criu build ## dump, kill and restore a working program, with figures beside plain CRIU's (as root)
 	scripts/demo

@@ -202,6 +202,9 @@ func (d *dump) dumpState(ctx context.Context) error {
 	if d.manifest != nil && errors.Is(err, criu.ErrAbandoned) {
 		return nil // published, and ended on purpose
 	}
+	if errors.Is(err, criu.ErrRequest) {
+		return d.fail(StepState, ErrInput, err)
+	}
 	return d.fail(StepState, ErrProcess, err)
 }
 
@@ -210,6 +213,7 @@ func (d *dump) whileRunning(ctx context.Context) error {
 		return err
 	}
 	err := d.do(StepCopy, func() error { return d.copyRounds(ctx) })
+	d.prepareBuffer()
 	d.frozen = time.Now() // as good as: CRIU freezes the tree next
 	d.spans.begin("dump.pause")
 	return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,14 @@ func (d *dump) writeKept() error {
 	if err := d.checkFlags(); err != nil {
 		return err
 	}
-	if err := d.buffer.Drain(); err != nil {
+	if err := d.checkSockets(); err != nil {
+		return d.fail(StepWrite, ErrProcess, err)
+	}
+	nice := 0
+	if d.opts.After == AfterRun {
+		nice = roundNice + d.opts.Nice // it runs again
+	}
+	if err := d.buffer.Drain(nice); err != nil {
 		return err
 	}
 	names, err := criu.StateFiles(d.work.Path())
@@ -37,6 +45,28 @@ func (d *dump) writeKept() error {
 		}
 	}
 	return nil
+}
+
+// checkSockets refuses what CRIU dumps and cannot restore: a Unix socket that has
+// connected to a program outside of the tree, which has not accepted it yet.
+func (d *dump) checkSockets() error {
+	files, err := os.ReadFile(filepath.Join(d.work.Path(), criu.FilesImage))
+	if err != nil {
+		return fmt.Errorf("read CRIU's image: %w", err)
+	}
+	halves, err := criu.HalfSockets(files)
+	if err != nil || len(halves) == 0 {
+		return err
+	}
+	owner := "a process"
+	for _, task := range d.tree {
+		if slices.Contains(proc.SocketsOf(task.PID), halves[0]) {
+			owner = fmt.Sprintf("process %d (%s)", task.PID, task.Comm)
+			break
+		}
+	}
+	return fmt.Errorf("a Unix socket of %s waits to be accepted by a program outside of the tree, and cannot be restored: "+
+		"dump the tree that holds both ends, or close it before the dump (stasis check PID names both)", owner)
 }
 
 func (d *dump) putFile(name string) error {

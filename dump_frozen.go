@@ -118,11 +118,7 @@ func lockedKB(maps []proc.Mapping) uint64 {
 // for a moment.
 func (d *dump) copyLast(ctx context.Context) error {
 	d.present = make(map[int][]image.Range)
-	slices.SortFunc(d.dropped, func(a, b capture.Dropped) int {
-		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
-	})
-	d.buffer = capture.NewBuffer(d.opts.FinalBuffer, func(b image.PageBlock) error { return d.writer.PutPages(d.round, b) })
-
+	d.joinDropped()
 	code, others := d.splitCode()
 	if err := d.copyChanged(ctx, code); err != nil {
 		return err
@@ -236,17 +232,33 @@ func (p *process) look(ranges []proc.Range, visit func(r proc.Run, written bool)
 	return nil
 }
 
-// droppedIn lists the pages in a range that a round could not read. The list of
-// all was sorted when the tree was frozen.
+// droppedIn lists what of a range no round has copied although it is not known to
+// be written: it could not be read, or was left to the freeze.
 func (d *dump) droppedIn(pid int, r proc.Range) (pages []proc.Range) {
 	i := sort.Search(len(d.dropped), func(i int) bool {
 		lost := d.dropped[i]
-		return lost.PID > pid || lost.PID == pid && lost.Start >= r.Start
+		return lost.PID > pid || lost.PID == pid && lost.End > r.Start
 	})
-	for ; i < len(d.dropped) && d.dropped[i].PID == pid && d.dropped[i].End <= r.End; i++ {
-		pages = append(pages, d.dropped[i].Range)
+	for ; i < len(d.dropped) && d.dropped[i].PID == pid && d.dropped[i].Start < r.End; i++ {
+		pages = append(pages, proc.Range{Start: max(r.Start, d.dropped[i].Start), End: min(r.End, d.dropped[i].End)})
 	}
 	return pages
+}
+
+// joinDropped sorts the list of what was not copied, and joins what touches.
+func (d *dump) joinDropped() {
+	slices.SortFunc(d.dropped, func(a, b capture.Dropped) int {
+		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Start, b.Start))
+	})
+	joined := d.dropped[:0]
+	for _, lost := range d.dropped {
+		if n := len(joined); n > 0 && joined[n-1].PID == lost.PID && joined[n-1].End >= lost.Start {
+			joined[n-1].End = max(joined[n-1].End, lost.End)
+		} else {
+			joined = append(joined, lost)
+		}
+	}
+	d.dropped = joined
 }
 
 func (d *dump) notePresent(label int, r proc.Range) {

@@ -65,7 +65,8 @@ type dump struct {
 	processes map[int]*process // by pid
 	round     int              // number of the copy that is next
 	rounds    []image.Round
-	dropped   []capture.Dropped // pages that a round could not read
+	dropped   []capture.Dropped // pages that no round has copied: they could not be read, or are left to the freeze
+	expected  int64             // bytes that the freeze will have to copy, or may
 
 	// while frozen
 	frozen time.Time
@@ -325,7 +326,7 @@ func (d *dump) startCRIU() (*criu.Session, error) {
 			return nil, err
 		}
 	}
-	return d.criu.Start(criu.Request{Opts: opts, WorkDir: d.work.Path(), LogName: dumpLog, Blind: d.blind, Files: files})
+	return d.criu.Start(criu.Request{Opts: opts, WorkDir: d.work.Path(), LogName: dumpLog, Blind: d.blind, Files: files, Raw: d.opts.CRIU.Raw})
 }
 
 // cleanUp leaves nothing behind. After a success it only frees what the dump
@@ -334,6 +335,9 @@ func (d *dump) cleanUp() {
 	d.endNetguard()
 	if d.last != nil {
 		_, _ = d.last() // a failed dump may still be copying
+	}
+	if d.buffer != nil {
+		d.buffer.Free()
 	}
 	for _, p := range d.processes {
 		p.close()

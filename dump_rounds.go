@@ -10,16 +10,13 @@ import (
 	"stasis/internal/capture"
 	"stasis/internal/image"
 	"stasis/internal/proc"
+	"stasis/internal/track"
 )
 
 const (
 	// copyRate is a low estimate of how many bytes a second the last copy of a
 	// frozen tree manages. It turns MaxPause into bytes.
 	copyRate = 4 << 30
-
-	// shrinkLimit ends the rounds when a round copies more than this part of
-	// the one before: the program writes as fast as it is copied.
-	shrinkLimit = 0.7
 
 	// roundNice is how much the workers that copy and compress stand back
 	// while the program runs: it gets three times the share of a busy CPU.
@@ -97,41 +94,114 @@ func (d *dump) selectMemory() error {
 	return nil
 }
 
-// copyRounds copies all memory, then what was written meanwhile, until the rest
-// is small enough for the freeze or no longer shrinks.
+// copyRounds copies all memory, then what was written meanwhile, for as long as
+// another round pays.
 func (d *dump) copyRounds(ctx context.Context) error {
-	enough := int64(d.opts.MaxPause.Seconds() * copyRate)
-	for before := int64(0); d.round < d.opts.MaxRounds; {
+	p := pace{enough: int64(d.opts.MaxPause.Seconds() * copyRate), buffer: int64(d.opts.FinalBuffer)}
+	if d.outrun(p) {
+		d.expected = int64(d.opts.FinalBuffer)
+		return d.leaveToFreeze()
+	}
+	d.expected = p.enough
+	for d.round < d.opts.MaxRounds {
 		if d.round > 0 {
 			if err := d.follow(); err != nil {
 				return err
 			}
+			pending := d.pending()
+			if !p.another(d.rounds, pending) {
+				if pending != unknown {
+					d.expected = pending
+				}
+				break
+			}
 		}
-		copied, err := d.copyRound(ctx)
-		if err != nil {
+		if err := d.copyRound(ctx); err != nil {
 			return err
 		}
-		if copied <= enough || before > 0 && float64(copied) > shrinkLimit*float64(before) {
-			break
-		}
-		before = copied
 	}
 	d.noteForeign()
 	return nil
 }
 
+// prepareBuffer gets the RAM for the last pages while the tree runs, for some
+// more than is known to be written: the tree goes on until the freeze.
+func (d *dump) prepareBuffer() {
+	d.buffer = capture.NewBuffer(d.opts.FinalBuffer, func(b image.PageBlock) error { return d.writer.PutPages(d.round, b) })
+	d.buffer.Prepare(int(d.expected+d.expected/4) + 1<<20)
+}
+
+// pending is how many bytes a round would copy if it began now, or unknown.
+func (d *dump) pending() int64 {
+	var total uint64
+	for _, p := range d.processes {
+		if p.tracker == nil {
+			continue // a round does not copy any of it
+		}
+		bytes, known := track.Pending(p.tracker, p.ours)
+		if !known {
+			return unknown
+		}
+		total += bytes
+	}
+	return int64(total)
+}
+
+// outrun says whether the program is known to write so fast that no round pays,
+// not even the first: by what it wrote since the parent, and by how fast that was
+// copied.
+func (d *dump) outrun(p pace) bool {
+	if d.parent == nil || d.preDump {
+		return false
+	}
+	for _, process := range d.processes {
+		if process.looked == nil {
+			return false // it was not tracked since the parent
+		}
+	}
+	m := d.parent.Manifest()
+	thawed := m.Created.Add(time.Duration(m.Figures.PauseUS) * time.Microsecond)
+	return p.hopeless(d.pending(), time.Since(thawed), fastest(m, p.buffer))
+}
+
+// leaveToFreeze begins a round, and has the pages that it finds copied while the
+// tree is frozen.
+func (d *dump) leaveToFreeze() error {
+	err := d.visitWritten(func(pid int, r proc.Range, _ bool) {
+		d.dropped = append(d.dropped, capture.Dropped{PID: pid, Range: r})
+	})
+	d.noteForeign()
+	return err
+}
+
 // copyRound copies what was written since the last round, at first everything.
-func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
+func (d *dump) copyRound(ctx context.Context) (err error) {
+	var bytes int64
 	begun, round := time.Now(), d.round
 	d.spans.begin("dump.round", attribute.Int("stasis.round", round))
 	defer func() { d.spans.end(err, attribute.Int64("stasis.bytes", bytes)) }()
 	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
+	err = d.visitWritten(copier.Add)
+	copied, copyErr := copier.Wait()
+	d.dropped = append(d.dropped, copier.Dropped()...)
+	if err = errors.Join(err, copyErr); err != nil {
+		return err
+	}
+	bytes = int64(copied)
+	d.round++
+	d.rounds = append(d.rounds, roundFigures(bytes, time.Since(begun)))
+	return nil
+}
+
+// visitWritten begins a round of all trackers, and visits what was written since
+// the last one.
+func (d *dump) visitWritten(visit func(pid int, r proc.Range, shared bool)) (err error) {
 	for pid, p := range d.processes {
 		if p.tracker == nil {
 			continue
 		}
 		shared := sharedOf(p.ours)
-		add := func(r proc.Range) { copier.Add(pid, r, shared(r)) }
+		add := func(r proc.Range) { visit(pid, r, shared(r)) }
 		roundErr := d.unknownPages(p, add)
 		if roundErr == nil {
 			roundErr = d.lostPages(p, add)
@@ -143,14 +213,7 @@ func (d *dump) copyRound(ctx context.Context) (bytes int64, err error) {
 			err = errors.Join(err, roundErr)
 		}
 	}
-	copied, copyErr := copier.Wait()
-	d.dropped = append(d.dropped, copier.Dropped()...)
-	if err = errors.Join(err, copyErr); err != nil {
-		return 0, err
-	}
-	d.round++
-	d.rounds = append(d.rounds, roundFigures(int64(copied), time.Since(begun)))
-	return int64(copied), nil
+	return err
 }
 
 func roundFigures(bytes int64, took time.Duration) image.Round {

@@ -144,7 +144,7 @@ type restore struct {
 	eventfds      []criu.Eventfd          // that CRIU is to make in another way
 	personalities map[int]*image.Settings // of processes that need a call for them; by the pid inside
 
-	guardStarts func() (*guard.Guard, error) // nil when CRIU has all memory
+	guardStarts func() (*guard.Guard, error) // nil before there is a checkpoint
 }
 
 // open reads the manifest and the index, and checks both.
@@ -172,9 +172,6 @@ func (r *restore) open(ctx context.Context) error {
 	if r.criu, err = criu.Find(ctx, r.opts.CRIUPath); err != nil {
 		return r.fail(StepOpen, ErrInput, err)
 	}
-	if r.hasMemory() {
-		r.guardStarts = inBackground(guard.Start) // it takes as long as the next two steps
-	}
 	return nil
 }
 
@@ -186,13 +183,15 @@ func (r *restore) openCheckpoint(ctx context.Context) (src store.Source, err err
 		if r.lock, err = chain.LockShared(ctx, r.opts.Dir, r.opts.Near...); err != nil {
 			return nil, r.fail(StepOpen, kindOfOpening(err), err)
 		}
-		r.checkpoint, err = r.lock.Open()
+		r.guardStarts = inBackground(guard.Start) // it takes as long as the next steps
+		r.checkpoint, err = r.lock.OpenEarly()
 		src, missing = r.lock.Source(), r.lock.Missing()
 	} else {
 		near := r.opts.Dir
 		if len(r.opts.Near) > 0 {
 			near = r.opts.Near[0]
 		}
+		r.guardStarts = inBackground(guard.Start)
 		if r.checkpoint, err = chain.OpenSource(src, near, r.opts.Near...); err == nil {
 			missing = chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...)
 		}
@@ -262,7 +261,7 @@ func (r *restore) unpack(context.Context) error {
 		if !r.hasFile(criu.PagemapImage(pid)) {
 			continue // a zombie
 		}
-		if err := criu.AddLazy(r.work.Path(), pid, procRanges(r.checkpoint.Ranges(pid))); err != nil {
+		if err := criu.DropLazy(r.work.Path(), pid); err != nil {
 			return err
 		}
 	}
@@ -285,8 +284,21 @@ func (r *restore) unpackFile(name string) error {
 }
 
 // restoreState lets CRIU restore the tree and, unless it is a lazy restore,
-// fills its memory at the last moment before the tree runs.
+// fills its memory at the last moment before the tree runs. Where somebody was
+// given a number of the tree after it had been looked for, it is done again.
 func (r *restore) restoreState(ctx context.Context) error {
+	for attempt := 1; ; attempt++ {
+		err := r.restoreOnce(ctx)
+		if err == nil || attempt == restoreAttempts || !criu.NumberTaken(err) {
+			return err
+		}
+		if err := r.startOver(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *restore) restoreOnce(ctx context.Context) error {
 	if err := r.startPager(); err != nil {
 		return err
 	}
@@ -321,6 +333,9 @@ func (r *restore) restoreState(ctx context.Context) error {
 	if err == nil {
 		r.resumed()
 	}
+	if errors.Is(err, criu.ErrRequest) {
+		return r.fail(StepRestore, ErrInput, err)
+	}
 	return r.fail(StepRestore, nil, err)
 }
 
@@ -343,15 +358,19 @@ func (r *restore) rootIs(pid int) error {
 	return r.guard.Watch(pid)
 }
 
-// beforeResume fills the memory of a tree that stands still for the last time.
+// beforeResume fills the memory of a tree that stands still for the last time,
+// or sees that it can be filled.
 // CRIU does not listen to a failure here and would let the tree go, so it is
 // ended on the spot.
 func (r *restore) beforeResume(ctx context.Context, session *criu.Session) error {
 	r.applySettings()
-	if r.opts.Lazy {
-		return nil
+	var err error
+	switch {
+	case !r.opts.Lazy:
+		err = r.do(StepFill, func() error { return r.fill(ctx) })
+	case r.pager != nil:
+		err = r.memoryError(r.pager.Ready(ctx))
 	}
-	err := r.do(StepFill, func() error { return r.fill(ctx) })
 	if err != nil {
 		err = errors.Join(err, r.killTree())
 		session.Abandon()

@@ -28,7 +28,7 @@ func (r *restore) startPager() error {
 		return err
 	}
 	fire := r.guard.Fire // at once: a process that waits for a damaged page waits for good, and CRIU for it
-	r.pager, err = pager.Listen(r.work.Path(), r.checkpoint.Families(), pager.Options{
+	r.pager, err = pager.ListenEarly(r.work.Path(), r.memory, pager.Options{
 		Lazy:         r.opts.Lazy,
 		HostPID:      r.hostPID,
 		OnDescriptor: r.hold,
@@ -36,6 +36,15 @@ func (r *restore) startPager() error {
 		OnError:      func(error) { _ = fire() },
 	})
 	return err
+}
+
+// memory is ready some time after the checkpoint is open: the index grows with
+// memory, and CRIU does not need it.
+func (r *restore) memory() (pager.Source, error) {
+	if err := r.checkpoint.Ready(); err != nil {
+		return nil, err
+	}
+	return r.checkpoint.Families(), nil
 }
 
 // hostPID is the pid of a restored process as this machine sees it; 0 where the
@@ -86,7 +95,7 @@ func (r *restore) startCRIU() (*criu.Session, error) {
 		return nil, err
 	}
 	request := criu.Request{
-		Opts: opts, WorkDir: r.work.Path(), LogName: restoreLog, Files: files, Sibling: r.opts.Sibling, Arm: r.arm,
+		Opts: opts, WorkDir: r.work.Path(), LogName: restoreLog, Files: files, Raw: r.criuOpts.Raw, Sibling: r.opts.Sibling, Arm: r.arm,
 	}
 	if r.criuOpts.ShellJob {
 		// CRIU gives the tree the terminal that it has itself.
@@ -153,10 +162,10 @@ func (r *restore) killTree() error {
 // guard goes first when the restore failed: the tree must not be let go with
 // memory missing.
 func (r *restore) cleanUp() {
-	if r.guard == nil && r.guardStarts != nil && !r.done {
-		r.guard, _ = r.guardStarts() // the restore failed before it had something to watch
+	if r.guard == nil && r.guardStarts != nil && (!r.done || !r.hasMemory()) {
+		r.guard, _ = r.guardStarts() // it had nothing to watch: the restore failed before, or CRIU has all memory
 	}
-	if r.guard != nil && !r.done {
+	if r.guard != nil {
 		_ = r.guard.Fire() // it fires as well when it cannot be told
 	}
 	r.endArm()
@@ -191,14 +200,6 @@ func criuOptionsOf(m *Manifest) (CRIUOptions, error) {
 		}
 	}
 	return o, nil
-}
-
-func procRanges(ranges []image.Range) []proc.Range {
-	list := make([]proc.Range, len(ranges))
-	for i, r := range ranges {
-		list[i] = proc.Range(r)
-	}
-	return list
 }
 
 // howCRIUEnded drops the exit status of CRIU, whose reply has said it all, but

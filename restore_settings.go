@@ -2,6 +2,7 @@ package stasis
 
 import (
 	"fmt"
+	"slices"
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
@@ -44,7 +45,10 @@ func (r *restore) mendImages() error {
 }
 
 func (r *restore) warn(format string, args ...any) {
-	r.result.Warnings = append(r.result.Warnings, fmt.Sprintf(format, args...))
+	text := fmt.Sprintf(format, args...)
+	if !slices.Contains(r.result.Warnings, text) { // a step can come again
+		r.result.Warnings = append(r.result.Warnings, text)
+	}
 }
 
 // applySettings gives the processes their settings when none of them runs yet.

@@ -1,8 +1,12 @@
 package capture
 
 import (
-	"slices"
+	"runtime"
 	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"stasis/internal/image"
 )
@@ -11,44 +15,74 @@ import (
 // compressed or written while it is stopped. Past its limit blocks go straight
 // to the sink behind it, and the process waits for that.
 //
-// Put may be called from several goroutines at once.
+// Its memory is no part of Go's heap: that would be let grow to twice the size,
+// and stay so after the pages are gone.
+//
+// Put may be called from several goroutines at once. The buffer has to be freed.
 type Buffer struct {
 	limit int
 	sink  Sink
 
 	mu       sync.Mutex
 	blocks   []image.PageBlock // guarded by mu
-	bytes    int               // guarded by mu
+	areas    [][]byte          // guarded by mu; mapped
+	free     []byte            // guarded by mu; what is left of the last area
+	bytes    int               // guarded by mu: what was kept
 	overflow int               // guarded by mu
 }
+
+// areaBytes is how much memory a buffer takes at a time: some huge pages.
+const areaBytes = 4 << 20
 
 // NewBuffer makes a buffer of at most limit bytes in front of a sink.
 func NewBuffer(limit int, sink Sink) *Buffer { return &Buffer{limit: limit, sink: sink} }
 
+// Prepare gets memory for that many bytes, so that the process need not wait until
+// the kernel has found and cleared it. It is called before the first Put, and
+// does nothing where there is no memory to be had.
+func (b *Buffer) Prepare(bytes int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if bytes = min(bytes, b.limit); bytes > 0 {
+		b.more(bytes, unix.MAP_POPULATE)
+	}
+}
+
 // Put keeps a copy of the block, or passes it on when the buffer is full.
 func (b *Buffer) Put(block image.PageBlock) error {
-	if !b.reserve(len(block.Data)) {
+	space := b.reserve(len(block.Data))
+	if space == nil {
 		return b.sink(block)
 	}
-	kept := image.PageBlock{
-		PID:     block.PID,
-		Extents: slices.Clone(block.Extents),
-		Data:    slices.Clone(block.Data),
-	}
+	copy(space, block.Data)
+	kept := image.PageBlock{PID: block.PID, Extents: append([]image.Extent(nil), block.Extents...), Data: space}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.blocks = append(b.blocks, kept)
 	return nil
 }
 
-func (b *Buffer) reserve(n int) bool {
+// reserve returns space for n bytes, or nil where there is none.
+func (b *Buffer) reserve(n int) []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.bytes+n > b.limit {
+	if b.bytes+n > b.limit || len(b.free) < n && !b.more(max(n, areaBytes), 0) {
 		b.overflow += n
+		return nil
+	}
+	space := b.free[:n:n]
+	b.free = b.free[n:]
+	b.bytes += n
+	return space
+}
+
+// more takes another area; what is left of the last one is lost. b.mu is held.
+func (b *Buffer) more(n, flags int) bool {
+	area, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON|flags)
+	if err != nil {
 		return false
 	}
-	b.bytes += n
+	b.areas, b.free = append(b.areas, area), area
 	return true
 }
 
@@ -60,15 +94,37 @@ func (b *Buffer) Overflow() int {
 	return b.overflow
 }
 
-// Drain hands what is kept to the sink, block by block, and frees it. It is
-// called after the last Put.
-func (b *Buffer) Drain() error {
-	for i, block := range b.blocks {
-		if err := b.sink(block); err != nil {
-			return err
-		}
-		b.blocks[i] = image.PageBlock{}
+// Drain hands what is kept to the sink, block by block, by one worker for each
+// CPU, and frees it. It is called after the last Put. nice is as in Options.
+func (b *Buffer) Drain(nice int) error {
+	b.mu.Lock()
+	blocks := b.blocks
+	b.mu.Unlock()
+	defer b.Free()
+	var next atomic.Int64
+	var workers errgroup.Group
+	for range min(runtime.GOMAXPROCS(0), len(blocks)) {
+		workers.Go(func() error {
+			standBack(nice)
+			for i := next.Add(1) - 1; i < int64(len(blocks)); i = next.Add(1) - 1 {
+				if err := b.sink(blocks[i]); err != nil {
+					next.Store(int64(len(blocks)))
+					return err
+				}
+			}
+			return nil
+		})
 	}
-	b.blocks = nil
-	return nil
+	return workers.Wait()
+}
+
+// Free gives the memory back, with what is kept in it. It does nothing the second
+// time.
+func (b *Buffer) Free() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, area := range b.areas {
+		_ = unix.Munmap(area) // it was mapped
+	}
+	b.blocks, b.areas, b.free = nil, nil, nil
 }

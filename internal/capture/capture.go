@@ -143,14 +143,7 @@ func (c *Copier) Wait() (bytes uint64, err error) {
 
 func (c *Copier) work() error {
 	buffer := make([]byte, image.MaxBlock)
-	if c.opts.Nice > 0 {
-		// Never unlocked: the thread ends with the worker, and nobody else inherits its niceness.
-		runtime.LockOSThread()
-		if now, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
-			// The system call, unlike the C library, gives 20 minus the niceness.
-			_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 20-now+c.opts.Nice) // no harm if refused
-		}
-	}
+	standBack(c.opts.Nice)
 	var r reader
 	defer r.close()
 	for b := range c.batches {
@@ -171,4 +164,18 @@ func (c *Copier) work() error {
 		c.copied.Add(uint64(len(data)))
 	}
 	return nil
+}
+
+// standBack gives the goroutine a thread of its own that has so much less
+// priority than the program. It is never unlocked: the thread ends with the
+// goroutine, and nobody else inherits its niceness.
+func standBack(nice int) {
+	if nice <= 0 {
+		return
+	}
+	runtime.LockOSThread()
+	if now, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
+		// The system call, unlike the C library, gives 20 minus the niceness.
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 20-now+nice) // no harm if refused
+	}
 }

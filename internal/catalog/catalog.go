@@ -10,8 +10,9 @@
 // All of it belongs to root and is readable by root alone. A user's checkpoint is known by its place: what the file system says of
 // its files cannot be the proof, because a user must not be able to write what a restore runs as root.
 //
-// The catalog looks at the folders again whenever it is asked; what has not changed costs one stat(2) for each folder of folders,
-// however many checkpoints there are. All methods may be called from several goroutines at once.
+// The catalog is never behind the folders. Where the kernel tells of changes in them (inotify(7), on local file systems), what has not changed
+// costs two system calls, however much there is; elsewhere one stat(2) for each folder of folders. All methods may be called from several
+// goroutines at once.
 package catalog
 
 import (
@@ -57,12 +58,16 @@ type Catalog struct {
 	folders map[string]*folder // guarded by mu: folders of folders, by path
 	entries map[string]*Entry  // guarded by mu: by path
 	sorted  []*Entry           // guarded by mu: the newest first; nil: to be made again
+
+	generation uint64  // guarded by mu: grows with every change of what the catalog gives
+	watch      watcher // guarded by mu
 }
 
 // folder is a folder whose folders are checkpoints, or again folders.
 type folder struct {
 	changed time.Time        // modification time when it was read; zero: to be read again
 	pending map[string]stamp // what in it is no checkpoint, but may become one; with the manifest that could not be read, if any
+	within  map[string]bool  // the folders of the checkpoints in it
 }
 
 // stamp tells whether a manifest is still the same.
@@ -78,7 +83,7 @@ const settled = 50 * time.Millisecond
 
 // New makes a catalog of a folder, which need not exist yet.
 func New(dir string) *Catalog {
-	return &Catalog{dir: filepath.Clean(dir), folders: make(map[string]*folder), entries: make(map[string]*Entry)}
+	return &Catalog{dir: filepath.Clean(dir), folders: make(map[string]*folder), entries: make(map[string]*Entry), watch: watcher{fd: -1}}
 }
 
 // Dir is the folder.
@@ -107,9 +112,18 @@ func (c *Catalog) MakeHome(uid uint32, job string) (string, error) {
 
 // List gives all checkpoints, the newest first. The list is the caller's to keep, but not to change.
 func (c *Catalog) List() []*Entry {
+	list, _ := c.Look()
+	return list
+}
+
+// Look is List with a number that tells one list from the next: as long as it stays the same, so does the list, and so do those of its
+// checkpoints that are watched (see Watch).
+func (c *Catalog) Look() (list []*Entry, generation uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lookLocked()
+	if !c.quietLocked() {
+		c.lookLocked()
+	}
 	if c.sorted == nil {
 		c.sorted = make([]*Entry, 0, len(c.entries))
 		for _, e := range c.entries {
@@ -117,7 +131,13 @@ func (c *Catalog) List() []*Entry {
 		}
 		slices.SortFunc(c.sorted, newestFirst)
 	}
-	return c.sorted
+	return c.sorted, c.generation
+}
+
+// changedLocked is called with every change of entries.
+func (c *Catalog) changedLocked() {
+	c.sorted = nil
+	c.generation++
 }
 
 func newestFirst(a, b *Entry) int {
@@ -230,15 +250,33 @@ func (c *Catalog) takeLocked(dir string) *Entry {
 		return known
 	case err == nil:
 		if e, err := read(dir, owner, job); err == nil {
-			c.entries[dir], c.sorted = e, nil
+			c.entries[dir] = e
+			c.folderLocked(filepath.Dir(dir)).within[dir] = true
+			c.changedLocked()
 			return e
 		}
 	}
 	if known != nil {
-		delete(c.entries, dir)
-		c.sorted = nil
+		c.removeLocked(dir)
+		c.folderLocked(filepath.Dir(dir)).changed = time.Time{} // its folder may still be there, and become a checkpoint again
 	}
 	return nil
+}
+
+func (c *Catalog) removeLocked(dir string) {
+	delete(c.entries, dir)
+	delete(c.folders[filepath.Dir(dir)].within, dir)
+	c.changedLocked()
+}
+
+// folderLocked gives what is known of a folder, which is nothing at first.
+func (c *Catalog) folderLocked(path string) *folder {
+	known := c.folders[path]
+	if known == nil {
+		known = &folder{pending: make(map[string]stamp), within: make(map[string]bool)}
+		c.folders[path] = known
+	}
+	return known
 }
 
 // Has says whether a folder lies in the catalog's.
@@ -266,36 +304,32 @@ func (c *Catalog) place(dir string) (owner uint32, job string, ok bool) {
 // lookLocked brings the catalog up to date.
 func (c *Catalog) lookLocked() {
 	seen := make(map[string]bool, len(c.folders)+1)
+	c.watch.begin(c.dir)
 	c.lookIntoLocked(c.dir, seen)
 	for path := range c.folders {
 		if !seen[path] {
 			c.forgetLocked(path)
 		}
 	}
+	c.watch.done()
 }
 
 // forgetLocked drops a folder that is gone, and what was in it.
 func (c *Catalog) forgetLocked(path string) {
-	delete(c.folders, path)
-	for dir := range c.entries {
-		if filepath.Dir(dir) == path {
-			delete(c.entries, dir)
-			c.sorted = nil
-		}
+	for dir := range c.folders[path].within {
+		c.removeLocked(dir)
 	}
+	delete(c.folders, path)
 }
 
 func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
+	c.watch.folder(path) // before anything in it is looked at
 	info, err := os.Lstat(path)
 	if err != nil || !info.IsDir() {
 		return
 	}
 	seen[path] = true
-	known := c.folders[path]
-	if known == nil {
-		known = &folder{pending: make(map[string]stamp)}
-		c.folders[path] = known
-	}
+	known := c.folderLocked(path)
 	if known.changed != info.ModTime() {
 		c.readLocked(path, known)
 		known.changed = info.ModTime()
@@ -309,16 +343,28 @@ func (c *Catalog) lookIntoLocked(path string, seen map[string]bool) {
 			c.lookIntoLocked(dir, seen)
 			continue
 		}
-		now, err := stampOf(dir)
-		if err != nil || now == bad {
+		if c.tryLocked(known, name, dir, bad) {
 			continue
 		}
-		if c.takeLocked(dir) != nil {
-			delete(known.pending, name)
-		} else {
-			known.pending[name] = now
+		// One that is none is watched. It may just have become one.
+		if c.watch.folder(dir) {
+			c.tryLocked(known, name, dir, known.pending[name])
 		}
 	}
+}
+
+// tryLocked looks whether what may become a checkpoint is one.
+func (c *Catalog) tryLocked(home *folder, name, dir string, bad stamp) bool {
+	now, err := stampOf(dir)
+	if err != nil || now == bad {
+		return false
+	}
+	if c.takeLocked(dir) == nil {
+		home.pending[name] = now
+		return false
+	}
+	delete(home.pending, name)
+	return true
 }
 
 // readLocked reads the names in a folder.
@@ -342,10 +388,9 @@ func (c *Catalog) readLocked(path string, known *folder) {
 			delete(known.pending, name)
 		}
 	}
-	for dir := range c.entries {
-		if filepath.Dir(dir) == path && !now[filepath.Base(dir)] {
-			delete(c.entries, dir)
-			c.sorted = nil
+	for dir := range known.within {
+		if !now[filepath.Base(dir)] {
+			c.removeLocked(dir)
 		}
 	}
 }

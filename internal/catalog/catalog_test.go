@@ -25,6 +25,7 @@ func names(list []*catalog.Entry) string {
 func TestCatalog(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "checkpoints")
 	c := catalog.New(dir)
+	t.Cleanup(c.Close)
 	if got := c.List(); len(got) != 0 {
 		t.Errorf("of a folder that is not there: %v", names(got))
 	}
@@ -86,10 +87,11 @@ func TestCatalog(t *testing.T) {
 	if e := c.Fresh(old); e == nil || e.Manifest.ID != again {
 		t.Errorf("replaced: %v", e)
 	}
+	whole := c.List()[0]
 	if err := os.Remove(filepath.Join(half, "manifest.json")); err != nil {
 		t.Fatal(err)
 	}
-	if e := c.Fresh(c.List()[0]); e != nil {
+	if e := c.Fresh(whole); e != nil {
 		t.Errorf("without its manifest it is still there")
 	}
 }

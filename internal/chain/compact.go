@@ -234,7 +234,8 @@ func rewrite(ctx context.Context, from, to string, o *CompactOptions) (*image.Ma
 	}
 	m.Parent, m.Depth, m.Origins, m.Shards = "", 0, nil, nil
 	all := func(image.BlockInfo) bool { return true }
-	if err := o.step("write "+to, func() error { return copyAll(ctx, old, w, all, &m, o.Progress) }); err != nil {
+	// By families: where differences are here and there, as in a long chain, each block is read once.
+	if err := o.step("write "+to, func() error { return copyAll(ctx, old, old.Families(), w, all, &m, o.Progress) }); err != nil {
 		return nil, errors.Join(err, w.Abort())
 	}
 	return &m, verifyNew(ctx, to, o.Roots)
@@ -248,9 +249,21 @@ func verifyNew(ctx context.Context, dir string, roots []string) error {
 	return errors.Join(c.Verify(ctx, runtime.NumCPU(), nil), c.Close())
 }
 
+// blocks is the memory of a checkpoint: by its blocks, or by families.
+type blocks interface {
+	Blocks() int
+	Block(i int) image.BlockInfo
+	ReadBlock(i int, b *image.Buffer) ([]byte, error)
+}
+
+var (
+	_ blocks = (*image.Checkpoint)(nil)
+	_ blocks = (*image.Families)(nil)
+)
+
 // copyAll gives what a checkpoint has to a Writer, and publishes. Of the blocks of memory those are given that want tells.
-func copyAll(ctx context.Context, old *image.Checkpoint, w *image.Writer, want func(image.BlockInfo) bool, m *image.Manifest, progress func(done, total int64)) error {
-	if err := copyMemory(ctx, old, w, want, progress); err != nil {
+func copyAll(ctx context.Context, old *image.Checkpoint, memory blocks, w *image.Writer, want func(image.BlockInfo) bool, m *image.Manifest, progress func(done, total int64)) error {
+	if err := copyMemory(ctx, memory, w, want, progress); err != nil {
 		return err
 	}
 	present := map[int][]image.Range{}
@@ -286,7 +299,7 @@ func copyFile(old *image.Checkpoint, w *image.Writer, name string) error {
 const run = 32
 
 // copyMemory copies all pages in blocks that are as large as they can be: those of a long chain have few wanted pages each.
-func copyMemory(ctx context.Context, old *image.Checkpoint, w *image.Writer, want func(image.BlockInfo) bool, progress func(done, total int64)) error {
+func copyMemory(ctx context.Context, old blocks, w *image.Writer, want func(image.BlockInfo) bool, progress func(done, total int64)) error {
 	total := old.Blocks()
 	var next, done atomic.Int64
 	workers := runtime.NumCPU()
@@ -317,7 +330,7 @@ func copyMemory(ctx context.Context, old *image.Checkpoint, w *image.Writer, wan
 
 // copier is one worker.
 type copier struct {
-	old    *image.Checkpoint
+	old    blocks
 	w      *image.Writer
 	want   func(image.BlockInfo) bool
 	buf    image.Buffer

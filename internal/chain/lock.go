@@ -149,6 +149,14 @@ func (l *Lock) Open() (*image.Checkpoint, error) {
 	return image.OpenWith(l.top, l.manifest, l.resolve)
 }
 
+// OpenEarly is Open for whoever wants CRIU's images before memory: see [image.OpenEarly].
+func (l *Lock) OpenEarly() (*image.Checkpoint, error) {
+	if err := checkDeduped(l.top.Name()); err != nil {
+		return nil, err
+	}
+	return image.OpenEarly(l.top, l.manifest, l.resolve)
+}
+
 func (l *Lock) resolve(id [16]byte) (store.Source, error) {
 	if folder := l.found[id]; folder != nil {
 		return folder, nil

@@ -101,7 +101,7 @@ func (s *sparse) takeOver(ctx context.Context, f *forest, e *entry, l *Lock, o *
 			return b.Origin == 0 && !b.Delta || s.blocks[blockAt{b.Origin, b.Shard, b.Offset}]
 		}
 		m.Shards = nil
-		if err := o.step("write "+beside, func() error { return copyAll(ctx, old, w, want, &m, nil) }); err != nil {
+		if err := o.step("write "+beside, func() error { return copyAll(ctx, old, old, w, want, &m, nil) }); err != nil {
 			return errors.Join(err, w.Abort())
 		}
 		return verifyNew(ctx, beside, o.Roots)

@@ -82,7 +82,8 @@ func (a *app) daemonStopCommand() *cobra.Command {
 		Use:   "stop",
 		Short: "Stop the daemon; jobs run on",
 		Long: `Stops the daemon: it answers no more calls, waits for those that are under way (daemon.stop_timeout), makes a last checkpoint of
-each job where jobs.dump_on_stop says so, and ends. Jobs run on, and the next daemon takes them up again.`,
+each job where jobs.dump_on_stop says so, and ends. Jobs run on, and the next daemon takes them up again. Where systemd is shutting the
+machine down they are ended with that checkpoint; after the next boot the daemon brings back those with a restart policy.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.socketOf(cmd); err != nil {

@@ -157,7 +157,8 @@ func (a *app) runDaemon(ctx context.Context, onDemand bool) error {
 	again := make(chan os.Signal, 1)
 	stop := context.AfterFunc(ctx, func() {
 		signal.Notify(again, ending...)
-		daemon.Notify("STOPPING=1", log)
+		// The unit's TimeoutStopSec may be less than what is configured here.
+		daemon.Notify(fmt.Sprintf("STOPPING=1\nEXTEND_TIMEOUT_USEC=%d", d.StopsWithin().Microseconds()), log)
 		d.Stop()
 		<-again
 		log.Warn("asked to stop again: cancelling what is under way")

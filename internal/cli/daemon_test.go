@@ -221,7 +221,7 @@ func TestSocketActivation(t *testing.T) {
 	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	says("STOPPING=1")
+	says("STOPPING=1\nEXTEND_TIMEOUT_USEC=180000000") // twice the minute of daemon.stop_timeout, and a margin
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("it ended with %v: %s", err, &log)
 	}

@@ -23,26 +23,25 @@ func (a *app) killCommand() *cobra.Command {
 	var name string
 	var all bool
 	cmd := &cobra.Command{
-		Use:   "kill JOB",
-		Short: "End a job, or send it a signal",
-		Long: `Sends a signal to a job. One that ends jobs (TERM, KILL, INT, QUIT) is waited for, and the job is not brought back; it is an error
-if the job does not end within ten seconds. KILL goes to all of its processes.`,
-		Example:           "  stasis kill simulate\n  stasis kill simulate --signal USR1",
-		Args:              oneJob,
-		ValidArgsFunction: a.completeJob,
+		Use:   "kill JOB…",
+		Short: "End jobs, or send them a signal",
+		Long: `Sends a signal to jobs. One that ends jobs (TERM, KILL, INT, QUIT) is waited for, and the job is not brought back; it is an error
+if the job does not end within ten seconds. KILL goes to all of its processes.` + severalJobs,
+		Example:           "  stasis kill simulate\n  stasis kill simulate render --signal USR1",
+		Args:              someJobs,
+		ValidArgsFunction: a.completeJobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			sig, err := signalOf(name)
 			if err != nil {
 				return err
 			}
-			return a.withDaemon(cmd.Context(), func(c *client.Client) error {
-				response, err := c.Jobs.Kill(cmd.Context(), connect.NewRequest(&v1.KillRequest{Job: args[0], Signal: int32(sig), All: all}))
+			return eachJob(a, cmd.Context(), args, func(c *client.Client, job string) (*v1.Job, error) {
+				response, err := c.Jobs.Kill(cmd.Context(), connect.NewRequest(&v1.KillRequest{Job: job, Signal: int32(sig), All: all}))
 				if err != nil {
-					return err
+					return nil, err
 				}
-				j := response.Msg.GetJob()
-				return a.tellJob(j, "job %s is %s", j.GetSpec().GetName(), jobState(j))
-			})
+				return response.Msg.GetJob(), nil
+			}, func(j *v1.Job) { fmt.Fprintf(a.out, "job %s is %s\n", j.GetSpec().GetName(), jobState(j)) })
 		},
 	}
 	cmd.Flags().StringVarP(&name, "signal", "s", "TERM", "`SIGNAL` to send, a name or number")
@@ -68,21 +67,21 @@ func signalOf(name string) (unix.Signal, error) {
 func (a *app) rmJobCommand() *cobra.Command {
 	var force, keep bool
 	cmd := &cobra.Command{
-		Use:   "job JOB",
-		Short: "Remove a job that has ended, with its log and its checkpoints",
-		Long: `Removes a job that has ended, with its log and its checkpoints. With --force one that runs is killed first. With --keep-checkpoints
-they stay in their folder, and can be restored as those of any process.`,
-		Args:              oneJob,
-		ValidArgsFunction: a.completeJob,
+		Use:   "job JOB…",
+		Short: "Remove jobs that have ended, with their logs and checkpoints",
+		Long: `Removes jobs that have ended, with their logs and checkpoints. With --force one that runs is killed first. With --keep-checkpoints
+they stay in their folder, and can be restored as those of any process.` + severalJobs,
+		Example:           "  stasis rm job simulate\n  stasis rm job simulate render --force",
+		Args:              someJobs,
+		ValidArgsFunction: a.completeJobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withDaemon(cmd.Context(), func(c *client.Client) error {
-				response, err := c.Jobs.Remove(cmd.Context(), connect.NewRequest(&v1.RemoveJobRequest{Job: args[0], Checkpoints: !keep, Force: force}))
+			return eachJob(a, cmd.Context(), args, func(c *client.Client, job string) (*v1.Job, error) {
+				response, err := c.Jobs.Remove(cmd.Context(), connect.NewRequest(&v1.RemoveJobRequest{Job: job, Checkpoints: !keep, Force: force}))
 				if err != nil {
-					return err
+					return nil, err
 				}
-				j := response.Msg.GetJob()
-				return a.tellJob(j, "removed job %s", j.GetSpec().GetName())
-			})
+				return response.Msg.GetJob(), nil
+			}, func(j *v1.Job) { fmt.Fprintf(a.out, "removed job %s\n", j.GetSpec().GetName()) })
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "kill it first if it runs")
@@ -93,24 +92,26 @@ they stay in their folder, and can be restored as those of any process.`,
 func (a *app) dumpJobCommand() *cobra.Command {
 	var kill, stop, full bool
 	cmd := &cobra.Command{
-		Use:   "job JOB",
-		Short: "Make a checkpoint of a job now",
+		Use:   "job JOB…",
+		Short: "Make checkpoints of jobs now",
 		Long: `Makes a checkpoint of a job now, which runs on unless told otherwise. It builds on the job's newest checkpoint, and so holds only what
-has changed since, unless --full says otherwise.`,
+has changed since, unless --full says otherwise.` + severalJobs + ` "stasis evacuate" dumps many at once.`,
 		Example:           "  stasis dump job simulate",
-		Args:              oneJob,
-		ValidArgsFunction: a.completeJob,
+		Args:              someJobs,
+		ValidArgsFunction: a.completeJobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request := &v1.DumpJobRequest{Job: args[0], Full: full, After: v1.After_AFTER_RUN}
+			after := v1.After_AFTER_RUN
 			switch {
 			case kill && stop:
 				return badInput("--kill and --leave-stopped both say what becomes of the job: choose one")
 			case kill:
-				request.After = v1.After_AFTER_KILL
+				after = v1.After_AFTER_KILL
 			case stop:
-				request.After = v1.After_AFTER_STOP
+				after = v1.After_AFTER_STOP
 			}
-			return a.withDaemon(cmd.Context(), func(c *client.Client) error { return a.runDumpJob(cmd.Context(), c, request) })
+			return eachJob(a, cmd.Context(), args, func(c *client.Client, job string) (*v1.DumpResult, error) {
+				return a.dumpJob(cmd.Context(), c, &v1.DumpJobRequest{Job: job, Full: full, After: after})
+			}, a.tellDumped)
 		},
 	}
 	cmd.Flags().BoolVar(&kill, "kill", false, "end it with the checkpoint; stasis restore job brings it back")
@@ -119,13 +120,14 @@ has changed since, unless --full says otherwise.`,
 	return cmd
 }
 
-func (a *app) runDumpJob(ctx context.Context, c *client.Client, request *v1.DumpJobRequest) error {
+func (a *app) dumpJob(ctx context.Context, c *client.Client, request *v1.DumpJobRequest) (*v1.DumpResult, error) {
 	stream, err := c.Jobs.Dump(ctx, connect.NewRequest(request))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer stream.Close()
 	view := a.progress()
+	defer view.Close()
 	var result *v1.DumpResult
 	for stream.Receive() {
 		if p := stream.Msg().GetProgress(); p != nil {
@@ -135,53 +137,58 @@ func (a *app) runDumpJob(ctx context.Context, c *client.Client, request *v1.Dump
 			result = r
 		}
 	}
-	view.Close()
 	if err := stream.Err(); err != nil {
-		return err
+		return nil, err
 	}
 	if result == nil {
-		return errors.New("the daemon did not say how the dump went")
+		return nil, errors.New("the daemon did not say how the dump went")
 	}
-	if a.output == outputJSON {
-		return a.writeMessage(result)
-	}
-	if a.quiet {
-		return nil
-	}
+	return result, nil
+}
+
+func (a *app) tellDumped(result *v1.DumpResult) {
 	cp := result.GetCheckpoint()
 	fmt.Fprintf(a.out, "%s: %s of memory in %s; the job stood still for %s; %s stored in %s\n", cp.GetName(), inBytes(cp.GetFigures().GetBytesMemory()),
 		span(result.GetTook().AsDuration()), span(cp.GetFigures().GetPause().AsDuration()), inBytes(cp.GetBytes()), cp.GetDir())
 	for _, note := range result.GetNotes() {
 		fmt.Fprintf(a.err, "note: %s\n", printable(note))
 	}
-	return nil
 }
 
 func (a *app) restoreJobCommand() *cobra.Command {
-	request := &v1.RestoreJobRequest{}
+	var at string
+	var force bool
 	cmd := &cobra.Command{
-		Use:   "job JOB",
-		Short: "Bring a job back from one of its checkpoints",
+		Use:   "job JOB…",
+		Short: "Bring jobs back from one of their checkpoints",
 		Long: `Brings a job back from its newest good checkpoint, or from a given one (--at): its number, its name (JOB-NUMBER) or the beginning of
 its id. A job that runs is ended for it, once the checkpoint has been read and found good. Its log goes on, and whoever is attached
-stays attached.`,
+stays attached.` + severalJobs,
 		Example:           "  stasis restore job simulate\n  stasis restore job simulate --at 12",
-		Args:              oneJob,
-		ValidArgsFunction: a.completeJob,
+		Args:              someJobs,
+		ValidArgsFunction: a.completeJobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request.Job = args[0]
-			return a.withDaemon(cmd.Context(), func(c *client.Client) error { return a.runRestoreJob(cmd.Context(), c, request) })
+			if at != "" && len(args) > 1 {
+				return badInput("--at %s: it is a checkpoint of one job, and %d are named", at, len(args))
+			}
+			return eachJob(a, cmd.Context(), args, func(c *client.Client, job string) (*v1.RestoreResult, error) {
+				result, err := restoreJob(cmd.Context(), c, &v1.RestoreJobRequest{Job: job, At: at, Force: force})
+				if err == nil && a.output != outputJSON {
+					a.tellRestored(job, result)
+				}
+				return result, err
+			}, func(*v1.RestoreResult) {})
 		},
 	}
-	cmd.Flags().StringVar(&request.At, "at", "", "`CHECKPOINT` to go back to: number, name or id (default: the newest that is good)")
-	cmd.Flags().BoolVar(&request.Force, "force", false, "restore in spite of a conflict that might not matter")
+	cmd.Flags().StringVar(&at, "at", "", "`CHECKPOINT` to go back to: number, name or id (default: the newest that is good)")
+	cmd.Flags().BoolVar(&force, "force", false, "restore in spite of a conflict that might not matter")
 	return cmd
 }
 
-func (a *app) runRestoreJob(ctx context.Context, c *client.Client, request *v1.RestoreJobRequest) error {
+func restoreJob(ctx context.Context, c *client.Client, request *v1.RestoreJobRequest) (*v1.RestoreResult, error) {
 	stream, err := c.Jobs.Restore(ctx, connect.NewRequest(request))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer stream.Close()
 	var result *v1.RestoreResult
@@ -191,27 +198,27 @@ func (a *app) runRestoreJob(ctx context.Context, c *client.Client, request *v1.R
 		}
 	}
 	if err := stream.Err(); err != nil {
-		return err
+		return nil, err
 	}
 	if result == nil {
-		return errors.New("the daemon did not say how the restore went")
+		return nil, errors.New("the daemon did not say how the restore went")
 	}
-	if a.output == outputJSON {
-		return a.writeMessage(result)
-	}
+	return result, nil
+}
+
+func (a *app) tellRestored(job string, result *v1.RestoreResult) {
 	for _, warning := range result.GetWarnings() {
 		fmt.Fprintf(a.err, "warning: %s\n", printable(warning))
 	}
 	if a.quiet {
-		return nil
+		return
 	}
 	if cp := result.GetCheckpoint(); cp != nil {
-		fmt.Fprintf(a.out, "job %s is back from %s, of %s, as process %d, in %s\n", request.GetJob(), cp.GetName(),
+		fmt.Fprintf(a.out, "job %s is back from %s, of %s, as process %d, in %s\n", job, cp.GetName(),
 			cp.GetCreated().AsTime().Local().Format(time.DateTime), result.GetPid(), span(result.GetToResume().AsDuration()))
-		return nil
+		return
 	}
-	fmt.Fprintf(a.out, "job %s had no checkpoint and was started anew, as process %d\n", request.GetJob(), result.GetPid())
-	return nil
+	fmt.Fprintf(a.out, "job %s had no checkpoint and was started anew, as process %d\n", job, result.GetPid())
 }
 
 func (a *app) evacuateCommand() *cobra.Command {
@@ -224,7 +231,8 @@ func (a *app) evacuateCommand() *cobra.Command {
 safe and which is not. Jobs run on; with --kill each is ended with its checkpoint, so that nothing that comes after is lost.
 
 It exits with 1 if one of them is not safe.`,
-		Example: "  stasis evacuate --deadline 30s --kill",
+		Example:           "  stasis evacuate --deadline 30s --kill",
+		ValidArgsFunction: a.completeJobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if deadline <= 0 {
 				return badInput("within what time has it to be done? Give --deadline, such as 30s")

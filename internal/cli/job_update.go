@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
@@ -16,21 +17,21 @@ func (a *app) updateCommand() *cobra.Command {
 	f := &jobFlags{}
 	var noSchedule bool
 	cmd := &cobra.Command{
-		Use:   "update JOB",
-		Short: "Change when a job is checkpointed, what is kept, and when it is brought back",
+		Use:   "update JOB…",
+		Short: "Change when jobs are checkpointed, what is kept, and when they are brought back",
 		Long: `Changes schedule, retention or restart of a job, which runs on as it is; what no flag names stays. A number of 0 takes a rule away. What
 is kept no longer is deleted after the next checkpoint.
 
-How a job is dumped cannot be changed.`,
+How a job is dumped cannot be changed.` + severalJobs,
 		Example:           "  stasis update simulate --every 10m --keep-last 3\n  stasis update simulate --restart no\n  stasis update simulate --no-schedule",
-		Args:              oneJob,
-		ValidArgsFunction: a.completeJob,
+		Args:              someJobs,
+		ValidArgsFunction: a.completeJobs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.given = cmd.Flags().Changed
 			if err := f.checkUpdate(noSchedule); err != nil {
 				return err
 			}
-			return a.runUpdate(cmd.Context(), args[0], f)
+			return a.runUpdate(cmd.Context(), args, f)
 		},
 	}
 	f.addChangeable(cmd, "0: as configured", "")
@@ -70,22 +71,23 @@ func (f *jobFlags) checkUpdate(noSchedule bool) error {
 }
 
 // runUpdate asks what holds now, and sends it back with what is to be different: retention and restart are changed as a whole.
-func (a *app) runUpdate(ctx context.Context, job string, f *jobFlags) error {
-	return a.withDaemon(ctx, func(c *client.Client) error {
+func (a *app) runUpdate(ctx context.Context, names []string, f *jobFlags) error {
+	return eachJob(a, ctx, names, func(c *client.Client, job string) (*v1.Job, error) {
 		now, err := c.Jobs.Get(ctx, connect.NewRequest(&v1.GetJobRequest{Job: job}))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		response, err := c.Jobs.Update(ctx, connect.NewRequest(f.change(now.Msg.GetJob())))
 		if err != nil {
-			return err
+			return nil, err
 		}
-		j := response.Msg.GetJob()
+		return response.Msg.GetJob(), nil
+	}, func(j *v1.Job) {
 		next := ""
 		if j.GetNextCheckpoint() != nil || f.given("no-schedule") {
 			next = whenNext(j)
 		}
-		return a.tellJob(j, "job %s was changed%s", j.GetSpec().GetName(), next)
+		fmt.Fprintf(a.out, "job %s was changed%s\n", j.GetSpec().GetName(), next)
 	})
 }
 

@@ -97,8 +97,10 @@ func (s *scatter) whole(name string) error {
 
 var _ io.Writer = (*scatter)(nil)
 
-// copyBlocks copies the pages of all blocks to their places.
+// copyBlocks copies the pages of all blocks to their places. It goes by families: where differences are here and there, as in a long
+// chain, each block is read once.
 func (f *folder) copyBlocks(files *pageFiles) error {
+	memory := f.checkpoint.Families()
 	group, ctx := errgroup.WithContext(f.ctx)
 	var next atomic.Int64
 	for range max(f.options.Workers, 1) {
@@ -108,10 +110,10 @@ func (f *folder) copyBlocks(files *pageFiles) error {
 				return fmt.Errorf("make a buffer: %w", err)
 			}
 			defer func() { _ = unix.Munmap(aligned) }()
-			w := &blockWriter{folder: f, files: files, aligned: aligned}
+			w := &blockWriter{folder: f, memory: memory, files: files, aligned: aligned}
 			for ctx.Err() == nil {
 				i := int(next.Add(1) - 1)
-				if i >= f.checkpoint.Blocks() {
+				if i >= memory.Blocks() {
 					return nil
 				}
 				if err := w.copy(i); err != nil {
@@ -127,6 +129,7 @@ func (f *folder) copyBlocks(files *pageFiles) error {
 // blockWriter copies blocks, one after the other.
 type blockWriter struct {
 	*folder
+	memory  *image.Families
 	files   *pageFiles
 	buffer  image.Buffer
 	aligned []byte // to a page
@@ -135,14 +138,14 @@ type blockWriter struct {
 // copy reads a block if any page of it is wanted here, and writes these pages.
 func (w *blockWriter) copy(i int) error {
 	var data []byte
-	for _, piece := range w.checkpoint.Block(i).Pieces {
+	for _, piece := range w.memory.Block(i).Pieces {
 		l := w.layouts[piece.PID]
 		err := l.each(piece.Addr, uint64(piece.Pages), func(s slot, skip uint64) (err error) {
 			if s.from != fromBlocks {
 				return nil
 			}
 			if data == nil {
-				if data, err = w.checkpoint.ReadBlock(i, &w.buffer); err != nil {
+				if data, err = w.memory.ReadBlock(i, &w.buffer); err != nil {
 					return err
 				}
 			}

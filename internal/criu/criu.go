@@ -70,7 +70,7 @@ func Find(ctx context.Context, explicit string) (*Binary, error) {
 		}
 		tried = append(tried, err)
 	}
-	return nil, fmt.Errorf("%w: %w; install CRIU 4.2 or newer, or run scripts/install-criu", ErrNotFound, errors.Join(tried...))
+	return nil, fmt.Errorf("%w: %w; install CRIU 4.2 or newer, or run install-criu, which is in the folder scripts of the source and in /usr/lib/stasis of the packages", ErrNotFound, errors.Join(tried...))
 }
 
 var versionLine = regexp.MustCompile(`Version: (\d+)\.(\d+)(?:\.(\d+))?`)

@@ -2,9 +2,11 @@ package criu
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	remap "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	skunix "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -63,4 +65,33 @@ func Files(files, remaps []byte) ([]File, error) {
 		return nil, fmt.Errorf("CRIU's image %s is damaged: %w", FilesImage, err)
 	}
 	return list, nil
+}
+
+// HalfSockets lists the inodes of the Unix sockets in the image [FilesImage] whose
+// other end is not in it. CRIU dumps such a socket where its connection has not
+// been accepted yet by a program outside of the tree, and cannot restore it.
+func HalfSockets(files []byte) (halves []uint64, err error) {
+	there := make(map[uint32]bool)
+	var connected []*skunix.UnixSkEntry
+	err = decodeEntries(files, func(raw []byte) error {
+		var e fdinfo.FileEntry
+		if err := proto.Unmarshal(raw, &e); err != nil {
+			return err
+		}
+		if socket := e.GetUsk(); socket != nil {
+			there[socket.GetIno()] = true
+			connected = append(connected, socket)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("CRIU's image %s is damaged: %w", FilesImage, err)
+	}
+	for _, socket := range connected {
+		if peer := socket.GetPeer(); peer != 0 && !there[peer] {
+			halves = append(halves, uint64(socket.GetIno()))
+		}
+	}
+	slices.Sort(halves)
+	return halves, nil
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
 	remap "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
+	skopts "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
+	skunix "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 )
@@ -67,4 +69,26 @@ func FuzzFiles(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, files, remaps []byte) {
 		Files(files, remaps)
 	})
+}
+
+func unixSocket(inode, peer uint32) *fdinfo.FileEntry {
+	kind, zero := fdinfo.FdTypes_UNIXSK, proto.Uint32(0)
+	owner := &fown.FownEntry{Uid: zero, Euid: zero, Signum: zero, PidType: zero, Pid: zero}
+	return &fdinfo.FileEntry{Type: &kind, Id: &inode, Usk: &skunix.UnixSkEntry{
+		Id: &inode, Ino: &inode, Peer: &peer, Type: proto.Uint32(unix.SOCK_STREAM), State: proto.Uint32(1), Flags: zero, Uflags: zero,
+		Backlog: zero, Fown: owner, Opts: &skopts.SkOptsEntry{
+			SoSndbuf: zero, SoRcvbuf: zero, SoSndTmoSec: proto.Uint64(0), SoSndTmoUsec: proto.Uint64(0), SoRcvTmoSec: proto.Uint64(0), SoRcvTmoUsec: proto.Uint64(0),
+		}, Name: []byte{},
+	}}
+}
+
+func TestHalfSocketsHaveNoOtherEndInTheImage(t *testing.T) {
+	image := encodeImage(t, unixSocket(30, 31), unixSocket(31, 30), unixSocket(40, 0), unixSocket(52, 99), unixSocket(51, 98),
+		regularFile(1, "/read", unix.O_RDONLY, nil, false))
+	if got, err := HalfSockets(image); err != nil || !slices.Equal(got, []uint64{51, 52}) {
+		t.Errorf("%v, %v; want 51 and 52, whose peers are not in it", got, err)
+	}
+	if got, err := HalfSockets(image[:len(image)-3]); err == nil {
+		t.Errorf("a cut image gives %v", got)
+	}
 }

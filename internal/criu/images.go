@@ -122,14 +122,16 @@ func lazy(e *vma.VmaEntry) bool {
 // PagemapImage is the name of the page map of a process, which a zombie lacks.
 func PagemapImage(pid int) string { return "pagemap-" + strconv.Itoa(pid) + ".img" }
 
-// AddLazy rewrites the page map of a process for a restore in which the given
-// ranges, in address order, come from Stasis: they become lazy entries, and what
-// CRIU dumped itself becomes plain, because CRIU would skip what it marked lazy.
-// Where both have a page, CRIU's own stays.
-func AddLazy(dir string, pid int, ranges []proc.Range) error {
+// DropLazy makes the page map of a process one of what CRIU dumped itself, for a
+// restore in which the rest comes from Stasis: that is left out, and what CRIU
+// has becomes plain, because in a lazy restore it would skip what it marked lazy.
+// It needs no entries for memory that comes later: what it can be asked for
+// follows from the mappings.
+func DropLazy(dir string, pid int) error {
 	path := filepath.Join(dir, PagemapImage(pid))
 	var head []byte
 	var entries []*pagemap.PagemapEntry
+	changed := false
 	err := readEntries(path, func(raw []byte) error {
 		if head == nil {
 			head = slices.Clone(raw)
@@ -139,48 +141,17 @@ func AddLazy(dir string, pid int, ranges []proc.Range) error {
 		if err := proto.Unmarshal(raw, e); err != nil {
 			return err
 		}
-		if e.GetFlags()&pagePresent == 0 {
-			return nil // left out of a lazy dump: one of the given ranges
+		changed = changed || e.GetFlags()&pageLazy != 0 || e.GetFlags()&pagePresent == 0
+		if e.GetFlags()&pagePresent != 0 {
+			e.Flags = proto.Uint32(e.GetFlags() &^ pageLazy)
+			entries = append(entries, e)
 		}
-		e.Flags = proto.Uint32(e.GetFlags() &^ pageLazy)
-		entries = append(entries, e)
 		return nil
 	})
-	if err != nil {
+	if err != nil || !changed {
 		return err
 	}
-	return writePagemap(path, head, mergeLazy(entries, ranges))
-}
-
-// mergeLazy puts lazy entries for what the ranges have beyond the entries
-// between them, in address order.
-func mergeLazy(entries []*pagemap.PagemapEntry, ranges []proc.Range) []*pagemap.PagemapEntry {
-	var merged []*pagemap.PagemapEntry
-	for _, e := range entries {
-		own := entryRange(e)
-		for len(ranges) > 0 && ranges[0].Start < own.Start {
-			before := proc.Range{Start: ranges[0].Start, End: min(ranges[0].End, own.Start)}
-			merged = append(merged, lazyEntries(before)...)
-			ranges = behind(ranges, before.End)
-		}
-		merged = append(merged, e)
-		ranges = behind(ranges, own.End)
-	}
-	for _, r := range ranges {
-		merged = append(merged, lazyEntries(r)...)
-	}
-	return merged
-}
-
-// behind drops what lies before an address.
-func behind(ranges []proc.Range, at uint64) []proc.Range {
-	for len(ranges) > 0 && ranges[0].End <= at {
-		ranges = ranges[1:]
-	}
-	if len(ranges) > 0 && ranges[0].Start < at {
-		ranges = append([]proc.Range{{Start: at, End: ranges[0].End}}, ranges[1:]...)
-	}
-	return ranges
+	return writePagemap(path, head, entries)
 }
 
 func entryRange(e *pagemap.PagemapEntry) proc.Range {
@@ -189,20 +160,6 @@ func entryRange(e *pagemap.PagemapEntry) proc.Range {
 		pages = uint64(e.GetCompatNrPages())
 	}
 	return proc.Range{Start: e.GetVaddr(), End: e.GetVaddr() + pages*proc.PageSize}
-}
-
-// lazyEntries describes a range; one entry counts its pages in 32 bits.
-func lazyEntries(r proc.Range) []*pagemap.PagemapEntry {
-	var entries []*pagemap.PagemapEntry
-	for at := r.Start; at < r.End; {
-		n := min((r.End-at)/proc.PageSize, 1<<30)
-		entries = append(entries, &pagemap.PagemapEntry{
-			Vaddr: proto.Uint64(at), CompatNrPages: proto.Uint32(uint32(n)),
-			NrPages: proto.Uint64(n), Flags: proto.Uint32(pageLazy),
-		})
-		at += n * proc.PageSize
-	}
-	return entries
 }
 
 func writePagemap(path string, head []byte, entries []*pagemap.PagemapEntry) error {

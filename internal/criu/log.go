@@ -14,22 +14,31 @@ type Error struct {
 	Cause  error    // what the protocol said
 	Lines  []string // the errors in CRIU's log, oldest first
 	Log    string   // path of the log; gone when the work folder is
-	Remedy string   // what to do, where the cause is known; else empty
+	Remedy string   // what it means and what to do, where that is known; else empty
+	Reason string   // the line of the log that Remedy is about
 }
 
-// Error names the last error of CRIU's log and the remedy.
+// Error says what is wrong and what to do, where that is known, and what CRIU says:
+// the reason, and the last error of its log.
 func (e *Error) Error() string {
-	text := e.Cause.Error()
-	switch n := len(e.Lines); {
-	case n > 0 && errors.Is(e.Cause, errNoReason): // its log has one
-		text = fmt.Sprintf("CRIU says %q", e.Lines[n-1])
-	case n > 0:
-		text = fmt.Sprintf("CRIU says %q (%s)", e.Lines[n-1], text)
+	var said string
+	if n := len(e.Lines); n > 0 {
+		last := e.Lines[n-1]
+		said = fmt.Sprintf("CRIU says %q", last)
+		if e.Reason != "" && e.Reason != last {
+			said = fmt.Sprintf("CRIU says %q, and at last %q", e.Reason, last)
+		}
 	}
-	if e.Remedy != "" {
-		text += "; " + e.Remedy
+	switch {
+	case said == "":
+		said = e.Cause.Error()
+	case !errors.Is(e.Cause, errNoReason): // else its log has one
+		said += fmt.Sprintf(" (%s)", e.Cause)
 	}
-	return text
+	if e.Remedy == "" {
+		return said
+	}
+	return fmt.Sprintf("%s (%s)", e.Remedy, said)
 }
 
 // Unwrap gives the cause.
@@ -39,7 +48,21 @@ func (e *Error) Unwrap() error { return e.Cause }
 func (s *Session) explain(err error) error {
 	path := filepath.Join(s.req.WorkDir, s.req.LogName)
 	lines := errorLines(path)
-	return &Error{Cause: err, Lines: lines, Log: path, Remedy: Remedy(lines)}
+	e := &Error{Cause: err, Lines: lines, Log: path}
+	e.Remedy, e.Reason = Remedy(lines)
+	if e.Remedy == "" && errors.Is(err, ErrRequest) {
+		e.Remedy = s.optionsRefused()
+	}
+	return e
+}
+
+// optionsRefused explains why CRIU did not take the request at all: Stasis checks
+// the options that it knows.
+func (s *Session) optionsRefused() string {
+	if len(s.req.Raw) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("this CRIU has no such option, or not with that value, as --criu-opt %q: see criu --help", s.req.Raw)
 }
 
 // withoutNoise drops the lines that are no failure from CRIU's message.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -72,16 +73,26 @@ func (o *Options) Validate() error {
 			return err
 		}
 	}
+	for _, resource := range o.External {
+		if !externalSpec.MatchString(resource) {
+			return fmt.Errorf("--external %q: write KIND[KEY] or KIND[KEY]:NAME, such as mnt[/data]:data, tty[8801:1] or pipe:[4711]", resource)
+		}
+	}
 	if o.LogLevel < 0 || o.LogLevel > 4 {
 		return fmt.Errorf("--log-level %d: it goes from 0 to 4", o.LogLevel)
 	}
 	if o.ActionScript != "" {
 		if _, err := os.Stat(o.ActionScript); err != nil {
-			return fmt.Errorf("--action-script: %w", err)
+			return fmt.Errorf("--action-script: %w: give the path of a program that can be run", err)
 		}
 	}
 	return nil
 }
+
+// externalSpec is what CRIU understands by a resource from outside. What it does
+// not understand it takes without a word, and leaves alone. Pipes and sockets are
+// named as /proc/PID/fd shows them.
+var externalSpec = regexp.MustCompile(`^([a-z]+\[.*\](:.*)?|(pipe|socket):\[\d+\])$`)
 
 func oneOf(flag, value string, valid ...string) error {
 	return fmt.Errorf("%s %q: it takes one of %s", flag, value, strings.Join(valid, ", "))

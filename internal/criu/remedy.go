@@ -1,7 +1,8 @@
 package criu
 
 import (
-	"fmt"
+	"errors"
+	"slices"
 	"strings"
 )
 
@@ -21,26 +22,26 @@ func (e *explanation) fits(line string) bool {
 	return true
 }
 
-// Remedy says what the errors of a CRIU log mean and what to do about them, or
-// is empty. The first error is mostly the reason for those that follow it, so
-// the first that is known counts; what only tells of a consequence counts
-// where nothing else is known. The line itself is quoted unless it is the last,
-// which [Error] quotes.
-func Remedy(lines []string) string {
+// Remedy says what the errors of a CRIU log mean and what to do about them, and
+// which of the lines says so; both are empty where none is known. The first error
+// is mostly the reason for those that follow it, so the first that is known counts;
+// what only tells of a consequence counts where nothing else is known.
+func Remedy(lines []string) (remedy, line string) {
 	for _, table := range [][]explanation{causes, consequences} {
 		for _, line := range lines {
-			e := find(table, line)
-			switch {
-			case e == nil:
-				continue
-			case line == lines[len(lines)-1]: // also where CRIU has logged it twice
-				return e.cause + ": " + e.remedy
-			default:
-				return fmt.Sprintf("%s: %s (CRIU's log: %q)", e.cause, e.remedy, line)
+			if e := find(table, line); e != nil {
+				return e.cause + ": " + e.remedy, line
 			}
 		}
 	}
-	return ""
+	return "", ""
+}
+
+// NumberTaken says whether a restore failed because somebody had a pid or thread
+// id of the tree. CRIU makes all processes and threads before any of them runs.
+func NumberTaken(err error) bool {
+	var failure *Error
+	return errors.As(err, &failure) && slices.ContainsFunc(failure.Lines, func(line string) bool { return find(ofTakenNumbers, line) != nil })
 }
 
 func find(table []explanation, line string) *explanation {
@@ -74,8 +75,8 @@ func table(parts ...[]explanation) []explanation {
 // causes are the lines that say what is wrong. Within each part the special
 // comes before the general.
 var causes = table(
-	ofSockets, ofDescriptors, ofFiles, ofTerminals, ofProcesses, ofNumbers,
-	ofMemory, ofMounts, ofNamespaces, ofCgroups, ofRights, ofHost, ofImages,
+	ofSockets, ofDescriptors, ofFiles, ofTerminals, ofProcesses, ofTakenNumbers, ofNumbers,
+	ofMemory, ofMounts, ofNamespaces, ofCgroups, ofRights, ofHost, ofImages, ofScripts,
 )
 
 // consequences are lines that mostly follow from an error that was told before.
@@ -83,8 +84,6 @@ var consequences = []explanation{
 	one("RPC client reported script error", "Stasis stopped CRIU because of an error of its own",
 		"the error above is the reason"),
 	one("action scripts failed", "an action script failed",
-		"run the script of --action-script by hand, with CRTOOLS_SCRIPT_ACTION set, and see what it says"),
-	both("Script ", "exited with", "an action script failed",
 		"run the script of --action-script by hand, with CRTOOLS_SCRIPT_ACTION set, and see what it says"),
 	one("killed by signal 9", "a process was killed while it was being restored",
 		"see whether the kernel's log (dmesg) tells of a lack of memory"),
@@ -94,7 +93,7 @@ var consequences = []explanation{
 		"run it again with --log-level 4 and look for the first error"),
 	one("killed by signal", "a process ended while it was being restored",
 		"run it again with --log-level 4 and look for the first error"),
-	one("exited, status=", "a process could not be restored",
+	one("exited, status=", "a program that CRIU ran, or a process that it was restoring, ended with an error",
 		"run it again with --log-level 4 and look for the first error"),
 	one("No space left on device", "a disk is full", "make room on the disk of the folder for work files, and on /run and /tmp"),
 	one("Disk quota exceeded", "a disk quota is used up", "make room, or raise the quota"),

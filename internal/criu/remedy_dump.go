@@ -47,6 +47,8 @@ var ofSockets = []explanation{
 		"give it as --external unix[INODE], or close the connection first"),
 	one("External socket found in image", "the checkpoint has a Unix socket whose other end was outside of the tree",
 		"restore with --ext-unix-sk, or hand it over with --inherit-fd"),
+	both("FATAL: Peer", "unresolved", "the checkpoint has a Unix socket that had connected to a program outside of the tree, which had not accepted it yet",
+		"no restore can bring that back: dump it again when the connection is accepted or closed"),
 	one("with unreachable peer", "a Unix socket is connected with one that is not visible from its network namespace",
 		"close the connection first, or dump with --ext-unix-sk"),
 	one("without peer", "the other end of a Unix socket is gone", "dump again in a moment, or close the socket before the dump"),

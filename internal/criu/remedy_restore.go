@@ -34,18 +34,22 @@ var ofProcesses = []explanation{
 	one("No suitable VM found", "a process has no room for CRIU's code", "no tool can dump that; restart the program"),
 }
 
-// Numbers of processes.
-var ofNumbers = []explanation{
+// Numbers of processes that somebody else has.
+var ofTakenNumbers = []explanation{
 	both("Can't fork for", "File exists", "a pid of the tree is in use",
 		"end the process that has it; one that was killed keeps it until its parent has collected it"),
+	both("Unable to create a thread", "-17", "a thread id of the tree is in use", "end the process that has it, or restore again"),
+	one("do not match expected", "a process got another pid than it had", "end the process that has it, or restore again"),
+	one("Thread pid mismatch", "a thread got another number than it had", "end the process that has it, or restore again"),
+}
+
+// Numbers of processes.
+var ofNumbers = []explanation{
 	both("Can't fork for", "Invalid argument", "a pid of the tree is larger than this machine allows", "sysctl -w kernel.pid_max=4194304"),
 	both("Can't fork for", "Operation not permitted", "processes with given pids may not be made", "restore as root with CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE"),
 	both("Can't fork for", "Resource temporarily unavailable", "the limit of processes is reached", "raise pids.max of the cgroup, or ulimit -u"),
-	both("Unable to create a thread", "-17", "a thread id of the tree is in use", "end the process that has it, or restore again"),
 	both("Unable to create a thread", "-11", "the limit of threads is reached", "raise pids.max of the cgroup, or ulimit -u"),
 	one("Unable to create a thread", "a thread cannot be made with its number", "see whether its number is in use (ls /proc/NUMBER), and restore again"),
-	one("do not match expected", "a process got another pid than it had", "end the process that has it, or restore again"),
-	one("Thread pid mismatch", "a thread got another number than it had", "end the process that has it, or restore again"),
 	one("Can't set kernel pid_max", "a pid of the tree is larger than this machine allows", "sysctl -w kernel.pid_max=4194304"),
 	one("Setting PID failed", "the next pid cannot be set", "restore as root with CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, with /proc/sys writable"),
 	one("ns_last_pid", "the next pid cannot be set", "restore as root with CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, with /proc/sys writable"),
@@ -190,6 +194,12 @@ var ofHost = []explanation{
 	one("Missing required plugin", "the checkpoint needs a plugin of CRIU", "install it into CRIU's plugin folder"),
 	one("Can't send the final package", "the page server went away", "see its own log"),
 	one("The page server doesn't answer", "the page server went away", "see its own log"),
+}
+
+// Programs that CRIU runs at its stages.
+var ofScripts = []explanation{
+	both("Script ", "exited with", "an action script failed",
+		"run the script of --action-script by hand, with CRTOOLS_SCRIPT_ACTION set, and see what it says"),
 }
 
 // CRIU's images.

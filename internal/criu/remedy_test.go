@@ -100,11 +100,12 @@ var realLines = []struct {
 
 func TestRemedyOfRealLines(t *testing.T) {
 	for _, test := range realLines {
-		got, ok := Remedy([]string{test.line}), false
+		got, line := Remedy([]string{test.line})
+		ok := false
 		for want := range strings.SplitSeq(test.want, "|") {
 			ok = ok || strings.Contains(got, want)
 		}
-		if !ok {
+		if !ok || line != test.line {
 			t.Errorf("%q: %q, want %q in it", test.line, got, test.want)
 		}
 	}
@@ -117,16 +118,46 @@ func TestRemedyTakesTheFirstReason(t *testing.T) {
 		"Dump files (pid: 12) failed with -1",
 		"1234 killed by signal 9: Killed",
 	}
-	got := Remedy(lines)
-	if !strings.Contains(got, "io_uring") || !strings.Contains(got, "Can't dump file 7") {
-		t.Errorf("%q does not explain and quote the second line", got)
-	}
-	if got := Remedy(lines[3:]); strings.Contains(got, "CRIU's log") {
-		t.Errorf("%q quotes the last line, which the message has already", got)
+	if got, line := Remedy(lines); !strings.Contains(got, "io_uring") || line != lines[1] {
+		t.Errorf("%q, %q does not explain the second line", got, line)
 	}
 	for _, nothing := range [][]string{nil, {""}, {"Something that nobody knows"}} {
-		if got := Remedy(nothing); got != "" {
-			t.Errorf("%q is explained by %q", nothing, got)
+		if got, line := Remedy(nothing); got != "" || line != "" {
+			t.Errorf("%q is explained by %q for %q", nothing, got, line)
+		}
+	}
+}
+
+// The lines of a dump whose action script has failed: all but one follow from it.
+func TestRemedyOfAFailedScript(t *testing.T) {
+	lines := []string{
+		"exited, status=3",
+		"Script /srv/hook.sh exited with -1",
+		"One of more action scripts failed",
+		"Pre dump script failed with -1!",
+		"Unable to detach from 4492: No such process",
+	}
+	if got, line := Remedy(lines); !strings.Contains(got, "--action-script") || line != lines[1] {
+		t.Errorf("%q, %q", got, line)
+	}
+}
+
+// What is wrong and what to do comes first, then the words of CRIU.
+func TestErrorBeginsWithWhatIsKnown(t *testing.T) {
+	for _, test := range []struct {
+		err  Error
+		want string
+	}{
+		{Error{Cause: errNoReason, Lines: []string{"a", "b"}}, `CRIU says "b"`},
+		{Error{Cause: ErrRequest}, ErrRequest.Error()},
+		{Error{Cause: ErrRequest, Lines: []string{"a"}}, `CRIU says "a" (` + ErrRequest.Error() + ")"},
+		{Error{Cause: errNoReason, Lines: []string{"a", "b"}, Remedy: "it is so: do this", Reason: "a"},
+			`it is so: do this (CRIU says "a", and at last "b")`},
+		{Error{Cause: errNoReason, Lines: []string{"a", "b"}, Remedy: "it is so: do this", Reason: "b"}, `it is so: do this (CRIU says "b")`},
+		{Error{Cause: ErrRequest, Remedy: "it is so: do this"}, "it is so: do this (" + ErrRequest.Error() + ")"},
+	} {
+		if got := test.err.Error(); got != test.want {
+			t.Errorf("%s; want %s", got, test.want)
 		}
 	}
 }

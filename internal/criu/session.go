@@ -53,6 +53,7 @@ type Request struct {
 	LogName string     // name of the log in WorkDir
 	Blind   *Blind     // hides memory in a dump; nil to hide nothing
 	Arm     *Arm       // runs calls in restored threads before they are let go; nil to run none
+	Raw     []string   // lines of CRIU's configuration in Opts that nobody has checked; for messages
 	Files   []*os.File // inherited by CRIU; named by [FD] in the options
 	Stdin   io.Reader  // nil: /dev/null
 	Stdout  io.Writer
@@ -320,6 +321,9 @@ func closePassed(oob []byte) {
 		}
 	}
 }
+
+// ErrRequest is CRIU's word for options that it does not take.
+const ErrRequest = syscall.EBADRQC
 
 var errNoReason = errors.New("CRIU gave no reason")
 

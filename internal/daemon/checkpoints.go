@@ -247,7 +247,7 @@ func (s *checkpointService) List(ctx context.Context, request *connect.Request[v
 	if err != nil {
 		return nil, err
 	}
-	page, err := s.daemon.lists.page(s.daemon.engine.Catalog.List(), who, q, size, s.daemon.engine.Catalog.Fresh)
+	page, err := s.daemon.lists.answer(s.daemon.engine.Catalog, who, q, size)
 	if err != nil {
 		return nil, err
 	}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,7 +55,9 @@ const (
 	idleConn     = 2 * time.Minute  // after which a connection without a call is closed
 	maxHeader    = 64 << 10         // bytes of the headers of a request
 	maxStreams   = 250              // calls on one connection at once
+	tidyAfter    = 5 * time.Second  // without a call
 	writeTimeout = 30 * time.Second // after which a client that takes nothing is given up
+	stopMargin   = 30 * time.Second // for what takes no time when the daemon stops, on a machine that is busy
 )
 
 // Daemon serves the API.
@@ -74,6 +78,8 @@ type Daemon struct {
 	cancelWork context.CancelFunc
 	follow     context.Context //nolint:containedctx // of the calls that never end by themselves: cancelled when it begins to stop
 	cancelView context.CancelFunc
+	last       context.Context //nolint:containedctx // of the jobs' last checkpoints: cancelled by Abandon
+	cancelLast context.CancelFunc
 
 	stopOnce  sync.Once
 	stopping  chan struct{}
@@ -102,6 +108,7 @@ func New(opts Options) (*Daemon, error) {
 	d.calls = newCalls(opts.Config.Daemon.MaxCalls, d.registry)
 	d.work, d.cancelWork = context.WithCancel(context.Background())
 	d.follow, d.cancelView = context.WithCancel(d.work)
+	d.last, d.cancelLast = context.WithCancel(context.Background())
 	if opts.Jobs != nil {
 		if d.jobs, err = opts.Jobs(d.engine, opts.Log); err != nil {
 			return nil, fmt.Errorf("begin to look after the jobs: %w", err)
@@ -149,6 +156,7 @@ func (d *Daemon) Serve(listeners ...net.Listener) error {
 		}
 	}
 	go d.engine.Catalog.List() // the first look takes a second for ten thousand checkpoints
+	go d.tidyWhenIdle()
 	if d.opts.OnDemand {
 		go d.leaveWhenIdle()
 	}
@@ -179,7 +187,12 @@ func (d *Daemon) bounded(l net.Listener) net.Listener {
 func (d *Daemon) Stop() { d.stopOnce.Do(func() { close(d.stopping) }) }
 
 // Abandon cancels what a stopping daemon waits for. Dumps that are cancelled leave their processes as they were.
-func (d *Daemon) Abandon() { d.Stop(); d.cancelWork() }
+func (d *Daemon) Abandon() { d.Stop(); d.cancelWork(); d.cancelLast() }
+
+// StopsWithin bounds the time from Stop to the end of Serve: for calls, for giving up those that are late, and for the jobs' last checkpoints.
+func (d *Daemon) StopsWithin() time.Duration {
+	return 2*d.opts.Config.Daemon.StopTimeout + d.writeTimeout + stopMargin
+}
 
 // end takes everything down in the order in which it depends on each other.
 func (d *Daemon) end() error {
@@ -201,12 +214,35 @@ func (d *Daemon) end() error {
 		}
 	}
 	if d.jobs != nil {
-		err = errors.Join(err, d.jobs.Close(ctx))
+		// With a time of their own: calls that took all of theirs must not cost the jobs their last checkpoints.
+		jobs, jobsCancel := context.WithTimeout(d.last, d.opts.Config.Daemon.StopTimeout)
+		err = errors.Join(err, d.jobs.Close(jobs))
+		jobsCancel()
 	}
 	d.cancelWork()
 	d.engine.Close()
 	d.log.Info("stopped")
 	return err
+}
+
+// tidyWhenIdle gives back to the machine, once after each time that there was something to do, the memory that it took: Go keeps twice of what it
+// needs, and gives it back late.
+func (d *Daemon) tidyWhenIdle() {
+	timer := time.NewTicker(tidyAfter)
+	defer timer.Stop()
+	tidied := uint64(math.MaxUint64)
+	for {
+		select {
+		case <-d.stopping:
+			return
+		case <-timer.C:
+		}
+		dumps, restores := d.engine.Busy()
+		if begun := d.calls.begun.Load(); begun != tidied && d.calls.idle() >= tidyAfter && dumps+restores == 0 {
+			tidied = begun
+			debug.FreeOSMemory()
+		}
+	}
 }
 
 // leaveWhenIdle stops a daemon that was started on demand when it had nothing to do for a while.

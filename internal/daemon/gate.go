@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -56,6 +57,8 @@ func (a *allowed) may(p peer.Peer) bool { return a.all || a.uids[p.UID] }
 type calls struct {
 	most int // of one user
 
+	begun atomic.Uint64 // so far
+
 	mu    sync.Mutex
 	users map[uint32]int // guarded by mu
 	all   int            // guarded by mu
@@ -87,6 +90,7 @@ func (c *calls) begin(p peer.Peer) (end func(), ok bool) {
 	}
 	c.users[p.UID]++
 	c.all++
+	c.begun.Add(1)
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -196,33 +200,56 @@ func (d *Daemon) recovered(_ context.Context, spec connect.Spec, _ http.Header, 
 	return connect.NewError(connect.CodeInternal, errors.New("internal error: the daemon's log has more"))
 }
 
-// deadlineWriter gives each write a deadline, so that a client that does not read ends its call and nothing else.
+// deadlineWriter gives each write a deadline, so that a client that does not read ends its call and nothing else. A timer of its own costs
+// nothing as long as writes go through; setting the connection's deadline before each would wake the goroutine that serves it.
 type deadlineWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	timeout time.Duration
+	timer   *time.Timer // of the write under way; nil: there was none yet
+
+	mu      sync.Mutex
+	writing bool // guarded by mu
 }
 
 func (w *deadlineWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *deadlineWriter) Write(p []byte) (int, error) {
-	w.set()
-	n, err := w.ResponseWriter.Write(p)
-	w.clear(err)
-	return n, err //nolint:wrapcheck // the server's own
+	defer w.within()()
+	return w.ResponseWriter.Write(p) //nolint:wrapcheck // the server's own
 }
 
 // Flush sends what is buffered; connect calls it after each message of a stream.
 func (w *deadlineWriter) Flush() {
-	w.set()
-	w.clear(w.control.Flush())
+	defer w.within()()
+	_ = w.control.Flush() // the next write fails as well
 }
 
-func (w *deadlineWriter) set() { _ = w.control.SetWriteDeadline(time.Now().Add(w.timeout)) }
+// within ends what is written after the timeout. Between its messages a stream may be silent for long.
+func (w *deadlineWriter) within() (done func()) {
+	w.set(true)
+	if w.timer == nil {
+		w.timer = time.AfterFunc(w.timeout, w.giveUp)
+	} else {
+		w.timer.Reset(w.timeout)
+	}
+	return func() {
+		w.timer.Stop()
+		w.set(false)
+	}
+}
 
-// clear takes the deadline away, unless it has passed: between its messages a stream may be silent for long.
-func (w *deadlineWriter) clear(err error) {
-	if err == nil {
-		_ = w.control.SetWriteDeadline(time.Time{})
+func (w *deadlineWriter) set(writing bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.writing = writing
+}
+
+// giveUp makes the write under way fail. After the end of the call there is nothing left to touch.
+func (w *deadlineWriter) giveUp() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.writing {
+		_ = w.control.SetWriteDeadline(time.Unix(1, 0))
 	}
 }

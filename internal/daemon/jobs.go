@@ -3,6 +3,8 @@ package daemon
 import (
 	"context"
 
+	"connectrpc.com/connect"
+
 	"stasis/api/stasis/v1/stasisv1connect"
 )
 
@@ -12,6 +14,8 @@ import (
 type Jobs interface {
 	stasisv1connect.JobServiceHandler
 
+	// Options are those with which the service wants to be served, beside the daemon's own.
+	Options() connect.HandlerOption
 	// Counts gives the number of jobs of a user (of all for user 0), and of those that run. It is called often and has to be cheap.
 	Counts(uid uint32) (all, running int)
 	// Needed says whether the daemon has to stay for the jobs: one runs, or waits to be brought back.

@@ -15,11 +15,14 @@ import (
 	"stasis/internal/catalog"
 	"stasis/internal/image"
 	"stasis/internal/peer"
+	"stasis/internal/ready"
 	"stasis/internal/wire"
 )
 
 // lists keeps the messages of a list ready, as long as the list stays the same.
 type lists struct {
+	ready ready.Answers[question]
+
 	mu       sync.Mutex
 	of       []*catalog.Entry                  // guarded by mu: what the rest was made of
 	lengths  map[*catalog.Entry]int32          // guarded by mu
@@ -53,8 +56,41 @@ func (l *lists) message(e *catalog.Entry) *v1.Checkpoint {
 	return m
 }
 
-// page picks one page out of all checkpoints. fresh looks whether one is still as it was, and gives nil for one that is gone.
-func (l *lists) page(list []*catalog.Entry, who peer.Peer, q *v1.ListCheckpointsRequest, size int, fresh func(*catalog.Entry) *catalog.Entry) (*v1.ListCheckpointsResponse, error) {
+// question is all on which a page depends, beside the checkpoints.
+type question struct {
+	uid   uint32
+	size  int
+	token string
+	kind  v1.CheckpointKind
+	job   string
+	noJob bool
+	owned bool // by owner alone
+	owner uint32
+}
+
+// longestWord bounds what is kept of a question.
+const longestWord = 4096
+
+// answer gives one page of the checkpoints that somebody may see.
+func (l *lists) answer(c *catalog.Catalog, who peer.Peer, q *v1.ListCheckpointsRequest, size int) (*v1.ListCheckpointsResponse, error) {
+	list, generation := c.Look()
+	asked := question{who.UID, size, q.GetPageToken(), q.GetKind(), q.GetJob(), q.GetNoJob(), q.OwnerUid != nil, q.GetOwnerUid()}
+	if kept, ok := l.ready.Get(asked, generation).(*v1.ListCheckpointsResponse); ok {
+		return kept, nil
+	}
+	watched := false
+	response, err := l.page(list, who, q, size, func(some []*catalog.Entry) { watched = c.Watch(some) }, c.Fresh)
+	if err == nil && watched && len(asked.token)+len(asked.job) <= longestWord {
+		l.ready.Put(asked, generation, response)
+	}
+	return response, err
+}
+
+// page picks one page out of all checkpoints. before is told of those of the page before fresh looks at each, whether it is still as it was; it
+// gives nil for one that is gone, and another takes its place.
+func (l *lists) page(list []*catalog.Entry, who peer.Peer, q *v1.ListCheckpointsRequest, size int,
+	before func([]*catalog.Entry), fresh func(*catalog.Entry) *catalog.Entry,
+) (*v1.ListCheckpointsResponse, error) {
 	l.mu.Lock()
 	l.forLocked(list)
 	l.mu.Unlock()
@@ -80,6 +116,7 @@ func (l *lists) page(list []*catalog.Entry, who peer.Peer, q *v1.ListCheckpoints
 		}
 		from = sort.Search(len(list), func(i int) bool { return after.before(list[i]) })
 	}
+	before(list[from:min(len(list), from+size)])
 	for i := from; i < len(list); i++ {
 		if len(response.Checkpoints) == size {
 			response.NextPageToken = tokenOf(list[i-1])

@@ -144,6 +144,7 @@ const password = "hunter2-hunter2"
 func (j environmentJobs) List(context.Context, *connect.Request[v1.ListJobsRequest]) (*connect.Response[v1.ListJobsResponse], error) {
 	return connect.NewResponse(&v1.ListJobsResponse{Jobs: []*v1.Job{j.job}, Total: 1}), nil
 }
+func (environmentJobs) Options() connect.HandlerOption   { return connect.WithHandlerOptions() }
 func (environmentJobs) Counts(uint32) (all, running int) { return 1, 0 }
 func (environmentJobs) Needed() bool                     { return false }
 func (environmentJobs) Close(context.Context) error      { return nil }

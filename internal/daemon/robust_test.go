@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -230,6 +231,44 @@ func TestStopCancels(t *testing.T) {
 	case <-ended:
 	case <-time.After(10 * time.Second):
 		t.Fatal("the dump was not cancelled")
+	}
+}
+
+// closing is what looks after jobs that notes what time it is given in the end.
+type closing struct {
+	Jobs
+	left chan error
+}
+
+func (c closing) Options() connect.HandlerOption   { return connect.WithHandlerOptions() }
+func (c closing) Counts(uint32) (all, running int) { return 0, 0 }
+func (c closing) Needed() bool                     { return false }
+func (c closing) Close(ctx context.Context) error  { c.left <- ctx.Err(); return nil }
+
+// Calls that take all of their time when the daemon stops leave the jobs theirs, for their last checkpoints.
+func TestLateCallsDoNotCostTheJobsTheirCheckpoints(t *testing.T) {
+	left := make(chan error, 1)
+	b := serve(t, func(o *Options) {
+		fake(func(ctx context.Context, d stasis.DumpOptions) error {
+			d.Progress(stasis.Progress{Step: stasis.StepCopy})
+			<-ctx.Done()
+			return ctx.Err()
+		})(o)
+		o.Jobs = func(*engine.Engine, *slog.Logger) (Jobs, error) { return closing{left: left}, nil }
+	})
+	stream, err := b.checkpoints(t, 0).Dump(t.Context(), connect.NewRequest(&v1.DumpRequest{Pid: 2, Name: "x"}))
+	if err != nil || !stream.Receive() {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	b.Stop()
+	select {
+	case err := <-left:
+		if err != nil {
+			t.Errorf("the jobs have no time: %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the jobs are not told to close")
 	}
 }
 

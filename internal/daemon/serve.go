@@ -28,10 +28,10 @@ func (d *Daemon) handler() http.Handler {
 	services := []string{stasisv1connect.SystemServiceName, stasisv1connect.CheckpointServiceName}
 	mux := http.NewServeMux()
 	mux.Handle(stasisv1connect.NewSystemServiceHandler(&systemService{daemon: d}, options...))
-	mux.Handle(stasisv1connect.NewCheckpointServiceHandler(&checkpointService{daemon: d}, options...))
+	mux.Handle(stasisv1connect.NewCheckpointServiceHandler(&checkpointService{daemon: d}, append(options[:len(options):len(options)], d.lists.ready.Options())...))
 	if d.jobs != nil {
 		services = append(services, stasisv1connect.JobServiceName)
-		mux.Handle(stasisv1connect.NewJobServiceHandler(d.jobs, options...))
+		mux.Handle(stasisv1connect.NewJobServiceHandler(d.jobs, append(options[:len(options):len(options)], d.jobs.Options())...))
 	}
 	mux.Handle(grpchealth.NewHandler(grpchealth.NewStaticChecker(services...), options...))
 	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)

@@ -73,6 +73,7 @@ func (e *Engine) Close() {
 	e.closed = true
 	e.mu.Unlock()
 	e.running.Wait()
+	e.Catalog.Close()
 }
 
 func (e *Engine) begin(count *atomic.Int32) (end func(), err error) {

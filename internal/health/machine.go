@@ -125,7 +125,7 @@ func hasCapability(bit uint) bool {
 func criuResults(ctx context.Context, path string) []Result {
 	b, err := criu.Find(ctx, path)
 	if err != nil {
-		return []Result{fail("CRIU", err.Error(), "install CRIU 4.2 or newer, or run scripts/install-criu")}
+		return []Result{fail("CRIU", err.Error(), "install CRIU 4.2 or newer, or run scripts/install-criu (/usr/lib/stasis/install-criu of the packages)")}
 	}
 	const name, remedy = "preload", "dumps then use --engine lazy-pages: some 30 ms of pause for each GiB; use a CRIU that is neither static nor setuid"
 	results := []Result{ok("CRIU", "%s, %s", b.VersionString(), b.Path)}

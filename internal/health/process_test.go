@@ -73,6 +73,7 @@ func TestProcess(t *testing.T) {
 		{"tcp", Warn, "127.0.0.1:", "--tcp-close"},
 		{"waiting", Warn, "wait to be accepted", "--skip-in-flight"},
 		{"unix", Fail, "outside of the tree", "both ends"},
+		{"unaccepted", Fail, "waits to be accepted by process", "both ends"},
 		{"datagram", Warn, "outside of the tree", "--ext-unix-sk"},
 		{"sysv", Fail, "System V", "unshare --ipc"},
 		{"nested", Fail, "uts", "alone"},
@@ -105,6 +106,10 @@ func listen(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	busy, err := net.Listen("unix", filepath.Join(dir, "busy")) // accepts nobody
+	if err != nil {
+		t.Fatal(err)
+	}
 	dgram, err := net.ListenPacket("unixgram", filepath.Join(dir, "dgram"))
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +124,7 @@ func listen(t *testing.T, dir string) {
 			c.Write([]byte("accepted"))
 		}
 	}()
-	t.Cleanup(func() { stream.Close(); dgram.Close() })
+	t.Cleanup(func() { stream.Close(); busy.Close(); dgram.Close() })
 }
 
 func comm(t *testing.T, pid int) string {

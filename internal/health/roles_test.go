@@ -139,6 +139,10 @@ var roles = map[string]func(dir string) (int, error){
 		_, err = c.Read(make([]byte, 8)) // the other end has accepted it
 		return 0, err
 	},
+	"unaccepted": func(dir string) (int, error) {
+		_, err := keep(net.Dial("unix", filepath.Join(dir, "busy")))
+		return 0, err
+	},
 	"datagram": func(dir string) (int, error) {
 		_, err := keep(net.Dial("unixgram", filepath.Join(dir, "dgram")))
 		return 0, err

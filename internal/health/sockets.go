@@ -54,6 +54,7 @@ var dumpableProtocols = []string{"TCP", "UDP", "RAW", "PING", "UNIX", "NETLINK",
 type peerView struct {
 	inTree map[uint64]bool
 	peers  map[uint64]proc.UnixPeer
+	waits  map[uint64]uint64     // of connections that nobody has accepted yet: who listens
 	owners map[uint64]proc.Owner // of ends outside of the tree
 }
 
@@ -75,6 +76,7 @@ func (s *survey) lookAtSockets() {
 		if view.peers, err = proc.UnixPeers(ns.pid); err != nil {
 			view.peers = nil // the machine's results say that sock_diag is missing
 		}
+		view.waits = waits(view.peers)
 		view.owners = view.findOwners(ns.inodes)
 		for _, u := range ns.users {
 			s.lookAtSocket(u, known[u.inode], &view)
@@ -82,12 +84,32 @@ func (s *survey) lookAtSockets() {
 	}
 }
 
+// waits lists who has connected and has not been accepted yet, with the socket that listens.
+func waits(peers map[uint64]proc.UnixPeer) map[uint64]uint64 {
+	list := make(map[uint64]uint64)
+	for listener, p := range peers {
+		for _, waiting := range p.Waiting {
+			list[waiting] = listener
+		}
+	}
+	delete(list, 0) // closed since
+	return list
+}
+
+// other is the other end of a socket, or 0.
+func (v *peerView) other(inode uint64) uint64 {
+	if peer := v.peers[inode].Peer; peer != 0 {
+		return peer
+	}
+	return v.waits[inode]
+}
+
 // findOwners finds the programs at the other ends, by one look at all processes.
 func (v *peerView) findOwners(inodes map[uint64]bool) map[uint64]proc.Owner {
 	outside := make(map[uint64]bool)
 	for inode := range inodes {
-		if peer := v.peers[inode].Peer; peer != 0 && !v.inTree[peer] {
-			outside[peer] = true
+		if other := v.other(inode); other != 0 && !v.inTree[other] {
+			outside[other] = true
 		}
 	}
 	return proc.SocketOwners(outside)
@@ -139,14 +161,20 @@ func (s *survey) lookAtUnix(u socketUser, k proc.Socket, v *peerView) {
 			s.note(Warn, "Unix socket", fmt.Sprintf("a connection to %s from outside of the tree waits to be accepted", k.Local), "dump when it is, and see that it is closed again", u.where)
 		}
 	}
-	if p.Peer == 0 || v.inTree[p.Peer] {
+	other := v.other(u.inode)
+	if other == 0 || v.inTree[other] {
 		return
 	}
 	owner := "a program outside of the tree"
-	if o, known := v.owners[p.Peer]; known {
+	if o, known := v.owners[other]; known {
 		owner = fmt.Sprintf("process %d (%s), outside of the tree", o.PID, o.Comm)
 	}
-	if k.Kind == "dgram" {
+	switch {
+	case p.Peer == 0:
+		// CRIU dumps this, and cannot restore it.
+		s.note(Fail, "Unix socket", "it waits to be accepted by "+owner, "dump the tree that holds both ends, or close it before the dump", u.where)
+		return
+	case k.Kind == "dgram":
 		s.note(Warn, "Unix socket", "it sends to "+owner, "dump and restore with --ext-unix-sk", u.where)
 		return
 	}

@@ -2,14 +2,14 @@ package image
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
-	"sort"
+	"sync"
 )
 
-// assemble makes the tables of the checkpoint from the indexes of its shards, and sees that together they make sense: no page
-// twice, no file with a gap.
-func (c *Checkpoint) assemble(indexes []*index) error {
+// assembleFiles makes the tables of CRIU's image files from the indexes of the shards, and sees that no file has a gap.
+func (c *Checkpoint) assembleFiles(indexes []*index) error {
 	for i, x := range indexes {
 		if i == 0 {
 			c.pids, c.files = x.pids, x.files
@@ -17,21 +17,29 @@ func (c *Checkpoint) assemble(indexes []*index) error {
 			return c.nonsense(i, "its processes or files differ from those of "+ShardName(0))
 		}
 	}
-	c.procs = make([]proc, len(c.pids))
 	c.filePieces = make([][]filePiece, len(c.files))
 	for i, x := range indexes {
-		for _, z := range x.zeros {
-			p := &c.procs[z.proc]
-			p.zeros = append(p.zeros, Range{z.page * PageSize, (z.page + z.pages) * PageSize})
-		}
 		if err := c.addFileBlocks(i, x); err != nil {
 			return err
 		}
 	}
-	if err := c.addBases(indexes, c.addPageBlocks(indexes)); err != nil {
+	return c.checkFiles()
+}
+
+// assembleMemory makes the tables of memory, and sees that no page is there twice.
+func (c *Checkpoint) assembleMemory(indexes []*index) error {
+	c.procs = make([]proc, len(c.pids))
+	for _, x := range indexes {
+		for _, z := range x.zeros {
+			p := &c.procs[z.proc]
+			p.zeros = append(p.zeros, Range{z.page * PageSize, (z.page + z.pages) * PageSize})
+		}
+	}
+	all, blocks, err := c.gather(indexes)
+	if err != nil {
 		return err
 	}
-	if err := c.checkFiles(); err != nil {
+	if err := c.addBases(indexes, c.addPageBlocks(all, blocks)); err != nil {
 		return err
 	}
 	return c.checkPages()
@@ -39,9 +47,11 @@ func (c *Checkpoint) assemble(indexes []*index) error {
 
 // nonsense makes the error for indexes that are whole but can't be right together.
 func (c *Checkpoint) nonsense(shard int, why string) error {
-	at := c.manifest.Shards[shard].Size - c.tails[shard]
-	return c.damage(shard, at, fmt.Sprintf("%v: %s", errIndex, why), nil)
+	return c.damage(shard, c.indexAt(shard), fmt.Sprintf("%v: %s", errIndex, why), nil)
 }
+
+// indexAt is where the index of a shard begins.
+func (c *Checkpoint) indexAt(shard int) int64 { return c.manifest.Shards[shard].Size - c.tails[shard] }
 
 func (c *Checkpoint) addFileBlocks(shard int, x *index) error {
 	for _, g := range x.groups {
@@ -65,51 +75,77 @@ func (b *indexBlock) block(g *group) block {
 	}
 }
 
-// addPageBlocks fills extents, blocks, byBlock and firsts. Blocks are numbered by the lowest address that they have; those that
-// have none come last. It returns the number of each block in the order in which the indexes have them.
-func (c *Checkpoint) addPageBlocks(indexes []*index) (number []uint32) {
+// gather lists the pieces and the blocks of pages and differences as the indexes have them. The pieces number the blocks in this
+// order.
+func (c *Checkpoint) gather(indexes []*index) (all []extent, blocks []block, err error) {
 	pieces, count := 0, 0
 	for _, x := range indexes {
 		for i := range x.groups {
-			pieces += len(x.groups[i].pieces)
+			pieces += x.groups[i].count
 			count += len(x.groups[i].blocks)
 		}
 	}
-	all, keys := make([]extent, 0, pieces), make([]keyed, 0, pieces)
-	blocks := make([]block, 0, count) // as they come
-	for _, x := range indexes {
-		for i := range x.groups {
-			g := &x.groups[i]
-			pieces := g.pieces
+	all, blocks = make([]extent, pieces), make([]block, 0, count)
+	errs := make([]error, len(indexes))
+	var crew sync.WaitGroup
+	for i, at := 0, 0; i < len(indexes); i++ {
+		from, first := at, uint32(len(blocks))
+		for n := range indexes[i].groups {
+			g := &indexes[i].groups[n]
+			at += g.count
 			for _, k := range g.blocks {
-				if k.kind == fileBlock {
-					continue
+				if k.kind != fileBlock {
+					blocks = append(blocks, k.block(g))
 				}
-				for _, p := range pieces[:k.pieces] {
-					keys = append(keys, keyed{uint64(p.proc)<<pageBits | p.page, uint32(len(all))})
-					all = append(all, extent{p.page, uint32(len(blocks)), uint8(p.pages), uint8(p.first)})
-				}
-				pieces = pieces[k.pieces:]
-				blocks = append(blocks, k.block(g))
 			}
 		}
+		crew.Go(func() {
+			if err := indexes[i].takePieces(all[from:at], first); err != nil {
+				errs[i] = c.damage(i, c.indexAt(i), err.Error(), nil)
+			}
+		})
 	}
-	keys = radixSort(keys)
+	crew.Wait()
+	return all, blocks, errors.Join(errs...)
+}
+
+// takePieces gives the pieces of all groups, whose blocks are numbered from number on.
+func (x *index) takePieces(out []extent, number uint32) error {
+	for i := range x.groups {
+		g := &x.groups[i]
+		if err := g.decodePieces(out[:g.count], number, uint64(len(x.pids))); err != nil {
+			return err
+		}
+		out = out[g.count:]
+		for _, k := range g.blocks {
+			if k.kind != fileBlock {
+				number++
+			}
+		}
+		g.columns = nil
+	}
+	return nil
+}
+
+// addPageBlocks fills extents, blocks, byBlock and firsts. Blocks are numbered by the lowest address that they have; those that
+// have none come last. It returns the number of each block in the order in which the indexes have them. It takes all over.
+func (c *Checkpoint) addPageBlocks(all []extent, blocks []block) (number []uint32) {
+	c.extents = sortExtents(all)
 	// Number the blocks anew, in the order in which the sorted extents come to them.
 	number = make([]uint32, len(blocks))
 	c.blocks = make([]block, 0, len(blocks))
-	c.extents = make([]extent, len(all))
 	counts := make([]uint32, len(blocks)+1)
-	for i, k := range keys {
-		old := all[k.at].block
-		if number[old] == 0 {
-			c.blocks = append(c.blocks, blocks[old])
-			number[old] = uint32(len(c.blocks)) // counted from 1, so that 0 is "not yet"
+	for i := range c.extents {
+		e := &c.extents[i]
+		n := number[e.block]
+		if n == 0 {
+			c.blocks = append(c.blocks, blocks[e.block])
+			n = uint32(len(c.blocks)) // counted from 1, so that 0 is "not yet"
+			number[e.block] = n
 		}
-		c.extents[i] = all[k.at]
-		c.extents[i].block = number[old] - 1
-		counts[number[old]]++
-		c.procs[k.key>>pageBits].to = i + 1
+		counts[n]++
+		c.procs[e.page>>pageBits].to = i + 1
+		e.block, e.page = n-1, e.page&pageMask
 	}
 	c.live = len(c.blocks)
 	for i := range number {
@@ -127,7 +163,7 @@ func (c *Checkpoint) addPageBlocks(indexes []*index) (number []uint32) {
 		counts[i] += counts[i-1]
 	}
 	c.firsts = counts
-	c.byBlock = make([]uint32, len(all))
+	c.byBlock = make([]uint32, len(c.extents))
 	next := slices.Clone(counts)
 	for i := range c.extents {
 		b := c.extents[i].block
@@ -141,7 +177,7 @@ func (c *Checkpoint) addPageBlocks(indexes []*index) (number []uint32) {
 func (c *Checkpoint) checkPages() error {
 	for i, pid := range c.pids {
 		p := &c.procs[i]
-		sort.Slice(p.zeros, func(a, b int) bool { return p.zeros[a].Start < p.zeros[b].Start })
+		slices.SortFunc(p.zeros, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
 		zeros, end := p.zeros, uint64(0)
 		for _, e := range c.extents[p.from:p.to] {
 			start := e.page * PageSize

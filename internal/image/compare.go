@@ -45,7 +45,7 @@ func (w *Writer) compare(s *scratch, b PageBlock, order uint64) error {
 // differ makes the i-th page a difference from a full page of the parent, where it is small.
 func (w *Writer) differ(s *scratch, b PageBlock, i int, order uint64) error {
 	f, full := &s.fates[i], s.oldPage.full
-	runs, ok := diff(s.runs[:0], s.oldPage.base, b.content(i))
+	runs, ok := diff(s.runs[:0], s.oldPage.base, b.content(i), w.deltaLimit(&w.parent.blocks[full.block]))
 	s.runs = runs
 	if !ok {
 		return nil

@@ -34,7 +34,7 @@ func TestDiff(t *testing.T) {
 		for range 1 + r.IntN(MaxPages) {
 			old := noise(PageSize * 2)[r.IntN(PageSize):][:PageSize]
 			page := scribble(r, old, r.IntN(500))
-			runs, ok := diff(nil, old, page)
+			runs, ok := diff(nil, old, page, maxDelta)
 			if !ok {
 				gaveUp++
 				continue
@@ -71,7 +71,7 @@ func TestDiff(t *testing.T) {
 	if gaveUp == 0 {
 		t.Error("every difference was small")
 	}
-	if _, ok := diff(nil, zeroPage[:], bytes.Repeat([]byte{1}, PageSize)); ok {
+	if _, ok := diff(nil, zeroPage[:], bytes.Repeat([]byte{1}, PageSize), maxDelta); ok {
 		t.Error("a page that is all different is a difference")
 	}
 }
@@ -80,7 +80,7 @@ func FuzzDelta(f *testing.F) {
 	var d deltaWriter
 	page := append([]byte{1, 2, 3}, zeroPage[3:]...)
 	page[PageSize-1] = 9
-	runs, _ := diff(nil, zeroPage[:], page)
+	runs, _ := diff(nil, zeroPage[:], page, maxDelta)
 	d.add(0, base{}, runs, page)
 	d.add(1, base{}, nil, page)
 	f.Add(append(d.numbers, d.literals...), uint8(2))
@@ -238,7 +238,7 @@ func TestBasesThatMakeNoSense(t *testing.T) {
 	delta := indexBlock{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1}
 	full := indexBlock{off: headerSize + 2*unit + unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1, pages: 1}
 	file := indexBlock{off: full.off, stored: 10, raw: 10, kind: fileBlock}
-	piece := []indexPiece{{page: 16, pages: 1}}
+	piece := []extent{{page: 16, pages: 1}}
 	make1 := func(blocks []indexBlock, bases ...indexBase) index {
 		return index{pids: []int{7}, groups: []group{{blocks: blocks, pieces: piece, bases: bases}}}
 	}
@@ -254,7 +254,7 @@ func TestBasesThatMakeNoSense(t *testing.T) {
 		{"no base", make1([]indexBlock{delta, full}), "bases"},
 		{"a block without pieces", index{pids: []int{7}, groups: []group{{blocks: []indexBlock{full}}}}, "nobody needs"},
 		{"more extents than pages", make1([]indexBlock{{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 3, pages: 2, pieces: 1}, full}, indexBase{1, 0}), "block"},
-		{"page beyond the block", index{pids: []int{7}, groups: []group{{blocks: []indexBlock{delta, full}, pieces: []indexPiece{{page: 16, pages: 1, first: 2}}}}}, "page of a block"},
+		{"page beyond the block", index{pids: []int{7}, groups: []group{{blocks: []indexBlock{delta, full}, pieces: []extent{{page: 16, pages: 1, first: 2}}}}}, "page of a block"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -159,6 +159,18 @@ func (f *Families) Block(i int) BlockInfo {
 	return info
 }
 
+// Bytes is [Checkpoint.Bytes].
+func (f *Families) Bytes(i int) int64 {
+	one, n := &f.families[i], int64(0)
+	if int(one.block) < f.c.live && !one.rest {
+		n = f.c.Bytes(int(one.block))
+	}
+	for _, r := range f.riders[one.from:one.to] {
+		f.places(r, func(uint32) { n += PageSize })
+	}
+	return n
+}
+
 // joinPieces sorts pieces by address, and joins those that are neighbours in memory and in the data.
 func joinPieces(pieces []Piece) []Piece {
 	slices.SortFunc(pieces, func(a, b Piece) int {

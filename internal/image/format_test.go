@@ -89,14 +89,14 @@ func sealed(tb testing.TB, index []byte, blocks []byte, origins []Origin) *store
 
 // TestIndexesThatMakeNoSense have right checksums, as only a mistake in a writer or a forger would make them.
 func TestIndexesThatMakeNoSense(t *testing.T) {
-	page := func(off int64, pieces ...indexPiece) group {
+	page := func(off int64, pieces ...extent) group {
 		b := indexBlock{off: off, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1, pieces: uint32(len(pieces))}
 		return group{blocks: []indexBlock{b}, pieces: pieces}
 	}
 	file := func(number uint32, where uint64) group {
 		return group{blocks: []indexBlock{{off: headerSize, stored: 10, raw: 10, kind: fileBlock, file: number, where: where}}}
 	}
-	one := indexPiece{page: 16, pages: 1}
+	one := extent{page: 16, pages: 1}
 	tests := []struct {
 		name string
 		x    index
@@ -115,8 +115,8 @@ func TestIndexesThatMakeNoSense(t *testing.T) {
 		{"file twice", index{files: []FileInfo{{"a", 0}, {"a", 0}}}, "there twice"},
 		{"bad file name", index{files: []FileInfo{{"../a", 0}}}, "file name"},
 		{"no such process", index{pids: []int{7}, zeros: []zeroRange{{1, 10, 20}}}, "process of zero pages"},
-		{"page beyond the block", index{pids: []int{7}, groups: []group{page(headerSize, indexPiece{page: 16, pages: 1, first: 1})}}, "page of a block"},
-		{"address beyond all", index{pids: []int{7}, groups: []group{page(headerSize, indexPiece{page: maxAddr / PageSize, pages: 1})}}, "address"},
+		{"page beyond the block", index{pids: []int{7}, groups: []group{page(headerSize, extent{page: 16, pages: 1, first: 1})}}, "page of a block"},
+		{"address beyond all", index{pids: []int{7}, groups: []group{page(headerSize, extent{page: maxAddr/PageSize - 1, pages: 2})}}, "address"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -144,7 +144,7 @@ func TestAncestors(t *testing.T) {
 		g := group{origin: 1, shard: uint32(info.Shard)}
 		g.blocks = []indexBlock{{off: b.off, sum: b.sum, stored: b.stored, raw: b.raw, kind: pageBlock, codec: b.codec, heads: b.heads, pieces: uint32(len(info.Pieces))}}
 		for _, piece := range info.Pieces {
-			g.pieces = append(g.pieces, indexPiece{0, piece.Addr / PageSize, piece.Pages, piece.First})
+			g.pieces = append(g.pieces, extent{page: piece.Addr / PageSize, pages: uint8(piece.Pages), first: uint8(piece.First)})
 		}
 		x.groups = append(x.groups, g)
 	}
@@ -251,7 +251,7 @@ func FuzzIndex(f *testing.F) {
 			{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1},
 			{off: headerSize + 4*unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1},
 		},
-		pieces: []indexPiece{{page: 16, pages: 2}}, bases: []indexBase{{1, 0}, {1, 0}},
+		pieces: []extent{{page: 16, pages: 2}}, bases: []indexBase{{1, 0}, {1, 0}},
 	}}}
 	f.Add(differences.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {

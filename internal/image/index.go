@@ -12,6 +12,7 @@ const maxIndex = 1 << 30
 // pageBits is how many bits the number of a page has; the rest of a word numbers processes where both are sorted together.
 const (
 	pageBits = 57 - 12
+	pageMask = 1<<pageBits - 1
 	maxProcs = 1 << (64 - pageBits)
 )
 
@@ -34,8 +35,13 @@ type zeroRange struct {
 type group struct {
 	origin, shard uint32
 	blocks        []indexBlock
-	pieces        []indexPiece // of all blocks, one after the other
-	bases         []indexBase  // of those pages of blocks of differences that are in pieces, one after the other
+	pieces        []extent    // of all blocks, one after the other; decodeBlocks fills it where there are differences
+	bases         []indexBase // of those pages of blocks of differences that are in pieces, one after the other
+
+	// As decodeBlocks leaves it:
+
+	columns []byte // the pieces as they are stored
+	count   int    // of pieces
 }
 
 // indexBlock is a block that is wanted.
@@ -54,14 +60,6 @@ type indexBlock struct {
 }
 
 func (b *indexBlock) len() int64 { return blockLen(int(b.heads), b.stored) }
-
-// indexPiece is a run of a block's pages that is wanted at a place of a process.
-type indexPiece struct {
-	proc  uint32 // position in index.pids
-	page  uint64
-	pages uint32
-	first uint32
-}
 
 // indexBase is the page that a page is a difference from.
 type indexBase struct {
@@ -141,22 +139,23 @@ func (g *group) encode(b []byte) []byte {
 	for _, k := range g.blocks {
 		b = le.AppendUint64(b, k.sum)
 	}
-	proc := uint32(0)
+	proc := uint64(0)
 	for _, p := range g.pieces {
-		s(int64(p.proc) - int64(proc))
-		proc = p.proc
+		s(int64(p.page>>pageBits - proc))
+		proc = p.page >> pageBits
 	}
 	page := uint64(0)
 	for _, p := range g.pieces {
-		s(int64(p.page - page))
-		page = p.page + uint64(p.pages)
+		at := p.page & pageMask
+		s(int64(at - page))
+		page = at + uint64(p.pages)
 	}
 	for _, p := range g.pieces {
 		u(uint64(p.pages))
 	}
 	next := 0
 	for _, k := range g.blocks {
-		first := uint32(0)
+		first := uint8(0)
 		for _, p := range g.pieces[next : next+int(k.pieces)] {
 			s(int64(p.first) - int64(first))
 			first = p.first + p.pages

@@ -16,59 +16,120 @@ var errIndex = errors.New("its index is nonsense although its checksum matches")
 
 // indexReader reads an index; after the first thing that can't be right it returns zeros and err is set.
 type indexReader struct {
-	b   []byte
+	column
 	err error
 }
+
+// column is numbers that stand one after the other.
+type column struct {
+	b  []byte
+	at int // of the next
+}
+
+// next reads a number; ok is false where there is none.
+func (c *column) next() (v uint64, ok bool) {
+	if c.at < len(c.b) && c.b[c.at] < 0x80 { // nearly all
+		c.at++
+		return uint64(c.b[c.at-1]), true
+	}
+	return c.long()
+}
+
+func (c *column) long() (v uint64, ok bool) {
+	v, n := binary.Uvarint(c.b[c.at:])
+	if n <= 0 {
+		return 0, false
+	}
+	c.at += n
+	return v, true
+}
+
+// signed is the number that a signed one was written as.
+func signed(v uint64) uint64 { return v>>1 ^ -(v & 1) }
+
+// skip passes so many numbers.
+func (c *column) skip(n int) (ok bool) {
+	at := c.at
+	for ; n >= 8 && at+8 <= len(c.b); at += 8 { // each number ends with a byte below 0x80
+		n -= 8 - bits.OnesCount64(le.Uint64(c.b[at:])&0x8080808080808080)
+	}
+	for ; n > 0 && at < len(c.b); at++ {
+		if c.b[at] < 0x80 {
+			n--
+		}
+	}
+	c.at = at
+	return n == 0
+}
+
+func (r *indexReader) left() int { return len(r.b) - r.at }
 
 func (r *indexReader) fail(what string) {
 	if r.err == nil {
 		r.err = fmt.Errorf("%w: %s", errIndex, what)
 	}
-	r.b = nil
+	r.b, r.at = nil, 0
 }
 
 // u reads a number of at most limit.
 func (r *indexReader) u(limit uint64, what string) uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 || v > limit {
+	v, ok := r.next()
+	if !ok || v > limit {
 		r.fail(what)
 		return 0
 	}
-	r.b = r.b[n:]
 	return v
 }
 
 // s reads a difference and adds it to v, which must come out as at most limit.
 func (r *indexReader) s(v, limit uint64, what string) uint64 {
-	d, n := binary.Varint(r.b)
-	v += uint64(d) // wraps where the sum is negative, and is beyond any limit then
-	if n <= 0 || v > limit {
+	d, ok := r.next()
+	v += signed(d) // wraps where the sum is negative, and is beyond any limit then
+	if !ok || v > limit {
 		r.fail(what)
 		return 0
 	}
-	r.b = r.b[n:]
 	return v
 }
 
 // count reads how many things follow, each of which takes at least size bytes.
 func (r *indexReader) count(size int, what string) int {
-	return int(r.u(uint64(len(r.b)/size), what))
+	return int(r.u(uint64(r.left()/size), what))
 }
 
 func (r *indexReader) bytes(n int, what string) []byte {
-	if n > len(r.b) {
+	if n > r.left() {
 		r.fail(what)
 		return make([]byte, n)
 	}
-	v := r.b[:n]
-	r.b = r.b[n:]
+	v := r.b[r.at : r.at+n]
+	r.at += n
 	return v
 }
 
 // decodeIndex reads what encode wrote. What it returns is within all bounds by itself; how it fits the shards and the other
 // indexes is for assemble to see.
 func decodeIndex(b []byte) (*index, error) {
-	r := indexReader{b: b}
+	x, err := decodeBlocks(b)
+	if err != nil {
+		return nil, err
+	}
+	for i := range x.groups {
+		g := &x.groups[i]
+		if g.pieces == nil {
+			g.pieces = make([]extent, g.count)
+			if err := g.decodePieces(g.pieces, 0, uint64(len(x.pids))); err != nil {
+				return nil, err
+			}
+		}
+		g.columns, g.count = nil, 0
+	}
+	return x, nil
+}
+
+// decodeBlocks is decodeIndex without the pieces, which take nearly all of the time, where nothing behind them depends on them.
+func decodeBlocks(b []byte) (*index, error) {
+	r := indexReader{column: column{b: b}}
 	x := new(index)
 	pid := uint64(0)
 	procs := r.count(1, "processes")
@@ -100,7 +161,7 @@ func decodeIndex(b []byte) (*index, error) {
 		}
 		x.groups = append(x.groups, g)
 	}
-	if len(r.b) > 0 {
+	if r.left() > 0 {
 		r.fail("something follows its end")
 	}
 	return x, r.err
@@ -139,7 +200,7 @@ func (g *group) read(r *indexReader, procs uint64) {
 	for i := range g.blocks {
 		g.blocks[i].raw = uint32(r.u(MaxBlock, "length"))
 	}
-	pieces := uint64(0)
+	pieces, deltas := uint64(0), false
 	for i := range g.blocks {
 		k := &g.blocks[i]
 		if k.kind == fileBlock {
@@ -150,8 +211,9 @@ func (g *group) read(r *indexReader, procs uint64) {
 			k.pages = uint8(k.raw / PageSize)
 			if k.kind == deltaBlock {
 				k.pages = r.bytes(1, "pages of a block")[0]
+				deltas = true
 			}
-			k.pieces = uint32(r.u(uint64(len(r.b)), "pieces"))
+			k.pieces = uint32(r.u(uint64(r.left()), "pieces"))
 			pieces += uint64(k.pieces)
 		}
 	}
@@ -169,12 +231,22 @@ func (g *group) read(r *indexReader, procs uint64) {
 			r.fail("block")
 		}
 	}
-	if r.err != nil || pieces > uint64(len(r.b)/4) {
+	if r.err != nil || pieces > uint64(r.left()/4) {
 		r.fail("pieces")
 		return
 	}
-	g.readPieces(r, int(pieces), procs)
-	if r.err == nil {
+	g.count = int(pieces)
+	from := r.at
+	if !r.skip(4 * g.count) {
+		r.fail("pieces")
+		return
+	}
+	g.columns = r.b[from:r.at]
+	if !deltas {
+		return
+	}
+	g.pieces = make([]extent, g.count)
+	if r.err = g.decodePieces(g.pieces, 0, procs); r.err == nil {
 		g.readBases(r)
 	}
 }
@@ -183,7 +255,7 @@ func (g *group) read(r *indexReader, procs uint64) {
 func (g *group) readBases(r *indexReader) {
 	count := 0
 	g.eachDelta(func(_ int, pages uint64) { count += bits.OnesCount64(pages) })
-	if count > len(r.b)/2 {
+	if count > r.left()/2 {
 		r.fail("bases")
 		return
 	}
@@ -227,52 +299,48 @@ func (b *indexBlock) possible() bool {
 	return false
 }
 
-func (g *group) readPieces(r *indexReader, pieces int, procs uint64) {
-	g.pieces = make([]indexPiece, pieces)
-	proc := uint64(0)
-	for i := range g.pieces {
-		proc = r.s(proc, procs-1, "process of a piece")
-		g.pieces[i].proc = uint32(proc)
+// decodePieces takes the columns of the group's pieces apart. Its blocks of pages and differences are numbered from number on.
+func (g *group) decodePieces(out []extent, number uint32, procs uint64) error {
+	bad := func(what string) error { return fmt.Errorf("%w: %s", errIndex, what) }
+	// An address depends on the number of pages before it, which stands behind all addresses; so all columns are read side by side.
+	columns := [4]column{}
+	for i, at := 0, 0; i < len(columns); i++ {
+		columns[i] = column{g.columns, at}
+		end := columns[i]
+		end.skip(g.count) // read has seen that they are all there
+		at = end.at
 	}
-	if procs == 0 && pieces > 0 {
-		r.fail("process of a piece")
-	}
-	// An address depends on the number of pages before it, which stands behind all addresses.
-	steps := make([]int64, pieces)
-	for i := range steps {
-		var n int
-		if steps[i], n = binary.Varint(r.b); n <= 0 {
-			r.fail("address")
-			return
+	procOf, steps, lengths, places := &columns[0], &columns[1], &columns[2], &columns[3]
+	proc, page, next := uint64(0), uint64(0), 0
+	for i := range g.blocks {
+		k := &g.blocks[i]
+		if k.kind == fileBlock {
+			continue
 		}
-		r.b = r.b[n:]
-	}
-	page := uint64(0)
-	for i := range g.pieces {
-		p := &g.pieces[i]
-		p.pages = uint32(r.u(MaxPages, "pages"))
-		p.page = page + uint64(steps[i])
-		page = p.page + uint64(p.pages)
-		if p.pages == 0 || p.page >= maxAddr/PageSize || page > maxAddr/PageSize {
-			r.fail("address")
-			return
-		}
-	}
-	next := 0
-	for _, k := range g.blocks {
 		first := uint64(0)
-		for i := next; i < next+int(k.pieces); i++ {
-			p := &g.pieces[i]
-			first = r.s(first, MaxPages-1, "page of a block")
-			p.first = uint32(first)
-			first += uint64(p.pages)
-			if first > uint64(k.pages) {
-				r.fail("page of a block")
-				return
+		for n := next + int(k.pieces); next < n; next++ {
+			d, ok1 := procOf.next()
+			step, ok2 := steps.next()
+			pages, ok3 := lengths.next()
+			place, ok4 := places.next()
+			proc += signed(d)
+			page += signed(step)
+			first += signed(place)
+			switch {
+			case !ok1 || proc >= procs:
+				return bad("process of a piece")
+			case !ok2 || !ok3 || pages == 0 || pages > MaxPages || page >= maxAddr/PageSize || page+pages > maxAddr/PageSize:
+				return bad("address")
+			case !ok4 || first >= MaxPages || first+pages > uint64(k.pages):
+				return bad("page of a block")
 			}
+			out[next] = extent{proc<<pageBits | page, number, uint8(pages), uint8(first)}
+			page += pages
+			first += pages
 		}
-		next += int(k.pieces)
+		number++
 	}
+	return nil
 }
 
 // checkFileName refuses names that are not those of CRIU's images: WriteFile's callers make files of them.

@@ -67,7 +67,7 @@ func (p *plan) refer() error {
 			if to := filled / share; g == nil || p.to[len(p.to)-1] != to {
 				g = &group{origin: origins[at.origin], shard: uint32(at.shard)}
 				g.blocks = make([]indexBlock, 0, min(left-n, share))
-				g.pieces = make([]indexPiece, 0, min(pieces, share))
+				g.pieces = make([]extent, 0, min(pieces, share))
 				p.groups, p.to = append(p.groups, g), append(p.to, to)
 			}
 			r := &refs[k.at]

@@ -37,6 +37,9 @@ type Checkpoint struct {
 	files      []FileInfo
 	filePieces [][]filePiece // of files, in order
 
+	ready  chan struct{} // closed when the tables of memory are there; nil where open failed
+	memory error         // written before that
+
 	shards    []*shardFile
 	used      atomic.Int64 // bytes of shards that were read since the mappings were last let go
 	resolve   Resolver     // may be nil
@@ -58,8 +61,8 @@ type proc struct {
 
 // extent is a run of pages that are in a block.
 type extent struct {
-	page  uint64
-	block uint32
+	page  uint64 // in an index, and until they are sorted, with the position of the process above pageBits
+	block uint32 // in an index means nothing
 	pages uint8
 	first uint8 // page within the block's data
 }
@@ -103,17 +106,44 @@ func OpenChain(src store.Source, resolve Resolver) (*Checkpoint, error) {
 // OpenWith is OpenChain for whoever has read the manifest already, with ReadManifest: in a long chain it is the largest of what a
 // reader needs at once.
 func OpenWith(src store.Source, m *Manifest, resolve Resolver) (*Checkpoint, error) {
-	c := &Checkpoint{src: src, manifest: m, resolve: resolve}
-	if err := c.open(); err != nil {
+	c, err := OpenEarly(src, m, resolve)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Ready(); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
-func (c *Checkpoint) open() error {
+// OpenEarly is OpenWith for whoever wants CRIU's images before memory. It returns when the indexes are read and checked, and what
+// grows with memory is made of them meanwhile: before [Checkpoint.Ready] has returned nil only Manifest, PIDs, Files, OpenFile,
+// WriteFile and FilePieces may be called.
+func OpenEarly(src store.Source, m *Manifest, resolve Resolver) (*Checkpoint, error) {
+	c := &Checkpoint{src: src, manifest: m, resolve: resolve}
+	indexes, err := c.open()
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	c.ready = make(chan struct{})
+	go func() {
+		defer close(c.ready)
+		c.memory = c.assembleMemory(indexes)
+	}()
+	return c, nil
+}
+
+// Ready waits until everything may be called. Its error says that the indexes cannot be right: the checkpoint is of no use then.
+func (c *Checkpoint) Ready() error {
+	<-c.ready
+	return c.memory
+}
+
+// open opens the shards and reads their indexes.
+func (c *Checkpoint) open() ([]*index, error) {
 	var err error
 	if c.id, err = decodeID(c.manifest.ID); err != nil {
-		return err
+		return nil, err
 	}
 	n := len(c.manifest.Shards)
 	c.shards = make([]*shardFile, n)
@@ -125,9 +155,9 @@ func (c *Checkpoint) open() error {
 	}
 	all.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return err
+		return nil, err
 	}
-	return c.assemble(indexes)
+	return indexes, c.assembleFiles(indexes)
 }
 
 // damage makes the error for a shard of this checkpoint.
@@ -218,7 +248,7 @@ func (c *Checkpoint) readIndex(f store.File, foot footer, digest string) (*index
 		}
 		b = raw
 	}
-	x, err := decodeIndex(b)
+	x, err := decodeBlocks(b)
 	if err != nil {
 		return nil, err
 	}
@@ -248,6 +278,9 @@ func (c *Checkpoint) checkGroups(x *index, foot footer) error {
 
 // Close closes the shards. What ReadBlock returned must not be used any more, and no other method may be running.
 func (c *Checkpoint) Close() error {
+	if c.ready != nil {
+		<-c.ready
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var errs []error

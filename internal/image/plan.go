@@ -197,7 +197,7 @@ func (p *plan) keepBlocks(t *shard) {
 	for _, n := range p.counts[from : from+t.blocks.len()] {
 		pieces += int(n)
 	}
-	g := &group{shard: uint32(t.no), pieces: make([]indexPiece, 0, pieces)}
+	g := &group{shard: uint32(t.no), pieces: make([]extent, 0, pieces)}
 	p.groups, p.to = append(p.groups, g), append(p.to, t.no)
 	for i := range t.blocks.len() {
 		k, number := t.blocks.at(i), p.base[t.no]+uint32(i)
@@ -237,7 +237,7 @@ func (p *plan) place() []zeroRange {
 				continue
 			}
 			at := &p.spots[c.block]
-			p.groups[at.group].pieces[at.piece] = indexPiece{uint32(l.proc), c.page, uint32(c.pages), c.first}
+			p.groups[at.group].pieces[at.piece] = extent{page: uint64(l.proc)<<pageBits | c.page, pages: uint8(c.pages), first: uint8(c.first)}
 			at.piece++
 		}
 	}

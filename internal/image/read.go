@@ -36,6 +36,15 @@ func (c *Checkpoint) Block(i int) BlockInfo {
 	return info
 }
 
+// Bytes is the length of the block's pieces, all together. A page that is wanted in two places counts twice.
+func (c *Checkpoint) Bytes(i int) int64 {
+	pages := int64(0)
+	for _, at := range c.byBlock[c.firsts[i]:c.firsts[i+1]] {
+		pages += int64(c.extents[at].pages)
+	}
+	return pages * PageSize
+}
+
 // pidOf finds the process that an extent is of.
 func (c *Checkpoint) pidOf(at int) int {
 	return c.pids[sort.Search(len(c.procs), func(i int) bool { return c.procs[i].to > at })]

@@ -14,6 +14,17 @@ import (
 	"stasis/internal/subject"
 )
 
+// holdPatiently tries again while a thread does not stop in time, as on a busy machine or an emulated one. Through the helper that looks
+// like any other process that cannot be held.
+func holdPatiently(h *Helper, pid int) (release func() error, err error) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		if release, err = h.Hold(pid); !errors.Is(err, ErrUnsupported) {
+			break
+		}
+	}
+	return release, err
+}
+
 // TestHold stops a process with busy threads, looks that none of them runs, and
 // lets it go.
 func TestHold(t *testing.T) {
@@ -25,10 +36,7 @@ func TestHold(t *testing.T) {
 	s := subject.Start(t, "busy")
 	s.Hear()
 	for range 20 {
-		release, err := h.Hold(s.PID)
-		for again := 0; again < 50 && errors.Is(err, ErrUnsupported); again++ {
-			release, err = h.Hold(s.PID) // a busy machine, or an emulated one
-		}
+		release, err := holdPatiently(h, s.PID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +86,7 @@ func TestAHoldEndsWithStasis(t *testing.T) {
 	defer h.Close()
 	s := subject.Start(t, "busy")
 	s.Hear()
-	release, err := h.Hold(s.PID)
+	release, err := holdPatiently(h, s.PID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +112,7 @@ func TestHoldOfProcessesThatCannotBeHeld(t *testing.T) {
 	defer other.Close()
 	s := subject.Start(t, "busy")
 	s.Hear()
-	release, err := other.Hold(s.PID)
+	release, err := holdPatiently(other, s.PID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +122,7 @@ func TestHoldOfProcessesThatCannotBeHeld(t *testing.T) {
 	if err := release(); err != nil {
 		t.Error(err)
 	}
-	if release, err = h.Hold(s.PID); err != nil {
+	if release, err = holdPatiently(h, s.PID); err != nil {
 		t.Errorf("when the other has let it go: %v", err)
 	} else if err := release(); err != nil {
 		t.Error(err)

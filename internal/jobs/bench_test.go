@@ -12,10 +12,11 @@ import (
 func BenchmarkList(b *testing.B) {
 	m := &Manager{jobs: make(map[string]*job)}
 	for i := range 200 {
-		j := &job{m: m, rec: db.Job{ID: fmt.Sprintf("%016x", i), Spec: db.Spec{Name: fmt.Sprint("j", i)}}}
+		var cps []db.Checkpoint
 		for seq := range uint64(50) {
-			j.cps = append(j.cps, db.Checkpoint{Seq: seq + 1, Bytes: 1, Dir: filepath.Join("/x", number(seq))})
+			cps = append(cps, db.Checkpoint{Seq: seq + 1, Bytes: 1, Dir: filepath.Join("/x", number(seq))})
 		}
+		j := newJob(m, db.Job{ID: fmt.Sprintf("%016x", i), Spec: db.Spec{Name: fmt.Sprint("j", i)}}, cps)
 		m.jobs[j.name()] = j
 	}
 	b.ReportAllocs()

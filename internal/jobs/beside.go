@@ -24,9 +24,9 @@ func recordPath(dir string) string { return dir + ".json" }
 
 // writeIdentity writes the job beside its checkpoints.
 func (j *job) writeIdentity() error {
-	j.mu.Lock()
+	j.mu.RLock()
 	rec := j.rec
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	if _, err := os.Stat(j.dir()); errors.Is(err, fs.ErrNotExist) {
 		return nil // it has no checkpoint yet
 	}

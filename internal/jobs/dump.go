@@ -16,6 +16,7 @@ import (
 	"stasis"
 	"stasis/internal/image"
 	"stasis/internal/jobs/db"
+	"stasis/internal/jobs/shim"
 	"stasis/internal/schedule"
 )
 
@@ -25,6 +26,7 @@ const (
 	ReasonRequest    = "request"
 	ReasonStop       = "stop" // of the daemon
 	ReasonEvacuation = "evacuation"
+	ReasonShutdown   = "shutdown" // of the machine
 )
 
 // parseSchedule is nil for a job without one.
@@ -41,10 +43,10 @@ func parseSchedule(spec *db.Spec) (schedule.Schedule, error) {
 func (j *job) keepTime() {
 	var skipped bool // the operation under way has already been said to be in the way
 	for {
-		j.mu.Lock()
+		j.mu.RLock()
 		s, due, alive := j.schedule, j.due, j.rec.State == db.StateRunning
 		removed := j.removed
-		j.mu.Unlock()
+		j.mu.RUnlock()
 		if removed {
 			return
 		}
@@ -158,6 +160,7 @@ func (j *job) dump(ctx context.Context, r DumpRequest) (dumped *Dumped, err erro
 	ctx, end := j.span(ctx, "job.dump", attribute.String("stasis.reason", r.reason))
 	var seq uint64
 	defer func() { end(err, attribute.Int64("stasis.checkpoint.seq", int64(seq))) }()
+	asked := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	j.mu.Lock()
@@ -175,8 +178,13 @@ func (j *job) dump(ctx context.Context, r DumpRequest) (dumped *Dumped, err erro
 		j.mu.Unlock()
 	}()
 	dumped, err = j.dumpAs(ctx, r, rec, s)
+	if err != nil && !ending && j.hasEnded(&rec, over) {
+		exit := j.lastExit()
+		j.event(EventSkipped, "checkpoint %d was not made: the job has just ended %s", seq, shim.Describe(exit))
+		return nil, &endedError{job: j.name(), exit: exit}
+	}
 	if err != nil {
-		j.dumpFailed(rec.LastSeq, err, ending)
+		j.dumpFailed(seq, err, ctx.Err() != nil && asked.Err() == nil, ending)
 		return nil, err
 	}
 	j.record(dumped, r)
@@ -186,11 +194,37 @@ func (j *job) dump(ctx context.Context, r DumpRequest) (dumped *Dumped, err erro
 		case <-j.m.ctx.Done(): // the next manager finds it so
 			return dumped, nil
 		}
-		j.update(func(rec *db.Job) { rec.State, rec.PID, rec.Start = db.StateSuspended, 0, 0 })
+		j.update(func(rec *db.Job) {
+			rec.State, rec.PID, rec.Start = db.StateSuspended, 0, 0
+			if r.reason == ReasonShutdown && rec.Spec.Restart != db.RestartNever {
+				rec.State = db.StateBackoff // the next manager finds it so, and brings it back
+			}
+		})
 		j.letShimGo()
 	}
 	j.prune(ctx)
 	return dumped, nil
+}
+
+// endedError says that a job ended by itself before its checkpoint was made. That is no failure of the checkpoint.
+type endedError struct {
+	job  string
+	exit *db.Exit
+}
+
+func (e *endedError) Error() string {
+	return fmt.Sprintf("job %s has just ended %s: there is nothing to dump any more", e.job, shim.Describe(e.exit))
+}
+
+func (*endedError) Unwrap() error { return ErrState }
+
+// noticedWithin bounds how long it takes until the end of a job's first process is the end of its run: what it has left behind is killed, and its
+// last output read.
+const noticedWithin = 15 * time.Second
+
+// hasEnded says whether a job's run has ended while it was dumped, for which it waits until that is known to everybody.
+func (j *job) hasEnded(rec *db.Job, over chan struct{}) bool {
+	return !j.m.o.Runner.Alive(rec.PID, rec.Start) && waitOver(j.m.ctx, over, noticedWithin)
 }
 
 func (j *job) dumpAs(ctx context.Context, r DumpRequest, rec db.Job, s Shim) (*Dumped, error) {
@@ -245,12 +279,12 @@ func (j *job) dumpOptions(r DumpRequest, rec db.Job, consoles []string, cp *db.C
 		MaxRounds: set.MaxRounds, MaxPause: set.MaxPause, FinalBuffer: set.FinalBuffer, Nice: set.Nice, Bandwidth: set.Bandwidth,
 		MaxChain: j.maxChain(&set), CRIUPath: j.m.o.CRIUPath, Progress: r.Progress,
 	}
-	j.mu.Lock()
+	j.mu.RLock()
 	scheduled := j.schedule != nil
 	if rec.Parent != 0 && !r.Full && o.MaxChain != 1 {
 		o.Parent = j.dirOf(rec.Parent)
 	}
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	// Between checkpoints on schedule the kernel notes what is written. Without a schedule that would cost for nothing.
 	o.Track = scheduled && o.MaxChain != 1 && o.After == stasis.AfterRun
 	o.AtStep = func(step stasis.Step) error {
@@ -308,11 +342,14 @@ func (j *job) record(d *Dumped, r DumpRequest) {
 	})
 }
 
-// dumpFailed says why there is no checkpoint. A job that has ended meanwhile tells that itself.
-func (j *job) dumpFailed(seq uint64, err error, ending bool) {
-	text := fmt.Sprintf("checkpoint %d failed: %v", seq, err)
-	j.update(func(rec *db.Job) { rec.Message = text })
-	j.event(EventDumpFailed, "%s", text)
+// dumpFailed says why there is no checkpoint; givenUp: because somebody wants something else of the job.
+func (j *job) dumpFailed(seq uint64, err error, givenUp, ending bool) {
+	if text := fmt.Sprintf("checkpoint %d failed: %v", seq, err); givenUp {
+		j.event(EventSkipped, "checkpoint %d was given up: the job is to be ended, or restored", seq)
+	} else {
+		j.update(func(rec *db.Job) { rec.Message = text })
+		j.event(EventDumpFailed, "%s", text)
+	}
 	if !ending {
 		return
 	}
@@ -323,7 +360,7 @@ func (j *job) dumpFailed(seq uint64, err error, ending bool) {
 
 // prune deletes the checkpoints that the job's policy does not keep.
 func (j *job) prune(ctx context.Context) {
-	j.mu.Lock()
+	j.mu.RLock()
 	keep := j.rec.Spec.Keep
 	if keep == (db.Keep{}) {
 		keep = j.m.o.Keep
@@ -333,7 +370,7 @@ func (j *job) prune(ctx context.Context) {
 		needed[good.Seq] = true
 	}
 	gone := surplus(j.cps, keep, needed)
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	if len(gone) == 0 {
 		return
 	}

@@ -33,6 +33,8 @@ type Runner interface {
 	Connect(ctx context.Context, dir string) (Shim, error)
 	// LastStatus is what a shim that is gone has left behind.
 	LastStatus(dir string) (shim.Status, error)
+	// Alive says whether a job's first process, known by its number and start time, has not ended.
+	Alive(pid int, start uint64) bool
 }
 
 // Shim is what runs beside a job, or stands for it; see shim.Client.
@@ -105,5 +107,7 @@ func (processes) Connect(ctx context.Context, dir string) (Shim, error) {
 	}
 	return c, nil
 }
+
+func (processes) Alive(pid int, start uint64) bool { return (&process{pid: pid, start: start}).alive() }
 
 func (processes) LastStatus(dir string) (shim.Status, error) { return shim.LastStatus(dir) }

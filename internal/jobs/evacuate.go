@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -92,7 +93,11 @@ func (j *job) dumpFor(ctx context.Context, e evacuation) (*Dumped, error) {
 	defer end()
 	switch state := j.state(); {
 	case state == db.StateRunning:
-		return j.dump(ctx, DumpRequest{After: e.after, reason: e.reason})
+		dumped, err := j.dump(ctx, DumpRequest{After: e.after, reason: e.reason})
+		if ended := (*endedError)(nil); errors.As(err, &ended) && ended.exit.Clean() {
+			return nil, nil
+		}
+		return dumped, err
 	case wasAlive(state):
 		return nil, fmt.Errorf("the job is %s", state)
 	}

@@ -158,6 +158,13 @@ func (w *world) LastStatus(dir string) (shim.Status, error) {
 	return shim.Status{}, os.ErrNotExist
 }
 
+func (w *world) Alive(pid int, _ uint64) bool {
+	s := w.byPID(pid)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return s != nil && s.now.Running
+}
+
 // shimOf is the shim of a job.
 func (w *world) shimOf(m *Manager, name string) *fakeShim {
 	w.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"stasis/internal/jobs/db"
@@ -19,7 +20,9 @@ type job struct {
 	op   chan struct{} // full while an operation is under way
 	kick chan struct{} // wakes keepTime
 
-	mu       sync.Mutex
+	shown atomic.Pointer[Info] // the job as it was when mu was last given back
+
+	mu       guard
 	revision uint64          // guarded by mu; of rec.Spec
 	rec      db.Job          // guarded by mu, but for ID, Owner, Created and the spec's name, which never change
 	cps      []db.Checkpoint // guarded by mu; the oldest first
@@ -40,16 +43,40 @@ func (j *job) dir() string { return j.m.checkpointDir(j.rec.Owner, j.name()) }
 func (j *job) mayBeSeenBy(user uint32) bool { return user == 0 || user == j.rec.Owner }
 
 func (j *job) state() db.State {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.mu.RLock()
+	defer j.mu.RUnlock()
 	return j.rec.State
 }
 
-func (j *job) info() Info {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+// guard is the lock of what a job is. What holds it for writing has changed the job, and that is shown to everybody as it is given back; who
+// only looks takes it by RLock.
+type guard struct {
+	sync.RWMutex
+	changed func() // called while it is held for writing
+}
+
+func (g *guard) Unlock() {
+	g.changed()
+	g.RWMutex.Unlock()
+}
+
+// newJob makes a job of a record, which nobody knows of yet.
+func newJob(m *Manager, rec db.Job, cps []db.Checkpoint) *job {
+	j := &job{m: m, op: make(chan struct{}, 1), kick: make(chan struct{}, 1), rec: rec, cps: cps}
+	j.schedule, _ = parseSchedule(&rec.Spec) // it was checked when the job was made
+	j.mu.changed = j.show
+	j.show()
+	return j
+}
+
+// info is the job as the last change has left it. It never waits: while a change is being written to the disk, which can take its time, the
+// job is as it was before.
+func (j *job) info() Info { return *j.shown.Load() }
+
+// show makes info give what is true now. With j.mu held.
+func (j *job) show() {
 	i := Info{Job: j.rec, Revision: j.revision, Dumping: j.dumping != nil, Checkpoints: len(j.cps)}
-	for k := range j.cps { // ps asks often: no copies
+	for k := range j.cps {
 		i.Bytes += j.cps[k].Bytes
 	}
 	if good := newestGood(j.cps); good != nil {
@@ -59,7 +86,8 @@ func (j *job) info() Info {
 	if j.rec.State == db.StateRunning && j.schedule != nil {
 		i.Next = j.due
 	}
-	return i
+	j.shown.Store(&i)
+	j.m.generation.Add(1) // in this order: who reads the number first never takes an old state for a new one
 }
 
 func newestGood(cps []db.Checkpoint) *db.Checkpoint {
@@ -115,11 +143,11 @@ func (j *job) begin(ctx context.Context) (end func(), err error) {
 
 // interrupt begins an operation for which a dump under way is given up.
 func (j *job) interrupt(ctx context.Context) (end func(), err error) {
-	j.mu.Lock()
+	j.mu.RLock()
 	if j.dumping != nil {
 		j.dumping()
 	}
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	return j.begin(ctx)
 }
 
@@ -142,9 +170,9 @@ func (j *job) adopt(ctx context.Context) {
 	if !errors.Is(err, shim.ErrGone) {
 		j.m.log.Error("the job's shim does not answer", "job", j.name(), "error", err)
 	}
-	j.mu.Lock()
+	j.mu.RLock()
 	rec := j.rec
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	if !wasAlive(rec.State) {
 		return
 	}
@@ -187,9 +215,9 @@ func (j *job) adoptBegun(s Shim) {
 }
 
 func (j *job) adoptShim(s Shim, now shim.Status) {
-	j.mu.Lock()
+	j.mu.RLock()
 	state := j.rec.State
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	switch {
 	case now.Running:
 		j.event(EventAdopted, "the job runs as process %d and is looked after again", now.PID)
@@ -282,9 +310,9 @@ func (j *job) afterShim(gone Shim) *db.Exit {
 
 // ended decides what comes after the end of a run that nobody has asked for.
 func (j *job) ended(exit *db.Exit) {
-	j.mu.Lock()
+	j.mu.RLock()
 	spec := j.rec.Spec
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	clean := exit.Clean()
 	back := spec.Restart == db.RestartAlways || spec.Restart == db.RestartOnFailure && !clean
 	state := db.StateFailed
@@ -320,9 +348,9 @@ func (j *job) letShimGo() {
 
 // theShim gives the job's shim, or starts one.
 func (j *job) theShim(ctx context.Context) (Shim, error) {
-	j.mu.Lock()
+	j.mu.RLock()
 	s := j.shim
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	if s != nil {
 		if _, outside := s.(*process); !outside {
 			if _, err := s.Status(ctx); err == nil {

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"stasis"
@@ -31,6 +32,7 @@ type Options struct {
 	Keep         db.Keep       // for jobs that do not say it themselves
 	MaxChain     int           // likewise; 0: 32
 	DumpOnStop   bool          // Close makes a checkpoint of each job
+	GoingDown    func() bool   // asked by Close: the whole machine is going down; nil: it is not
 	LogBytes     int64         // that are kept of a job's output; 0: 64 MiB
 	MaxJobs      int           // of one user but root, since each has a process of root's beside it; 0: 256
 	CRIUPath     string        // "": the first that is new enough
@@ -73,6 +75,8 @@ type Manager struct {
 	mu     sync.RWMutex
 	jobs   map[string]*job // by name
 	closed bool
+
+	generation atomic.Uint64 // grows with every change of what List gives
 
 	news news // tells of new events
 }
@@ -165,10 +169,10 @@ func (m *Manager) takeUp(ctx context.Context, contents *db.Contents) error {
 
 // add makes a job of a record.
 func (m *Manager) add(rec db.Job, cps []db.Checkpoint) *job {
-	j := &job{m: m, op: make(chan struct{}, 1), rec: rec, cps: cps, kick: make(chan struct{}, 1)}
-	j.schedule, _ = parseSchedule(&rec.Spec) // it was checked when the job was made
+	j := newJob(m, rec, cps)
 	m.mu.Lock()
 	m.jobs[rec.Spec.Name] = j
+	m.generation.Add(1)
 	m.mu.Unlock()
 	m.work.Go(j.keepTime)
 	return j
@@ -238,6 +242,10 @@ type Info struct {
 	Next        time.Time      // when the next one is due; zero: never
 }
 
+// Generation tells one answer of List from the next: as long as it stays the same, so does what List gives. A change that somebody has been
+// told of has a new one.
+func (m *Manager) Generation() uint64 { return m.generation.Load() }
+
 // List gives the jobs of a user, or of all for user 0, the newest first.
 func (m *Manager) List(user uint32) []Info {
 	list := m.list()
@@ -268,7 +276,7 @@ func (m *Manager) Counts(user uint32) (all, alive int) {
 			continue
 		}
 		all++
-		if j.state() == db.StateRunning {
+		if j.shown.Load().State == db.StateRunning {
 			alive++
 		}
 	}
@@ -293,12 +301,14 @@ func (m *Manager) Checkpoints(name string) ([]db.Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.mu.RLock()
+	defer j.mu.RUnlock()
 	return slices.Clone(j.cps), nil
 }
 
-// Close lets go of all jobs, which run on. Where the options say so it makes a checkpoint of each first, as far as the context allows.
+// Close lets go of all jobs, which run on. Where the options say so it makes a checkpoint of each first, as far as the context allows. When
+// the machine is going down, which no job outlives, each is ended with its checkpoint: what it wrote to its files after that would keep it
+// from being restored. The next manager brings back those whose policy says so.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	if m.closed {
@@ -308,7 +318,11 @@ func (m *Manager) Close(ctx context.Context) error {
 	m.closed = true
 	m.mu.Unlock()
 	if m.o.DumpOnStop {
-		m.evacuate(ctx, m.list(), evacuation{reason: ReasonStop, after: stasis.AfterRun}, nil)
+		e := evacuation{reason: ReasonStop, after: stasis.AfterRun}
+		if m.o.GoingDown != nil && m.o.GoingDown() {
+			e = evacuation{reason: ReasonShutdown, after: stasis.AfterKill}
+		}
+		m.evacuate(ctx, m.list(), e, nil)
 	}
 	m.cancel()
 	m.news.close()

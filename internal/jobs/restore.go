@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 
 	"stasis"
 	"stasis/internal/jobs/db"
@@ -42,9 +43,9 @@ func (j *job) bringBack(ctx context.Context, anew bool) {
 		}
 	})
 	for ctx.Err() == nil {
-		j.mu.Lock()
+		j.mu.RLock()
 		failures, state, spec := j.rec.Failures, j.rec.State, j.rec.Spec
-		j.mu.Unlock()
+		j.mu.RUnlock()
 		if state != db.StateBackoff {
 			return // somebody has ended or restored it meanwhile
 		}
@@ -191,8 +192,8 @@ func (j *job) takeOver(ctx context.Context) (end func(), err error) {
 
 // candidates lists the checkpoints to try, the best first. Those that failed before come last.
 func (j *job) candidates(at string) ([]db.Checkpoint, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.mu.RLock()
+	defer j.mu.RUnlock()
 	if at != "" {
 		return j.pick(at)
 	}
@@ -270,9 +271,9 @@ func (j *job) resume(ctx context.Context, anew bool, r RestoreRequest) (*Restore
 			j.markBad(cp.Seq, err)
 		}
 	}
-	j.mu.Lock()
+	j.mu.RLock()
 	fromScratch := j.rec.Spec.FromScratch
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	if fromScratch && r.At == "" {
 		done, err := j.startAnew(ctx)
 		if err == nil {
@@ -329,13 +330,15 @@ func (j *job) restoreFrom(ctx context.Context, cp db.Checkpoint, r RestoreReques
 	if err := j.putFilesBack(&cp); err != nil {
 		return nil, err
 	}
-	j.mu.Lock()
+	j.mu.RLock()
 	spec, scheduled := j.rec.Spec, j.schedule != nil
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	now, restored, err := s.Restore(ctx, shim.Restore{
 		Dir: cp.Dir, Terminal: spec.Terminal, ConsoleFlags: cp.ConsoleFlags, CRIUPath: j.m.o.CRIUPath, Force: r.Force,
 		UID: j.rec.Owner, GID: spec.GID, Track: scheduled && j.maxChain(&spec.Settings) != 1,
+		Trace: trace.SpanFromContext(ctx).IsRecording(),
 	})
+	shim.Replay(ctx, stasis.Version, restored.Spans)
 	if err != nil {
 		if errors.Is(err, shim.ErrDamaged) {
 			err = fmt.Errorf("%w: %w", stasis.ErrDamaged, err)
@@ -373,9 +376,9 @@ func (j *job) startAnew(ctx context.Context) (_ *RestoredJob, err error) {
 	var now shim.Status
 	ctx, end := j.startSpan(ctx)
 	defer func() { end(&now, err) }()
-	j.mu.Lock()
+	j.mu.RLock()
 	spec := j.rec.Spec
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	fail := func(err error) (*RestoredJob, error) {
 		j.update(func(rec *db.Job) { rec.State, rec.Message = db.StateBackoff, err.Error() })
 		j.event(EventRestoreFailed, "the job could not be started: %v", err)

@@ -64,8 +64,8 @@ func (m *Manager) check(spec *db.Spec) error {
 	return nil
 }
 
-// newJob makes the record of a job and reserves its name. Where the specification has none it gets the command's.
-func (m *Manager) newJob(spec db.Spec, owner uint32) (*job, error) {
+// reserve makes the record of a job and reserves its name. Where the specification has none it gets the command's.
+func (m *Manager) reserve(spec db.Spec, owner uint32) (*job, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -97,10 +97,10 @@ func (m *Manager) newJob(spec db.Spec, owner uint32) (*job, error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	rec := db.Job{ID: hex.EncodeToString(id[:]), Spec: spec, Owner: owner, State: db.StateStarting, Created: time.Now().UTC()}
-	j := &job{m: m, op: make(chan struct{}, 1), kick: make(chan struct{}, 1), rec: rec}
-	j.schedule, _ = parseSchedule(&spec)
+	j := newJob(m, rec, nil)
 	j.op <- struct{}{} // the start is its first operation
 	m.jobs[spec.Name] = j
+	m.generation.Add(1)
 	return j, nil
 }
 
@@ -126,7 +126,7 @@ func (m *Manager) freeName(argv []string, owner uint32) string {
 
 var untidy = regexp.MustCompile(`[^A-Za-z0-9_.]+`)
 
-// forget undoes newJob.
+// forget undoes reserve.
 func (m *Manager) forget(j *job) {
 	j.mu.Lock()
 	j.removed = true
@@ -135,6 +135,7 @@ func (m *Manager) forget(j *job) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.jobs, j.name())
+	m.generation.Add(1)
 }
 
 // Run starts a command as a job of a user.
@@ -142,7 +143,7 @@ func (m *Manager) Run(ctx context.Context, spec db.Spec, owner uint32) (Info, er
 	if len(spec.Argv) == 0 || spec.Argv[0] == "" {
 		return Info{}, fmt.Errorf("%w: there is no command to run", stasis.ErrInput)
 	}
-	j, err := m.newJob(spec, owner)
+	j, err := m.reserve(spec, owner)
 	if err != nil {
 		return Info{}, err
 	}
@@ -190,7 +191,7 @@ func (m *Manager) Manage(_ context.Context, pid int, spec db.Spec, owner uint32)
 		spec.Env = strings.FieldsFunc(string(env), func(r rune) bool { return r == 0 })
 	}
 	spec.Terminal = hasTerminal(pid)
-	j, err := m.newJob(spec, owner)
+	j, err := m.reserve(spec, owner)
 	if err != nil {
 		return Info{}, err
 	}
@@ -247,9 +248,9 @@ func (m *Manager) Kill(ctx context.Context, name string, sig syscall.Signal, tre
 		return Info{}, err
 	}
 	if !ends(sig) {
-		j.mu.Lock()
+		j.mu.RLock()
 		s, alive := j.shim, j.rec.State == db.StateRunning
-		j.mu.Unlock()
+		j.mu.RUnlock()
 		if !alive || s == nil {
 			return Info{}, fmt.Errorf("%w: job %s does not run", ErrState, name)
 		}
@@ -303,8 +304,8 @@ func (j *job) ask(ctx context.Context, sig syscall.Signal, tree bool) error {
 
 // lastExit is how the last run ended.
 func (j *job) lastExit() *db.Exit {
-	j.mu.Lock()
-	defer j.mu.Unlock()
+	j.mu.RLock()
+	defer j.mu.RUnlock()
 	return j.rec.Exit
 }
 
@@ -342,9 +343,9 @@ func (m *Manager) Remove(ctx context.Context, name string, checkpoints, force bo
 	j.letShimGo()
 	was := j.info()
 	if checkpoints {
-		j.mu.Lock()
+		j.mu.RLock()
 		all := append([]db.Checkpoint(nil), j.cps...)
-		j.mu.Unlock()
+		j.mu.RUnlock()
 		if err := j.remove(ctx, all); err != nil {
 			return Info{}, fmt.Errorf("delete the checkpoints of job %s: %w", name, err)
 		}
@@ -378,9 +379,9 @@ func (m *Manager) Update(name string, c Change) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	j.mu.Lock()
+	j.mu.RLock()
 	spec := j.rec.Spec
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	set(&spec.Every, c.Every)
 	set(&spec.Cron, c.Cron)
 	set(&spec.Keep, c.Keep)
@@ -432,9 +433,9 @@ func (m *Manager) Attach(ctx context.Context, name string, rows, cols uint16) (*
 	if err != nil {
 		return nil, err
 	}
-	j.mu.Lock()
+	j.mu.RLock()
 	s := j.shim
-	j.mu.Unlock()
+	j.mu.RUnlock()
 	with, ok := s.(terminals)
 	if !ok {
 		return nil, fmt.Errorf("%w: job %s has no terminal here: it does not run, or it runs where it was started and gets one with its first restore", ErrState, name)

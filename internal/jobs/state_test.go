@@ -93,6 +93,54 @@ func TestStopMakesCheckpoints(t *testing.T) {
 	})
 }
 
+// A job must not outlive its last checkpoint when the machine goes down: what it writes to its files after it would be in the way of a restore.
+func TestShutdownEndsJobs(t *testing.T) {
+	inBubble(t, func(w *world, dir string) {
+		t := w.t
+		m := w.open(t, dir, func(o *Options) { o.DumpOnStop, o.GoingDown = true, func() bool { return true } })
+		policies := map[string]db.Restart{"a": db.RestartAlways, "f": db.RestartOnFailure, "n": db.RestartNever}
+		for name, policy := range policies {
+			run(t, m, db.Spec{Name: name, Restart: policy})
+		}
+		closeManager(t, m)
+		for name := range policies {
+			if w.shimOf(m, name).now.Running {
+				t.Errorf("job %s runs on", name)
+			}
+		}
+		m = w.open(t, dir, nil)
+		defer closeManager(t, m)
+		synctest.Wait()
+		for name, policy := range policies {
+			info := get(t, m, name)
+			if info.Last == nil || info.Last.Reason != ReasonShutdown {
+				t.Fatalf("its checkpoint: %+v", info)
+			}
+			want, restores := db.StateRunning, 1
+			if policy == db.RestartNever {
+				want, restores = db.StateSuspended, 0
+			}
+			if info.State != want || info.Restores != restores || info.Failures > 1 {
+				t.Errorf("job %s is %s after %d restores and %d attempts, want %s after %d", name, info.State, info.Restores, info.Failures, want, restores)
+			}
+		}
+	})
+}
+
+// A job that cannot be dumped runs on until the machine ends it.
+func TestShutdownWithoutACheckpoint(t *testing.T) {
+	inBubble(t, func(w *world, dir string) {
+		t := w.t
+		m := w.open(t, dir, func(o *Options) { o.DumpOnStop, o.GoingDown = true, func() bool { return true } })
+		run(t, m, db.Spec{Name: "a", Restart: db.RestartOnFailure})
+		w.fail = func(int) error { return stasis.ErrProcess }
+		closeManager(t, m)
+		if s := w.shimOf(m, "a"); !s.now.Running {
+			t.Fatal("it was ended, and nothing of it was saved")
+		}
+	})
+}
+
 func TestBadSpecsAreSaid(t *testing.T) {
 	inBubble(t, func(w *world, dir string) {
 		t := w.t

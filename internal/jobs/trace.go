@@ -16,7 +16,7 @@ import (
 //
 //	job.dump        a checkpoint, with the wait for a turn; the library's stasis.dump is below it
 //	job.bring_back  all attempts after a crash, with those below it
-//	job.restore     one restore, which the shim makes
+//	job.restore     one restore; stasis.restore, which the shim makes, is below it
 //	job.start       one start from the beginning
 //
 // They name the job, and never its command: a start that fails does not say what was to be started.

@@ -36,9 +36,7 @@ func (b *blockTable) init(src Source) {
 	b.states, b.counted, b.bytes = make([]state, n), make([]bool, n), make([]int64, n)
 	b.parked, b.woken = map[int][]fault{}, map[fault]bool{}
 	for i := range n {
-		for _, piece := range src.Block(i).Pieces {
-			b.bytes[i] += int64(piece.Pages) * pageSize
-		}
+		b.bytes[i] = src.Bytes(i)
 		b.total += b.bytes[i]
 	}
 }

@@ -93,6 +93,13 @@ func (p *Pager) admit(pid, fd int) error {
 	if err != nil {
 		return err
 	}
+	select {
+	case <-p.ready:
+	case <-p.stop:
+	}
+	if p.stopping() || p.src == nil {
+		return errors.Join(errClosed, t.file.Close())
+	}
 	for _, r := range p.src.Ranges(pid) {
 		t.layout.insert(span{r.Start, r.End, r.Start})
 	}

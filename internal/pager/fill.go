@@ -60,6 +60,9 @@ func (p *Pager) Fill(ctx context.Context) error {
 // waitArrived waits for all processes that have memory. CRIU hands them over
 // before its notification post-restore; its last word on the socket comes later.
 func (p *Pager) waitArrived(ctx context.Context) error {
+	if err := p.Ready(ctx); err != nil {
+		return err
+	}
 	select {
 	case <-p.arrived:
 		return p.Err()

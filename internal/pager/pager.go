@@ -53,6 +53,7 @@
 package pager
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -75,6 +76,8 @@ const pageSize = image.PageSize
 type Source interface {
 	Blocks() int
 	Block(i int) image.BlockInfo
+	// Bytes is what the pieces of a block have in all.
+	Bytes(i int) int64
 	// ReadBlock returns verified pages, valid until b is used again.
 	ReadBlock(i int, b *image.Buffer) ([]byte, error)
 	Find(pid int, addr uint64) (block int, page uint32, kind image.Kind)
@@ -111,9 +114,10 @@ type Options struct {
 
 // Pager serves one restore.
 type Pager struct {
-	src      Source
+	src      Source // nil until ready, and where it could not be read
 	o        Options
 	faults   queue
+	ready    chan struct{} // closed when src is there, or will never be
 	arrived  chan struct{} // closed when every process with memory is here
 	received chan struct{} // closed when no more tasks come from CRIU
 	stop     chan struct{} // closed by Close
@@ -141,6 +145,13 @@ type Pager struct {
 // Listen starts to serve the restore whose CRIU works in dir. It replaces a
 // socket that a killed Stasis left there. The caller closes the pager.
 func Listen(dir string, src Source, o Options) (*Pager, error) {
+	return ListenEarly(dir, func() (Source, error) { return src, nil }, o)
+}
+
+// ListenEarly is Listen before the checkpoint's memory is known: CRIU can work
+// until it touches some. Where load fails the pager fails. Load is called from a
+// goroutine of the pager's, for which Close waits.
+func ListenEarly(dir string, load func() (Source, error), o Options) (*Pager, error) {
 	if o.Workers <= 0 {
 		o.Workers = runtime.NumCPU()
 	}
@@ -153,11 +164,32 @@ func Listen(dir string, src Source, o Options) (*Pager, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("cannot listen on %s: %w: is the directory writable?", filepath.Join(dir, SocketName), err)
 	}
-	p := &Pager{src: src, o: o, listener: l, dir: fd, arrived: make(chan struct{}), received: make(chan struct{}), stop: make(chan struct{})}
+	p := &Pager{
+		o: o, listener: l, dir: fd, awaits: map[int]bool{},
+		ready: make(chan struct{}), arrived: make(chan struct{}), received: make(chan struct{}), stop: make(chan struct{}),
+	}
 	p.moved = sync.NewCond(&p.mu)
 	p.faults.init()
+	p.running.Go(func() { p.prepare(load) })
+	p.running.Go(p.accept)
+	for range o.Workers {
+		p.running.Go(p.serveFaults)
+	}
+	return p, nil
+}
+
+// prepare makes ready what the first task needs.
+func (p *Pager) prepare(load func() (Source, error)) {
+	defer close(p.ready)
+	src, err := load()
+	if err != nil {
+		p.fail(err)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.src = src
 	p.blocks.init(src)
-	p.awaits = map[int]bool{}
 	for _, pid := range src.PIDs() {
 		if len(src.Ranges(pid)) > 0 {
 			p.awaits[pid] = true
@@ -166,11 +198,19 @@ func Listen(dir string, src Source, o Options) (*Pager, error) {
 	if len(p.awaits) == 0 {
 		close(p.arrived)
 	}
-	p.running.Go(p.accept)
-	for range o.Workers {
-		p.running.Go(p.serveFaults)
+}
+
+// Ready waits until faults can be answered. Nobody should let the tree run
+// before.
+func (p *Pager) Ready(ctx context.Context) error {
+	select {
+	case <-p.ready:
+		return p.Err()
+	case <-ctx.Done():
+		return fmt.Errorf("cannot wait for the checkpoint's index: %w", context.Cause(ctx))
+	case <-p.stop:
+		return errClosed
 	}
-	return p, nil
 }
 
 // listen binds the socket by way of the directory's descriptor: a socket's

@@ -390,6 +390,47 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// CRIU can hand over a process, and that can touch its memory, before the index is read.
+func TestFaultsWaitForTheIndex(t *testing.T) {
+	src := newPattern(64, 16)
+	read := make(chan struct{})
+	h := openEarly(t, func() (Source, error) { <-read; return src, nil }, src.pages, Options{Lazy: true})
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.pager.Ready(ended); !errors.Is(err, context.Canceled) {
+		t.Fatalf("Ready before the index was read = %v", err)
+	}
+	if done, total := h.pager.Progress(); done != 0 || total != 0 {
+		t.Fatalf("%d of %d bytes before the index was read", done, total)
+	}
+	filled := h.startFill()
+	close(read)
+	h.ask("s")
+	h.ask("v 0 64 0")
+	h.wantFilled(filled)
+	if err := h.pager.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAnIndexThatCannotBeRead(t *testing.T) {
+	damage := &image.DamageError{Checkpoint: "some", Why: "for the test"}
+	failed := make(chan error, 1)
+	p, err := ListenEarly(t.TempDir(), func() (Source, error) { return nil, damage }, Options{OnError: func(err error) { failed <- err }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := receive(t, failed); !errors.Is(err, damage) {
+		t.Fatalf("OnError was told %v", err)
+	}
+	for _, err := range []error{p.Ready(t.Context()), p.Fill(t.Context()), p.Err()} {
+		if !errors.Is(err, damage) {
+			t.Errorf("%v instead of the damage", err)
+		}
+	}
+}
+
 func TestDescriptorsAreShown(t *testing.T) {
 	var seen int
 	src := newPattern(64, 16)

@@ -195,6 +195,13 @@ func (s *pattern) Block(i int) image.BlockInfo {
 	return info
 }
 
+func (s *pattern) Bytes(i int) (n int64) {
+	for _, piece := range s.Block(i).Pieces {
+		n += int64(piece.Pages) * pageSize
+	}
+	return n
+}
+
 func (s *pattern) ReadBlock(i int, b *image.Buffer) ([]byte, error) {
 	s.mu.Lock()
 	s.read[i]++
@@ -267,6 +274,12 @@ type house struct {
 // open starts a pager for src and a tenant in it.
 func open(tb testing.TB, src Source, pages int, o Options, extra ...string) *house {
 	tb.Helper()
+	return openEarly(tb, func() (Source, error) { return src, nil }, pages, o, extra...)
+}
+
+// openEarly is open with a checkpoint whose memory is known only later.
+func openEarly(tb testing.TB, load func() (Source, error), pages int, o Options, extra ...string) *house {
+	tb.Helper()
 	requireUserfaultfd(tb)
 	h := &house{errors: make(chan error, 1)}
 	o.OnError = func(err error) { h.errors <- err }
@@ -277,7 +290,7 @@ func open(tb testing.TB, src Source, pages int, o Options, extra ...string) *hou
 		return h.cmd.Process.Pid
 	}
 	dir := tb.TempDir()
-	p, err := Listen(dir, src, o)
+	p, err := ListenEarly(dir, load, o)
 	if err != nil {
 		tb.Fatal(err)
 	}

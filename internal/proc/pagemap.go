@@ -99,6 +99,17 @@ func (p *Pagemap) ScanSoftDirty(r Range, visit func(Run)) error {
 	return p.scan(r, p.there(scanArg{result: uint64(wantedInResults | SoftDirty)}), visit)
 }
 
+// Changed is how many bytes of the pages that are there in a range may have been written since they were last protected. It needs
+// PAGEMAP_SCAN.
+func (p *Pagemap) Changed(r Range) (bytes uint64, err error) {
+	err = p.scan(r, p.there(scanArg{result: uint64(WPAllowed | Written)}), func(run Run) {
+		if run.Changed() {
+			bytes += run.Len()
+		}
+	})
+	return bytes, err
+}
+
 // Protect visits the runs of pages in a range that are there and were written,
 // and write-protects them in the same step, so that no write between the two
 // is missed. Every mapping in the range has to be tracked asynchronously, else

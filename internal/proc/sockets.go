@@ -201,7 +201,7 @@ func SocketOwners(inodes map[uint64]bool) map[uint64]Owner {
 		return owners
 	}
 	for _, pid := range pids {
-		for _, inode := range socketsOf(pid) {
+		for _, inode := range SocketsOf(pid) {
 			if _, known := owners[inode]; known || !inodes[inode] {
 				continue
 			}
@@ -212,7 +212,9 @@ func SocketOwners(inodes map[uint64]bool) map[uint64]Owner {
 	return owners
 }
 
-func socketsOf(pid int) []uint64 {
+// SocketsOf lists the inodes of the sockets that a process has open; none where
+// it cannot be read.
+func SocketsOf(pid int) []uint64 {
 	files, err := OpenFiles(pid)
 	if err != nil {
 		return nil

@@ -40,7 +40,7 @@ func (w *WriteProtect) arm(r proc.Range) (bool, error) {
 	}
 	if err := w.register(r); err != nil {
 		if errors.Is(err, unix.EBUSY) {
-			w.refused += r.Len()
+			w.refused = append(w.refused, r)
 		}
 		return false, w.unlessGone(err)
 	}

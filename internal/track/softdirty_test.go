@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,12 +18,31 @@ func duplicate(fd int) (int, error) { return unix.FcntlInt(uintptr(fd), unix.F_D
 
 func softDirty(s *scene) *SoftDirty { return s.tracker.(*SoftDirty) }
 
+// waitIdle waits until a program that has answered waits for the next order. On its way there it writes to its stack, of which the last page is
+// the only one that a static program can be told a clearing by; with a short environment the two meet.
+func waitIdle(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; <-time.After(time.Millisecond) {
+		task, err := proc.ReadTask(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if task.State == 'S' {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d does not wait, it is in state %c", pid, task.State)
+		}
+	}
+}
+
 // TestAnotherClearingIsNoticed clears the bits as CRIU does with --track-mem.
 func TestAnotherClearingIsNoticed(t *testing.T) {
 	s := newScene(t, "memory", KindSoftDirty)
 	s.fill(1)
 	s.round()
 	s.Ask("write 3")
+	waitIdle(t, s.PID)
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", s.PID), []byte("4"), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ type WriteProtect struct {
 	begun   bool         // it was looked at what is somebody else's
 	foreign []proc.Range // what another userfaultfd had before the first one
 	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
-	refused uint64       // bytes of the mappings of the last round that another userfaultfd has
+	refused []proc.Range // mappings of the last round that another userfaultfd has
 
 	grouped map[proc.Range]bool   // mappings in the groups that this round has registered; true: they were not before
 	about   func(registered bool) // for tests; see meanwhile
@@ -127,7 +127,7 @@ func (w *WriteProtect) Close() error {
 // Round implements [Tracker].
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
 	w.findForeign(mappings)
-	w.armed, w.refused = w.armed[:0], 0
+	w.armed, w.refused = w.armed[:0], w.refused[:0]
 	if err := w.registerGroups(mappings); err != nil {
 		return err
 	}
@@ -141,7 +141,32 @@ func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) erro
 
 // Foreign is how many bytes of the mappings of the last round cannot be tracked
 // because a userfaultfd of somebody else has them.
-func (w *WriteProtect) Foreign() uint64 { return w.refused }
+func (w *WriteProtect) Foreign() (bytes uint64) {
+	for _, r := range w.refused {
+		bytes += r.Len()
+	}
+	return bytes
+}
+
+// Pending is how many bytes the next round would visit if it began now, in mappings of now. It is for a process that runs, so a
+// guess; what a round can't track is left out. known is false where it can't be told, as by a tracker that would have to stop the process.
+func Pending(t Tracker, mappings []proc.Mapping) (bytes uint64, known bool) {
+	w, ok := t.(*WriteProtect)
+	if !ok {
+		return 0, false
+	}
+	for _, m := range mappings {
+		if overlaps(w.refused, m.Range) {
+			continue
+		}
+		written, err := w.pagemap.Changed(m.Range)
+		if err != nil {
+			return 0, false
+		}
+		bytes += written
+	}
+	return bytes, true
+}
 
 // roundOf arms a mapping, which does nothing where it is armed already, and
 // asks for its written pages. A mapping may have gone, or been replaced, since
@@ -156,13 +181,30 @@ func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
 	} else {
 		w.armed = append(w.armed, r)
 	}
-	err = w.pagemap.Protect(r, visit)
+	err = w.protect(r, visit)
 	if errors.Is(err, unix.EPERM) {
 		// Replaced in part meanwhile. The kernel may have protected pages
 		// without telling which, so all of them count as written.
 		return w.pagemap.Scan(r, visit)
 	}
 	return err
+}
+
+// stepBytes is how much memory is protected at once. The visit takes its time to
+// copy pages; what is written to those that are not protected yet need not be
+// copied again.
+const stepBytes = 32 << 20
+
+// protect is [proc.Pagemap.Protect] in steps.
+func (w *WriteProtect) protect(r proc.Range, visit func(proc.Run)) error {
+	for at := r.Start; at < r.End; {
+		end := min(r.End, at&^(stepBytes-1)+stepBytes)
+		if err := w.pagemap.Protect(proc.Range{Start: at, End: end}, visit); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
 }
 
 // unlessGone passes over a mapping that cannot be armed; only the end of the

@@ -18,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	subject.Main(m, map[string]subject.Role{"large": memory(largeBytes), "small": memory(smallBytes)})
+	subject.Main(m, map[string]subject.Role{"large": memory(largeBytes), "small": memory(smallBytes), "unaccepted": unaccepted})
 }
 
 const (

@@ -38,7 +38,8 @@ var (
 
 // DB is an open database.
 type DB struct {
-	bolt *bbolt.DB
+	bolt   *bbolt.DB
+	events kept
 }
 
 // Contents is all that a database knows of jobs, as read by Open.
@@ -61,12 +62,13 @@ func Open(path string) (db *DB, contents *Contents, err error) {
 	if err != nil {
 		return nil, nil, openError(path, err)
 	}
-	db = &DB{bolt: bolt}
+	db = &DB{bolt: bolt, events: kept{of: make(map[uint32]map[string][]uint64), count: make(map[uint32]int), most: usual}}
 	if err := db.upgrade(); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("%s: %w", path, err), bolt.Close())
 	}
 	contents = &Contents{Checkpoints: make(map[string][]Checkpoint)}
-	if err := bolt.View(contents.read); err != nil {
+	err = bolt.View(func(tx *bbolt.Tx) error { return errors.Join(contents.read(tx), db.events.read(tx)) })
+	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("%s: %w", path, err), bolt.Close())
 	}
 	return db, contents, nil
@@ -111,7 +113,7 @@ func (c *Contents) read(tx *bbolt.Tx) error {
 		return err
 	}
 	all := tx.Bucket(bucketCheckpoints)
-	err = all.ForEachBucket(func(name []byte) error {
+	return all.ForEachBucket(func(name []byte) error {
 		return all.Bucket(name).ForEach(func(k, v []byte) error {
 			var cp Checkpoint
 			if err := decode(v, &cp); err != nil || len(k) != 8 || cp.Seq != binary.BigEndian.Uint64(k) {
@@ -120,15 +122,6 @@ func (c *Contents) read(tx *bbolt.Tx) error {
 			c.Checkpoints[string(name)] = append(c.Checkpoints[string(name)], cp)
 			return nil
 		})
-	})
-	if err != nil {
-		return err
-	}
-	return tx.Bucket(bucketEvents).ForEach(func(k, v []byte) error {
-		if err := decode(v, new(Event)); err != nil {
-			return fmt.Errorf("%w: event %x: %w", ErrDamaged, k, err)
-		}
-		return nil
 	})
 }
 
@@ -181,69 +174,6 @@ func (d *DB) DeleteCheckpoints(job string, seqs ...uint64) error {
 		}
 		return nil
 	})
-}
-
-// maxEvents is how many events are kept; some more may be there for a while.
-const maxEvents = 10000
-
-// AppendEvent writes an event and returns the number that it got; numbers only grow.
-func (d *DB) AppendEvent(e Event) (seq uint64, err error) {
-	err = d.update("event", func(tx *bbolt.Tx) error {
-		bucket := tx.Bucket(bucketEvents)
-		if seq, err = bucket.NextSequence(); err != nil {
-			return err
-		}
-		e.Seq = seq
-		if err := put(bucket, number(seq), e); err != nil {
-			return err
-		}
-		if seq%256 == 0 && seq > maxEvents {
-			return deleteUpTo(bucket, seq-maxEvents)
-		}
-		return nil
-	})
-	return seq, err
-}
-
-func deleteUpTo(bucket *bbolt.Bucket, last uint64) error {
-	var old [][]byte
-	cursor := bucket.Cursor()
-	for k, _ := cursor.First(); k != nil && binary.BigEndian.Uint64(k) <= last; k, _ = cursor.Next() {
-		old = append(old, k)
-	}
-	for _, k := range old {
-		if err := bucket.Delete(k); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Events returns up to limit events with numbers above after, oldest first.
-func (d *DB) Events(after uint64, limit int) ([]Event, error) {
-	var list []Event
-	err := d.bolt.View(func(tx *bbolt.Tx) error {
-		cursor := tx.Bucket(bucketEvents).Cursor()
-		for k, v := cursor.Seek(number(after + 1)); k != nil && len(list) < limit; k, v = cursor.Next() {
-			var e Event
-			if err := decode(v, &e); err != nil {
-				return fmt.Errorf("%w: event %x: %w", ErrDamaged, k, err)
-			}
-			list = append(list, e)
-		}
-		return nil
-	})
-	return list, err
-}
-
-// LastEvent is the number of the newest event, 0 where there is none.
-func (d *DB) LastEvent() uint64 {
-	var last uint64
-	_ = d.bolt.View(func(tx *bbolt.Tx) error {
-		last = tx.Bucket(bucketEvents).Sequence()
-		return nil
-	})
-	return last
 }
 
 // update runs a transaction. Damage among the free pages, which Open does not look at, shows here, by an error or a panic.

@@ -77,25 +77,6 @@ func TestWhatIsWrittenReadsBack(t *testing.T) {
 	}
 }
 
-func TestEventsAreNumberedAndBounded(t *testing.T) {
-	db, _ := open(t, filepath.Join(t.TempDir(), "state.db"))
-	db.bolt.NoSync = true // speed alone
-	const n = maxEvents + 600
-	for i := 1; i <= n; i++ {
-		if seq, err := db.AppendEvent(Event{At: day}); err != nil || seq != uint64(i) {
-			t.Fatalf("event %d got number %d, %v", i, seq, err)
-		}
-	}
-	first, err := db.Events(0, 1)
-	if err != nil || len(first) != 1 || first[0].Seq < 300 || first[0].Seq > n-maxEvents+1 {
-		t.Fatalf("the oldest event is %+v, %v", first, err)
-	}
-	last, err := db.Events(n-3, 100)
-	if err != nil || len(last) != 3 || last[2].Seq != n || db.LastEvent() != n {
-		t.Fatalf("the newest events are %+v, %v", last, err)
-	}
-}
-
 func TestUpgradeFromVersion1(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	packed, err := os.Open("testdata/version-1.db.gz")

@@ -53,6 +53,38 @@ func (s *Service) List(ctx context.Context, request *connect.Request[v1.ListJobs
 	if err != nil {
 		return nil, err
 	}
+	question, common := questionOf(p, q, size)
+	generation := s.manager.Generation() // before anything is looked at
+	if common {
+		if kept, ok := s.lists.Get(question, generation).(*v1.ListJobsResponse); ok {
+			return connect.NewResponse(kept), nil
+		}
+	}
+	response, err := s.page(p, q, size)
+	if err != nil {
+		return nil, err
+	}
+	if common {
+		s.lists.Put(question, generation, response)
+	}
+	return connect.NewResponse(response), nil
+}
+
+// question is all on which a list of jobs depends, beside the jobs.
+type question struct {
+	uid   uint32
+	size  int
+	token string
+	brief bool
+}
+
+// questionOf says what is asked, and whether it is asked often enough for its answer to be kept.
+func questionOf(p peer.Peer, q *v1.ListJobsRequest, size int) (question, bool) {
+	return question{p.UID, size, q.GetPageToken(), q.GetBrief()}, len(q.GetStates()) == 0 && len(q.GetPageToken()) <= idLength
+}
+
+// page makes one page of the jobs that somebody may see.
+func (s *Service) page(p peer.Peer, q *v1.ListJobsRequest, size int) (*v1.ListJobsResponse, error) {
 	wanted := make(map[v1.JobState]bool)
 	for _, state := range q.GetStates() {
 		wanted[state] = true
@@ -80,7 +112,7 @@ func (s *Service) List(ctx context.Context, request *connect.Request[v1.ListJobs
 		return nil, bad("page_token: the job that the page begins after is not there any more: begin anew")
 	}
 	response.Jobs = s.parts.describe(page, q.GetBrief(), len(all))
-	return connect.NewResponse(response), nil
+	return response, nil
 }
 
 // Get implements the JobService.

@@ -39,6 +39,8 @@ func (nothing) Launch(context.Context, string) (jobs.Shim, error) { return newId
 
 func (nothing) Connect(context.Context, string) (jobs.Shim, error) { return nil, shim.ErrGone }
 
+func (nothing) Alive(int, uint64) bool { return true }
+
 func (nothing) LastStatus(string) (shim.Status, error) { return shim.Status{}, os.ErrNotExist }
 
 // idle is a job that does nothing until any signal ends it.

@@ -75,13 +75,13 @@ func manyOf(b *testing.B, c *config.Config) {
 	}
 }
 
-// BenchmarkPs is what "stasis ps" asks for, through the client and the socket of a daemon that knows 200 jobs with 10 000 checkpoints,
-// from eight callers at once. What has to be seen is a thousand calls a second, in milliseconds each.
-func BenchmarkPs(b *testing.B) {
+// manyServed is a daemon of its own process that knows 200 jobs with 10 000 checkpoints.
+func manyServed(b *testing.B) (c *client.Client, pid int) {
+	b.Helper()
 	require.Root(b)
 	dir := b.TempDir()
-	c := configOf(dir)
-	manyOf(b, c)
+	settings := configOf(dir)
+	manyOf(b, settings)
 	exe, err := os.Executable()
 	if err != nil {
 		b.Fatal(err)
@@ -91,29 +91,52 @@ func BenchmarkPs(b *testing.B) {
 	if err := process.Start(); err != nil {
 		b.Fatal(err)
 	}
-	defer func() {
+	b.Cleanup(func() {
 		_ = process.Process.Signal(syscall.SIGTERM)
 		if err := process.Wait(); err != nil {
 			b.Error(err)
 		}
-	}()
-	var daemonClient *client.Client
-	for daemonClient == nil {
-		if daemonClient, err = client.Connect(b.Context(), client.Options{Socket: c.Daemon.Socket}); err != nil {
+	})
+	for c == nil {
+		if c, err = client.Connect(b.Context(), client.Options{Socket: settings.Daemon.Socket}); err != nil {
 			<-time.After(10 * time.Millisecond)
 		}
 	}
-	defer daemonClient.Close()
-	list, err := daemonClient.Checkpoints.List(b.Context(), connect.NewRequest(&v1.ListCheckpointsRequest{}))
+	b.Cleanup(c.Close)
+	list, err := c.Checkpoints.List(b.Context(), connect.NewRequest(&v1.ListCheckpointsRequest{}))
 	if err != nil || list.Msg.GetTotal() != allCheckpoints {
 		b.Fatalf("%d checkpoints, %v", list.Msg.GetTotal(), err)
 	}
-	for _, brief := range []bool{true, false} {
-		b.Run(fmt.Sprint("brief=", brief), func(b *testing.B) { askForJobs(b, daemonClient, process.Process.Pid, brief) })
-	}
+	return c, process.Process.Pid
 }
 
-func askForJobs(b *testing.B, c *client.Client, pid int, brief bool) {
+// BenchmarkPs is what "stasis ps" and "stasis checkpoints" ask for, through the client and the socket of a daemon that knows 200 jobs with
+// 10 000 checkpoints, from eight callers at once. What has to be seen is a thousand calls a second, in milliseconds each.
+func BenchmarkPs(b *testing.B) {
+	daemonClient, pid := manyServed(b)
+	jobs := func(brief bool) func() error {
+		return func() error {
+			list, err := daemonClient.Jobs.List(b.Context(), connect.NewRequest(&v1.ListJobsRequest{PageSize: 1000, Brief: brief}))
+			if err == nil && (list.Msg.GetTotal() != manyJobs || len(list.Msg.GetJobs()) != manyJobs || list.Msg.GetJobs()[0].GetCheckpoints() != checkpointsOf) {
+				err = fmt.Errorf("%d jobs", list.Msg.GetTotal())
+			}
+			return err
+		}
+	}
+	checkpoints := func() error {
+		list, err := daemonClient.Checkpoints.List(b.Context(), connect.NewRequest(&v1.ListCheckpointsRequest{}))
+		if err == nil && (list.Msg.GetTotal() != allCheckpoints || len(list.Msg.GetCheckpoints()) != 100) {
+			err = fmt.Errorf("%d checkpoints", list.Msg.GetTotal())
+		}
+		return err
+	}
+	b.Run("ps", func(b *testing.B) { ask(b, pid, jobs(true)) })
+	b.Run("jobs-in-full", func(b *testing.B) { ask(b, pid, jobs(false)) })
+	b.Run("checkpoints", func(b *testing.B) { ask(b, pid, checkpoints) })
+}
+
+// ask makes calls to a daemon, eight at once, and says what they cost.
+func ask(b *testing.B, pid int, call func() error) {
 	b.Helper()
 	var mu sync.Mutex
 	var took []time.Duration
@@ -123,9 +146,8 @@ func askForJobs(b *testing.B, c *client.Client, pid int, brief bool) {
 	b.RunParallel(func(p *testing.PB) {
 		for p.Next() {
 			at := time.Now()
-			list, err := c.Jobs.List(b.Context(), connect.NewRequest(&v1.ListJobsRequest{PageSize: 1000, Brief: brief}))
-			if err != nil || list.Msg.GetTotal() != manyJobs || len(list.Msg.GetJobs()) != manyJobs || list.Msg.GetJobs()[0].GetCheckpoints() != checkpointsOf {
-				b.Errorf("%v", err)
+			if err := call(); err != nil {
+				b.Error(err)
 				return
 			}
 			mu.Lock()

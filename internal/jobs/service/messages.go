@@ -20,6 +20,9 @@ import (
 	"stasis/internal/wire"
 )
 
+// idLength is how many digits the id of a job has.
+const idLength = 16
+
 func bad(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", stasis.ErrInput, fmt.Errorf(format, args...))
 }

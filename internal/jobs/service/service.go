@@ -23,6 +23,7 @@ import (
 	"stasis/internal/jobs"
 	"stasis/internal/jobs/db"
 	"stasis/internal/peer"
+	"stasis/internal/ready"
 	"stasis/internal/store"
 	"stasis/internal/wire"
 )
@@ -34,6 +35,7 @@ type Service struct {
 	manager *jobs.Manager
 	config  *config.Config
 	parts   parts
+	lists   ready.Answers[question]
 }
 
 var _ stasisv1connect.JobServiceHandler = (*Service)(nil)
@@ -44,7 +46,7 @@ func New(e *engine.Engine, criuPath string, log *slog.Logger) (*Service, error) 
 	m, err := jobs.Open(context.Background(), jobs.Options{
 		Database: c.Jobs.State, Dir: c.Jobs.Dir, Checkpoints: filepath.Clean(c.Checkpoint.Dir),
 		Parallel: c.Checkpoint.Dumps(), MaxRetries: c.Jobs.MaxRetries, RestartDelay: c.Jobs.RestartDelay, MaxChain: c.Jobs.MaxChain,
-		DumpOnStop: c.Jobs.DumpOnStop, LogBytes: c.Jobs.LogBytes, CRIUPath: criuPath, Engine: &through{engine: e}, Log: log,
+		DumpOnStop: c.Jobs.DumpOnStop, GoingDown: func() bool { return machineGoesDown(log) }, LogBytes: c.Jobs.LogBytes, CRIUPath: criuPath, Engine: &through{engine: e}, Log: log,
 		Keep: db.Keep{
 			Last: c.Checkpoint.Keep.Last, Hourly: c.Checkpoint.Keep.Hourly, Daily: c.Checkpoint.Keep.Daily,
 			Weekly: c.Checkpoint.Keep.Weekly, Monthly: c.Checkpoint.Keep.Monthly, Bytes: c.Checkpoint.Keep.Bytes,
@@ -58,6 +60,9 @@ func New(e *engine.Engine, criuPath string, log *slog.Logger) (*Service, error) 
 
 // With serves the jobs of a manager.
 func With(m *jobs.Manager, c *config.Config) *Service { return &Service{manager: m, config: c} }
+
+// Options is for the daemon, see its Jobs.
+func (s *Service) Options() connect.HandlerOption { return s.lists.Options() }
 
 // Counts is for the daemon, see its Jobs.
 func (s *Service) Counts(uid uint32) (all, running int) { return s.manager.Counts(uid) }

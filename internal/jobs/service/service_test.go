@@ -83,7 +83,8 @@ func serve(t *testing.T) (as func(uid uint32) stasisv1connect.JobServiceClient) 
 			return response, wire.Error(err)
 		}
 	}))
-	_, handler := stasisv1connect.NewJobServiceHandler(With(m, config.Default()), explain)
+	served := With(m, config.Default())
+	_, handler := stasisv1connect.NewJobServiceHandler(served, explain, served.Options())
 	return func(uid uint32) stasisv1connect.JobServiceClient {
 		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			handler.ServeHTTP(w, r.WithContext(peer.With(r.Context(), peer.Peer{UID: uid, GID: uid})))

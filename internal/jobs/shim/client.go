@@ -197,9 +197,12 @@ func (c *Client) Start(ctx context.Context, command Command) (Status, error) {
 	return c.status(ctx, request{Op: opStart, Start: &command})
 }
 
-// Restore begins a run with a checkpoint. An error wraps ErrDamaged where the checkpoint is to blame.
+// Restore begins a run with a checkpoint. An error wraps ErrDamaged where the checkpoint is to blame; where it was traced it comes with its spans.
 func (c *Client) Restore(ctx context.Context, from Restore) (Status, Restored, error) {
 	r, err := c.ask(ctx, request{Op: opRestore, Restore: &from})
+	if err != nil && r.Restored != nil {
+		return Status{}, Restored{Spans: r.Restored.Spans}, err
+	}
 	if err != nil {
 		return Status{}, Restored{}, err
 	}

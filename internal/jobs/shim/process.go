@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +62,7 @@ type shim struct {
 	mu      sync.Mutex
 	changed *sync.Cond // broadcast when status changes
 	status  Status
+	term    time.Time     // of the last SIGTERM to this process; zero: none
 	pumped  chan struct{} // closed when the console of the run is read to its end
 }
 
@@ -80,7 +82,9 @@ func serve(dir, keep string) error {
 	unix.Umask(0o022) // the job's: a daemon's is stricter. What this process makes itself has modes of its own.
 	// Not signal.Ignore, which the job would inherit.
 	ignored := make(chan os.Signal, 1)
-	signal.Notify(ignored, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGTTOU, syscall.SIGTTIN)
+	signal.Notify(ignored, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGTTOU, syscall.SIGTTIN)
+	terminated := make(chan os.Signal, 1)
+	signal.Notify(terminated, syscall.SIGTERM)
 
 	listener, err := net.FileListener(os.NewFile(listenerFD, socketName))
 	if err != nil {
@@ -101,6 +105,7 @@ func serve(dir, keep string) error {
 		return err
 	}
 	go s.reapAll()
+	go s.noteTerm(terminated)
 	go s.accept(listener)
 	<-s.quit
 	s.hub.close()

@@ -69,6 +69,7 @@ type Restore struct {
 	CRIUPath     string `json:"criu_path,omitempty"`
 	Force        bool   `json:"force,omitempty"`
 	Track        bool   `json:"track,omitempty"` // keep track of what is written, for the next checkpoint
+	Trace        bool   `json:"trace,omitempty"` // note how long each step takes
 	// UID, if not 0, is the user, and GID the group, of a job that is not root's: the restored tree must have no more rights than they.
 	UID uint32 `json:"uid,omitempty"`
 	GID uint32 `json:"gid,omitempty"`
@@ -81,6 +82,7 @@ type Restored struct {
 	PIDs     []int         `json:"pids,omitempty"`
 	Memory   int64         `json:"bytes_memory"`
 	Warnings []string      `json:"warnings,omitempty"`
+	Spans    []Span        `json:"spans,omitempty"` // where it was traced, also of a restore that failed
 }
 
 // Status is what a shim knows.

@@ -135,8 +135,21 @@ func lookPath(c *Command) (string, error) {
 	return "", fmt.Errorf("%s: no such command in %s: give its path", name, folders)
 }
 
-// restore begins a run with a checkpoint.
+// restore begins a run with a checkpoint, and notes how it went where that is asked for.
 func (s *shim) restore(r *Restore) (*Restored, error) {
+	if !r.Trace {
+		return s.restoreFrom(context.Background(), r)
+	}
+	ctx, spans := noteSpans(context.Background())
+	restored, err := s.restoreFrom(ctx, r)
+	if restored == nil {
+		restored = new(Restored)
+	}
+	restored.Spans = spans()
+	return restored, err
+}
+
+func (s *shim) restoreFrom(ctx context.Context, r *Restore) (*Restored, error) {
 	s.op.Lock()
 	defer s.op.Unlock()
 	con, err := s.prepare(r.Terminal, r.UID)
@@ -162,7 +175,7 @@ func (s *shim) restore(r *Restore) (*Restored, error) {
 			return nil, err
 		}
 	}
-	result, err := stasis.Restore(context.Background(), o)
+	result, err := stasis.Restore(ctx, o)
 	if err == nil && !checked {
 		err = errors.Join(errors.New("the restored tree was not checked before it ran"), unix.Kill(result.PID, unix.SIGKILL))
 	}
@@ -289,8 +302,27 @@ func (s *shim) ended(exit *db.Exit) {
 	con.ours.Close()
 	s.hub.use(nil)
 	s.hub.notice("the job has ended " + Describe(exit))
-	s.update(func(now *Status) { now.Running, now.Exit = false, exit })
+	s.update(func(now *Status) {
+		exit.Lost = s.lost()
+		now.Running, now.Exit = false, exit
+	})
 }
+
+// downWithin is how long after SIGTERM a machine that is going down may take to end all processes; systemd takes 90 s at most.
+const downWithin = 2 * time.Minute
+
+// noteTerm takes notice of SIGTERM, which nobody sends to a shim but a machine that is going down, to all processes at once.
+func (s *shim) noteTerm(terminated <-chan os.Signal) {
+	for range terminated {
+		s.mu.Lock()
+		s.term = time.Now()
+		s.mu.Unlock()
+	}
+}
+
+// lost says whether a run has ended with the machine, and not by itself, however cleanly the job takes SIGTERM: it has not come to its end,
+// and goes on when the machine is up again. With s.mu held.
+func (s *shim) lost() bool { return !s.term.IsZero() && time.Since(s.term) < downWithin }
 
 // Describe says in words how a job has ended.
 func Describe(exit *db.Exit) string {

@@ -100,6 +100,36 @@ func TestRunToItsEnd(t *testing.T) {
 	}
 }
 
+// When the machine goes down every process gets SIGTERM, the shim too. A job that ends by it, however cleanly, has not come to its end.
+func TestAnEndWithTheMachineIsNoEnd(t *testing.T) {
+	c, _ := launch(t)
+	ctx := within(t)
+	now, err := c.Start(ctx, sh("exit 0", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if now, err = c.Wait(ctx, now.Run); err != nil || now.Exit == nil || now.Exit.Lost || !now.Exit.Clean() {
+		t.Fatalf("by itself it ended as %+v, %v", now.Exit, err)
+	}
+	if err := unix.Kill(now.Shim, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for { // it takes its signal when it comes to it
+		if now, err = c.Start(ctx, sh("exit 0", false)); err != nil {
+			t.Fatal(err)
+		}
+		if now, err = c.Wait(ctx, now.Run); err != nil || now.Exit == nil {
+			t.Fatalf("ended as %+v, %v", now.Exit, err)
+		}
+		if now.Exit.Lost {
+			break
+		}
+	}
+	if now.Exit.Clean() {
+		t.Errorf("it counts as come to its end: %+v", now.Exit)
+	}
+}
+
 func TestBadStartsAreSaid(t *testing.T) {
 	c, _ := launch(t)
 	ctx := within(t)

@@ -1,0 +1,91 @@
+package stasis
+
+import (
+	"time"
+
+	"stasis/internal/image"
+)
+
+// A round costs the time to copy what it copies, and a part of the machine
+// meanwhile. It buys a shorter freeze, if the program writes less during it than
+// it copies. Where the program writes as fast as it is copied, rounds copy the
+// same memory again and again, and what is left for the freeze stays what it is:
+// then the best is to freeze at once.
+//
+// How that goes is seen before a round is paid for: the trackers tell how much
+// was written while the last one went on. A round looks for written pages as it
+// goes, so that those at its end were copied a moment ago, and those at its
+// beginning as long ago as it took. Of a program that writes everywhere as fast as
+// it is copied, half of what a round has copied is written anew when it ends, and
+// the next one will copy as much as this one, since more is written in front of
+// it. In general, where u is that share, the next round copies u/(1-u) times as
+// much as the last one, and leaves that much less for the freeze.
+
+const (
+	// pendingLimit is the share of what a round copied that may be written
+	// anew at its end, for another one to pay. One second more of copying
+	// while the tree runs then spares it 0.3 seconds of standing still.
+	pendingLimit = 0.35
+
+	// smallLimit is the same where all that is left fits into the RAM that the
+	// freeze may use. Such a round is short, and how fast the program writes
+	// differs more from one to the next.
+	smallLimit = 0.45
+
+	// shrinkLimit is the share of what the round before copied that a round
+	// may copy for another one to pay, where nobody tells what is left.
+	shrinkLimit = 0.7
+
+	// nothing is the share of what the freeze may copy that is not worth a
+	// round of its own: some mappings are read and scanned for each.
+	nothing = 1.0 / 8
+
+	// hopelessRate is how many times as fast as it can be copied a program has
+	// to write for not even the first round to be made.
+	hopelessRate = 1.5
+
+	// unknown stands for a number of bytes that no tracker tells.
+	unknown = int64(-1)
+)
+
+// pace decides how many rounds there are. Its fields are in bytes.
+type pace struct {
+	enough int64 // what the freeze may copy
+	buffer int64 // what the freeze may keep in RAM; what is more is written meanwhile
+}
+
+// another says whether to make another round after these, of which there is one
+// at least. pending is how many bytes it would copy if it began now, or unknown.
+func (p pace) another(rounds []image.Round, pending int64) bool {
+	last := rounds[len(rounds)-1].Bytes
+	if last <= p.enough {
+		return false // so short a round leaves little, or the program is too fast
+	}
+	if pending == unknown {
+		return len(rounds) == 1 || float64(last) <= shrinkLimit*float64(rounds[len(rounds)-2].Bytes)
+	}
+	limit := pendingLimit
+	if pending <= p.buffer {
+		limit = smallLimit
+	}
+	return float64(pending) > nothing*float64(p.enough) && float64(pending) <= limit*float64(last)
+}
+
+// hopeless says whether even the first round would find everything written anew:
+// pending bytes were written in a time, which could be copied at some bytes per
+// second. In a long time a program writes the same pages again and again, so that
+// this tells of programs only that are dumped every few seconds.
+func (p pace) hopeless(pending int64, in time.Duration, rate float64) bool {
+	return pending > p.buffer && in > 0 && rate > 0 && float64(pending) > hopelessRate*rate*in.Seconds()
+}
+
+// fastest is how many bytes per second the fastest round of a dump copied; 0 where
+// that is not known. Rounds that were kept in RAM say nothing.
+func fastest(m *image.Manifest, buffer int64) (rate float64) {
+	for _, r := range m.Figures.Rounds {
+		if r.Bytes > buffer && r.US > 0 {
+			rate = max(rate, float64(r.Bytes)/(time.Duration(r.US)*time.Microsecond).Seconds())
+		}
+	}
+	return rate
+}

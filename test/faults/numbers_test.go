@@ -1,0 +1,169 @@
+package faults
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"stasis"
+	"stasis/internal/proc"
+)
+
+// holderSource is a program that holds a pid until its standard input ends.
+const holderSource = `
+#define _GNU_SOURCE
+#include <linux/sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+	pid_t want = atoi(argv[1]);
+	struct clone_args args = { .exit_signal = SIGCHLD, .set_tid = (uintptr_t)&want, .set_tid_size = 1 };
+	pid_t got = syscall(SYS_clone3, &args, sizeof(args));
+	if (got == 0)
+		for (;;)
+			pause();
+	if (got != want) {
+		perror("clone3");
+		return 1;
+	}
+	puts("held");
+	fflush(stdout);
+	char end;
+	while (read(0, &end, 1) > 0)
+		;
+	kill(got, SIGKILL);
+	return waitpid(got, NULL, 0) != got;
+}
+`
+
+// buildHolder compiles that program.
+func buildHolder(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "holder")
+	gcc := exec.Command("gcc", "-x", "c", "-o", path, "-")
+	gcc.Stdin = strings.NewReader(holderSource)
+	if out, err := gcc.CombinedOutput(); err != nil {
+		t.Fatalf("compile the holder of a pid: %v\n%s", err, out)
+	}
+	return path
+}
+
+// hold takes a pid or thread id until the returned function is called.
+func hold(t *testing.T, program string, number int) (release func() error) {
+	t.Helper()
+	cmd := exec.Command(program, strconv.Itoa(number))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "held\n" {
+		t.Fatalf("nobody holds %d: %q, %v, %v", number, line, err, cmd.Wait())
+	}
+	return func() error {
+		_ = in.Close()
+		_, _ = io.Copy(io.Discard, out)
+		return cmd.Wait()
+	}
+}
+
+// TestNumberTakenInBetween: a number that was free when the restore looked for it is another process' when CRIU needs it, and free
+// again soon. The restore begins anew, and the program notices nothing.
+func TestNumberTakenInBetween(t *testing.T) {
+	holder := buildHolder(t)
+	s := newSceneOf(t, "threads:count=4", "mem:mib=16,rate=20,watch=no")
+	root, err := proc.ReadTask(s.p.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(root.Threads) < 3 {
+		t.Fatalf("the program has the threads %v", root.Threads)
+	}
+	for _, test := range []struct {
+		name   string
+		number int
+		lazy   bool
+	}{
+		{"pid", root.PID, false},
+		{"thread", root.Threads[len(root.Threads)-1], false},
+		{"thread, lazy", root.Threads[1], true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := s.in(t)
+			s.newDir()
+			s.dump(stasis.AfterKill)
+			s.gone()
+			var release func() error
+			checks := 0
+			_, err := stasis.Restore(context(), stasis.RestoreOptions{Dir: s.dir, Lazy: test.lazy, AtStep: func(at stasis.Step) error {
+				switch {
+				case at == stasis.StepRestore:
+					release = hold(t, holder, test.number)
+				case at == stasis.StepCheck:
+					if checks++; checks == 2 { // CRIU has failed
+						return release()
+					}
+				}
+				return nil
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if checks != 2 {
+				t.Errorf("it was looked for the numbers %d times: nothing was in the way", checks)
+			}
+			s.look()
+			s.unharmed()
+		})
+	}
+}
+
+// TestNumberTakenAgainAndAgain: the restore gives up in the end, and nothing is left.
+func TestNumberTakenAgainAndAgain(t *testing.T) {
+	holder := buildHolder(t)
+	s := newSceneOf(t, "threads:count=4", "mem:mib=16,rate=20,watch=no")
+	s.dump(stasis.AfterKill)
+	s.gone()
+	var release func() error
+	tries := 0
+	_, err := stasis.Restore(context(), stasis.RestoreOptions{Dir: s.dir, AtStep: func(at stasis.Step) error {
+		switch {
+		case at == stasis.StepCheck && release != nil: // CRIU has failed
+			tries++
+			return release()
+		case at == stasis.StepUnpack:
+			release = hold(t, holder, s.p.PID())
+		}
+		return nil
+	}})
+	if err == nil || !strings.Contains(err.Error(), "a pid of the tree is in use") {
+		t.Fatalf("the restore says %v", err)
+	}
+	if tries != 3 {
+		t.Errorf("it began anew %d times, want 3", tries)
+	}
+	if err := release(); err != nil {
+		t.Error(err)
+	}
+	s.gone()
+	s.restore(false)
+}
