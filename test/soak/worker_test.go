@@ -168,7 +168,7 @@ func (w *walk) runs(l *link, what string) bool {
 	for deadline := time.Now().Add(patience); ; <-time.After(50 * time.Millisecond) {
 		testkit.Watch(w.p.PID()) // which lets dead ones go
 		root, err := proc.ReadTask(w.p.PID())
-		if seen++; err != nil || root.TracerPID != 0 || root.Zombie() || root.Comm != "subject" || root.State == 'T' || dying(w.p.PID()) {
+		if seen++; err != nil || root.TracerPID != 0 || root.Zombie() || root.Comm != "subject" && root.Comm != "exe" || root.State == 'T' || dying(w.p.PID()) {
 			seen = 0
 		}
 		if seen == 3 {
