@@ -40,21 +40,24 @@ install: build ## install binary, man pages, completions and systemd units below
 	sed 's|@PREFIX@|$(PREFIX)|' packaging/stasis.service > "$(DESTDIR)$(UNITDIR)/stasis.service"
 	install -m 644 packaging/stasis.socket "$(DESTDIR)$(UNITDIR)/stasis.socket"
 
+# Where packages are built, an absolute path.
+OUT ?= $(CURDIR)/out
+
 .PHONY: package
 package: ## build out/stasis_VERSION.deb and .rpm
-	rm -rf out/root out/config.yaml
-	$(MAKE) install DESTDIR="$(CURDIR)/out/root" PREFIX=/usr UNITDIR=/usr/lib/systemd/system
-	STASIS_CONFIG=/dev/null bin/stasis config init -q out/config.yaml
-	cd tools && VERSION="$(PACKAGE_VERSION)" $(GO) tool nfpm package -f ../packaging/nfpm.yaml -p deb -t ../out
-	cd tools && VERSION="$(PACKAGE_VERSION)" $(GO) tool nfpm package -f ../packaging/nfpm.yaml -p rpm -t ../out
+	rm -rf "$(OUT)/root" "$(OUT)/config.yaml"
+	$(MAKE) install DESTDIR="$(OUT)/root" PREFIX=/usr UNITDIR=/usr/lib/systemd/system
+	STASIS_CONFIG=/dev/null bin/stasis config init -q "$(OUT)/config.yaml"
+	cd tools && OUT="$(OUT)" VERSION="$(PACKAGE_VERSION)" $(GO) tool nfpm package -f ../packaging/nfpm.yaml -p deb -t "$(OUT)"
+	cd tools && OUT="$(OUT)" VERSION="$(PACKAGE_VERSION)" $(GO) tool nfpm package -f ../packaging/nfpm.yaml -p rpm -t "$(OUT)"
 
 .PHONY: test-package
 test-package: ## install, upgrade, remove and purge the .deb on a copy of this file system (as root)
 	scripts/test-package
 
 .PHONY: test-systemd
-test-systemd: criu ## install the .deb in a Debian 12 with systemd, in QEMU, and reboot it (as root; takes some 15 minutes)
-	scripts/test-systemd
+test-systemd: criu ## install the .deb in a Debian 12 with systemd, in QEMU, and reboot it (as root; IN=container is quicker)
+	scripts/test-systemd $(IN)
 
 .PHONY: demo
 demo: criu build ## dump, kill and restore a working program, with figures beside plain CRIU's (as root)

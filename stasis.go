@@ -106,7 +106,8 @@ const (
 	StepEnd     Step = "end"     // kill, stop or leave the tree
 )
 
-// The steps of a restore, in their order.
+// The steps of a restore, in their order. Where a number of the tree was taken
+// after the check, check and unpack come once more, within restore.
 const (
 	StepOpen    Step = "open"    // read manifest and index
 	StepCheck   Step = "check"   // look for conflicts with this machine

@@ -130,7 +130,8 @@ func (x *index) takePieces(out []extent, number uint32) error {
 // addPageBlocks fills extents, blocks, byBlock and firsts. Blocks are numbered by the lowest address that they have; those that
 // have none come last. It returns the number of each block in the order in which the indexes have them. It takes all over.
 func (c *Checkpoint) addPageBlocks(all []extent, blocks []block) (number []uint32) {
-	c.extents = sortExtents(all)
+	sortExtents(all)
+	c.extents = all
 	// Number the blocks anew, in the order in which the sorted extents come to them.
 	number = make([]uint32, len(blocks))
 	c.blocks = make([]block, 0, len(blocks))

@@ -2,7 +2,7 @@ package image
 
 import "math/bits"
 
-// markBases finds the blocks that pages which are wanted are differences from. All of them are the parent's.
+// markBases finds the blocks that pages which are wanted are differences from. They are the parent's, or were moved from there.
 func (p *plan) markBases() {
 	for s, t := range p.w.shards {
 		for i := range t.blocks.len() {
@@ -24,18 +24,19 @@ func (p *plan) markBases() {
 // eachBase calls f with what each wanted page of a block of differences differs from, in their order; the blocks are numbered as
 // the plan does.
 func (p *plan) eachBase(number uint32, f func(b base)) {
+	each := func(b base) {
+		block, page := p.relocated(b)
+		f(base{block, uint8(page)})
+	}
 	if number >= uint32(p.own) {
 		c := p.w.parent
-		c.neededBases(&c.blocks[number-uint32(p.own)], p.needed[number], func(b base) {
-			f(base{uint32(p.own) + b.block, b.page})
-		})
+		c.neededBases(&c.blocks[number-uint32(p.own)], p.needed[number], each)
 		return
 	}
 	t := p.shardOf(number)
 	first := t.blocks.at(int(number - p.base[t.no])).base
 	for pages := p.needed[number]; pages != 0; pages &= pages - 1 {
-		b := t.bases.at(int(first) + bits.TrailingZeros64(pages))
-		f(base{uint32(p.own) + b.block, b.page})
+		each(*t.bases.at(int(first) + bits.TrailingZeros64(pages)))
 	}
 }
 

@@ -141,7 +141,7 @@ func TestChainsAgainstModel(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
 			world := &world{r: r, now: memory{1: {}}}
 			var c chain
-			files := map[int][]byte{}
+			files, limits := map[int][]byte{}, []int{1, 4, 100}
 			for depth := range 12 + r.IntN(6) {
 				for range 1 + r.IntN(2) {
 					world.step()
@@ -159,7 +159,7 @@ func TestChainsAgainstModel(t *testing.T) {
 					files[depth] = files[depth-1]
 				}
 				var want memory
-				o := WriterOptions{Shards: 1 + r.IntN(4), Codec: newCodec(t, codec.Names()[r.IntN(5)])}
+				o := WriterOptions{Shards: 1 + r.IntN(4), Codec: newCodec(t, codec.Names()[r.IntN(5)]), MaxOrigins: limits[seed%3]}
 				c.add(t, o, kind, nil, world.now.present(), func(w *Writer) {
 					want = world.fill(t, w, before, kind == KindFull)
 					putFile(t, w, "pages.img", files[depth])
@@ -184,6 +184,9 @@ func TestChainsAgainstModel(t *testing.T) {
 					t.Error("a file differs")
 				}
 				checkOrigins(t, c, i, p)
+				if n := len(p.Manifest().Origins); n > limits[seed%3] {
+					t.Errorf("checkpoint %d refers to %d ancestors, and may to %d", i, n, limits[seed%3])
+				}
 				checkUses(t, p)
 			}
 			checkUsesSuffice(t, c)

@@ -96,6 +96,15 @@ func (d *deltaWriter) add(at uint64, from base, runs []patch, page []byte) {
 	}
 }
 
+// addEncoded appends a page as another block has it.
+func (d *deltaWriter) addEncoded(at uint64, from base, numbers, literals []byte) {
+	if d.isOther(from) {
+		d.blocks++
+	}
+	d.extents, d.bases = appendPage(d.extents, at), append(d.bases, from)
+	d.numbers, d.literals = append(d.numbers, numbers...), append(d.literals, literals...)
+}
+
 // errDelta says that a block of differences can't be as it was written. Its checksum should have found that.
 var errDelta = errors.New("its differences are nonsense although its checksum matches")
 

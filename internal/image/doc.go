@@ -5,8 +5,8 @@
 //
 // A checkpoint is a manifest and N shards, img-0 … img-N-1. A shard is a sequence of blocks and an index of them. A block holds
 // up to 64 pages (256 KiB) of one process, or a piece of up to 256 KiB of one of CRIU's image files. A page can be stored as a
-// difference: what of it differs from its base, a page that is stored in full in a block of an ancestor. Raw lengths are before
-// compression, stored lengths after it. A round is one copy of the memory, or of what changed since the round before; of
+// difference: what of it differs from its base, a page that is stored in full in a block of an ancestor, or of the checkpoint
+// itself where it was moved from an ancestor. Raw lengths are before compression, stored lengths after it. A round is one copy of the memory, or of what changed since the round before; of
 // several copies of a page the newest is live, the others are superseded. A checkpoint can refer to blocks of earlier
 // checkpoints, its origins, by their number in the manifest's list counted from 1; origin 0 is the checkpoint itself.
 // Its parent is the one that it was made on; a chain is a checkpoint with its parent, the parent's parent, and so on.
@@ -130,7 +130,7 @@
 // PutPages and PutFile compare, compress and hash in the caller's goroutine and write to whichever shard is free. All readers'
 // methods may be called at once, each with a Buffer of its own. Neither side holds data between calls: a Writer has some 50
 // bytes for each block, 8 for each extent and each difference, 32 for each run of pages that it only refers to, and 4 MiB to
-// find equal pages; a Checkpoint has 40 for each block and 20 for each extent. To compare with the parent, and to read
+// find equal pages; a Checkpoint has 40 for each block and 20 for each extent, and while it is opened 100 more for each block. To compare with the parent, and to read
 // differences, each goroutine keeps the last four blocks that it read for that, at most 2 MiB. Families has 8 bytes for each block
 // and each difference, 8 more for each difference that is wanted, and keeps at most 32 MiB of differences that it read and that were
 // not asked for yet.

@@ -143,20 +143,28 @@ func (f *Families) Block(i int) BlockInfo {
 	one, c := &f.families[i], f.c
 	b := &c.blocks[one.block]
 	info := BlockInfo{Origin: int(b.origin), Shard: int(b.shard), Offset: b.off, Stored: int(b.stored), Raw: int(one.pages) * PageSize, Codec: b.codec}
+	info.Pieces = f.Pieces(i, nil)
+	return info
+}
+
+// Pieces is [Checkpoint.Pieces].
+func (f *Families) Pieces(i int, list []Piece) []Piece {
+	one, c := &f.families[i], f.c
+	begin := len(list)
 	if int(one.block) < c.live && !one.rest {
-		info.Pieces = c.Block(int(one.block)).Pieces
+		list = c.Pieces(int(one.block), list)
 	}
-	own := len(info.Pieces)
+	own := len(list)
 	for _, r := range f.riders[one.from:one.to] {
 		f.places(r, func(at uint32) {
 			e := &c.extents[at]
-			info.Pieces = append(info.Pieces, Piece{c.pidOf(int(at)), (e.page + uint64(r.page-e.first)) * PageSize, 1, uint32(r.slot)})
+			list = append(list, Piece{c.pidOf(int(at)), (e.page + uint64(r.page-e.first)) * PageSize, 1, uint32(r.slot)})
 		})
 	}
-	if len(info.Pieces) > own {
-		info.Pieces = joinPieces(info.Pieces)
+	if len(list) > own {
+		list = append(list[:begin], joinPieces(list[begin:])...)
 	}
-	return info
+	return list
 }
 
 // Bytes is [Checkpoint.Bytes].

@@ -18,6 +18,8 @@ import (
 // and is not present is dropped. A page that is present and neither was captured nor is the parent's is a *MissingError; a
 // pre-dump (by m.Kind), which nobody restores, just lacks it.
 //
+// A checkpoint that would refer to more than MaxOrigins ancestors gets what it needs of some of them written into its own shards.
+//
 // m is completed (see Manifest) and becomes the manifest. Before it is published, every shard's index is read back from where it
 // was written, where the target can do that, and checked as a reader would. After an error only Abort is left.
 func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
@@ -26,6 +28,9 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 	w.ended = true
 	w.mu.Unlock()
 	if err != nil {
+		return err
+	}
+	if err := w.consolidate(present, m.Kind == KindPreDump); err != nil {
 		return err
 	}
 	indexes, plan, err := w.indexes(present, m.Kind == KindPreDump)

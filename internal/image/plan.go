@@ -41,11 +41,8 @@ func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, *plan
 	if len(pids) > maxProcs {
 		return nil, nil, fmt.Errorf("a checkpoint can't have %d processes, but %d at most: dump fewer at once", len(pids), maxProcs)
 	}
-	p, err := w.newPlan()
+	p, err := w.planned(present, lenient)
 	if err != nil {
-		return nil, nil, err
-	}
-	if err := p.resolve(pids, present, lenient); err != nil {
 		return nil, nil, err
 	}
 	if err := p.layOut(); err != nil {
@@ -63,6 +60,15 @@ func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, *plan
 		x.groups = append(x.groups, *g)
 	}
 	return out, p, nil
+}
+
+// planned finds out what counts of what was put and of what the parent has.
+func (w *Writer) planned(present map[int][]Range, lenient bool) (*plan, error) {
+	p, err := w.newPlan()
+	if err != nil {
+		return nil, err
+	}
+	return p, p.resolve(slices.Sorted(maps.Keys(present)), present, lenient)
 }
 
 func (w *Writer) newPlan() (*plan, error) {
@@ -115,6 +121,7 @@ func (p *plan) resolve(pids []int, present map[int][]Range, lenient bool) error 
 
 // take adds to what counts.
 func (p *plan) take(proc int, runs []claim) {
+	runs = p.relocate(runs)
 	p.live = append(p.live, liveRuns{proc, runs})
 	for i := range runs {
 		if r := &runs[i]; r.block != zeroBlock {
@@ -129,7 +136,7 @@ func (p *plan) claims() map[uint32][]claim {
 	w, sizes := p.w, map[uint32]int{}
 	for _, t := range w.shards {
 		for i := range t.blocks.len() {
-			if k := t.blocks.at(i); k.kind != fileBlock {
+			if k := t.blocks.at(i); k.claims() {
 				sizes[k.owner] += int(k.extents)
 			}
 		}
@@ -147,7 +154,7 @@ func (p *plan) claims() map[uint32][]claim {
 	for s, t := range w.shards {
 		for i := range t.blocks.len() {
 			k := t.blocks.at(i)
-			if k.kind == fileBlock {
+			if !k.claims() {
 				continue
 			}
 			first, claims := uint32(0), out[k.owner]
@@ -206,7 +213,7 @@ func (p *plan) keepBlocks(t *shard) {
 		case k.kind == fileBlock:
 			b.file, b.where = k.owner, k.order
 			p.add(t.no, b, noBlock)
-		case p.counts[number] > 0:
+		case p.counts[number] > 0 || p.based[number]: // the latter only where it was moved
 			p.add(t.no, b, number)
 		}
 	}

@@ -27,13 +27,17 @@ func (c *Checkpoint) Blocks() int { return c.live }
 func (c *Checkpoint) Block(i int) BlockInfo {
 	b := &c.blocks[i]
 	info := BlockInfo{Origin: int(b.origin), Shard: int(b.shard), Offset: b.off, Stored: int(b.stored), Raw: int(b.pages) * PageSize, Codec: b.codec, Delta: b.kind == deltaBlock}
-	places := c.byBlock[c.firsts[i]:c.firsts[i+1]]
-	info.Pieces = make([]Piece, len(places))
-	for n, at := range places {
-		e := c.extents[at]
-		info.Pieces[n] = Piece{c.pidOf(int(at)), e.page * PageSize, uint32(e.pages), uint32(e.first)}
-	}
+	info.Pieces = c.Pieces(i, make([]Piece, 0, c.firsts[i+1]-c.firsts[i]))
 	return info
+}
+
+// Pieces appends a block's pieces to list: for whoever asks for many, one after the other.
+func (c *Checkpoint) Pieces(i int, list []Piece) []Piece {
+	for _, at := range c.byBlock[c.firsts[i]:c.firsts[i+1]] {
+		e := c.extents[at]
+		list = append(list, Piece{c.pidOf(int(at)), e.page * PageSize, uint32(e.pages), uint32(e.first)})
+	}
+	return list
 }
 
 // Bytes is the length of the block's pieces, all together. A page that is wanted in two places counts twice.

@@ -18,6 +18,9 @@ type blockRec struct {
 	pages   uint8 // 0 for files
 }
 
+// claims says whether the block's extents say where its pages belong.
+func (b *blockRec) claims() bool { return b.kind != fileBlock && b.order != movedOrder }
+
 // zeroRec is a run of zero pages.
 type zeroRec struct {
 	order uint64

@@ -29,6 +29,9 @@ type WriterOptions struct {
 	NoShare   bool // don't look whether pages that are put are equal to each other
 	NoDelta   bool // don't store pages as differences to those of the parent
 
+	// MaxOrigins is the most ancestors that the checkpoint may refer to; 0: the constant of that name. See Finish.
+	MaxOrigins int
+
 	// InsteadOf says that the checkpoint is to take the place of Parent: its manifest names Parent's own parent.
 	InsteadOf bool
 }
@@ -47,10 +50,13 @@ type Writer struct {
 	parent     *Checkpoint // may be nil
 	parentPath string
 	insteadOf  bool
+	maxOrigins int
 	noCompare  bool
 	noDelta    bool
 	table      *pageTable // nil: equal pages are not looked for
 	worth      *worth
+
+	moved moves // Finish fills it
 
 	unreadable  unreadable   // blocks of the parent's pages
 	unreadFiles atomic.Int64 // and of its files
@@ -84,6 +90,10 @@ type shard struct {
 // NewWriter begins a checkpoint in t, which it owns from then on: Finish commits it, Abort (also here, on an error) aborts it.
 func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
 	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth()}
+	w.maxOrigins = o.MaxOrigins
+	if w.maxOrigins <= 0 {
+		w.maxOrigins = MaxOrigins
+	}
 	w.scratches.New = func() any { return new(scratch) }
 	if !o.NoShare {
 		w.table = newPageTable()

@@ -26,6 +26,10 @@ func (s *still) Block(i int) image.BlockInfo {
 	return image.BlockInfo{Pieces: []image.Piece{{PID: tenantPID, Addr: base + uint64(i)*image.MaxBlock, Pages: image.MaxPages}}}
 }
 
+func (s *still) Pieces(i int, list []image.Piece) []image.Piece {
+	return append(list, s.Block(i).Pieces...)
+}
+
 func (s *still) Bytes(int) int64 { return image.MaxBlock }
 
 func (s *still) ReadBlock(int, *image.Buffer) ([]byte, error) { return s.data, nil }

@@ -66,6 +66,7 @@ type worker struct {
 	buffer image.Buffer
 	block  int // what data is of, -1 for nothing
 	data   []byte
+	pieces []image.Piece // space
 
 	next, end int // blocks that are this worker's to fill, guarded by Pager.mu
 }

@@ -193,7 +193,7 @@ func (p *Pager) run() int {
 // harmless, a page that is there stays.
 func (w *worker) fill(i int, first *task) {
 	p := w.p
-	pieces := p.src.Block(i).Pieces
+	w.pieces = p.src.Pieces(i, w.pieces[:0])
 	for {
 		p.mu.Lock()
 		joined, tasks := p.joined, []*task{first}
@@ -201,7 +201,7 @@ func (w *worker) fill(i int, first *task) {
 			tasks = slices.Clone(p.tasks)
 		}
 		p.mu.Unlock()
-		if err := w.putPieces(tasks, pieces); err != nil {
+		if err := w.putPieces(tasks, w.pieces); err != nil {
 			p.spoil(i, err)
 			return
 		}

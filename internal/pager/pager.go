@@ -75,7 +75,8 @@ const pageSize = image.PageSize
 // Source is a checkpoint's memory.
 type Source interface {
 	Blocks() int
-	Block(i int) image.BlockInfo
+	// Pieces appends a block's pieces to list.
+	Pieces(i int, list []image.Piece) []image.Piece
 	// Bytes is what the pieces of a block have in all.
 	Bytes(i int) int64
 	// ReadBlock returns verified pages, valid until b is used again.
@@ -273,7 +274,7 @@ func (p *Pager) noteTouched(f fault, block int, kind image.Kind) {
 		p.touched[f.t.origin] = append(p.touched[f.t.origin], image.Range{Start: f.addr, End: f.addr + blankRun})
 		return
 	}
-	for _, piece := range p.src.Block(block).Pieces {
+	for _, piece := range p.src.Pieces(block, nil) {
 		p.touched[piece.PID] = append(p.touched[piece.PID], image.Range{Start: piece.Addr, End: piece.Addr + uint64(piece.Pages)*pageSize})
 	}
 }

@@ -195,6 +195,10 @@ func (s *pattern) Block(i int) image.BlockInfo {
 	return info
 }
 
+func (s *pattern) Pieces(i int, list []image.Piece) []image.Piece {
+	return append(list, s.Block(i).Pieces...)
+}
+
 func (s *pattern) Bytes(i int) (n int64) {
 	for _, piece := range s.Block(i).Pieces {
 		n += int64(piece.Pages) * pageSize

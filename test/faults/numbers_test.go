@@ -115,10 +115,10 @@ func TestNumberTakenInBetween(t *testing.T) {
 			var release func() error
 			checks := 0
 			_, err := stasis.Restore(context(), stasis.RestoreOptions{Dir: s.dir, Lazy: test.lazy, AtStep: func(at stasis.Step) error {
-				switch {
-				case at == stasis.StepRestore:
+				switch at {
+				case stasis.StepRestore:
 					release = hold(t, holder, test.number)
-				case at == stasis.StepCheck:
+				case stasis.StepCheck:
 					if checks++; checks == 2 { // CRIU has failed
 						return release()
 					}
@@ -146,11 +146,13 @@ func TestNumberTakenAgainAndAgain(t *testing.T) {
 	var release func() error
 	tries := 0
 	_, err := stasis.Restore(context(), stasis.RestoreOptions{Dir: s.dir, AtStep: func(at stasis.Step) error {
-		switch {
-		case at == stasis.StepCheck && release != nil: // CRIU has failed
-			tries++
-			return release()
-		case at == stasis.StepUnpack:
+		switch at {
+		case stasis.StepCheck:
+			if release != nil { // CRIU has failed
+				tries++
+				return release()
+			}
+		case stasis.StepUnpack:
 			release = hold(t, holder, s.p.PID())
 		}
 		return nil

@@ -19,7 +19,9 @@ const (
 
 // machineGoesDown says whether the whole machine is being shut down or rebooted, and not only this daemon stopped. systemd knows it from the
 // moment on in which it has been asked to, which is before it stops the first service. Without systemd nobody knows.
-func machineGoesDown(log *slog.Logger) bool {
+func machineGoesDown(log *slog.Logger) bool { return goesDown(underSystemd, log) }
+
+func goesDown(underSystemd string, log *slog.Logger) bool {
 	if _, err := os.Stat(underSystemd); err != nil {
 		return false
 	}

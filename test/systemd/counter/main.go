@@ -2,7 +2,8 @@
 // so line by line. A line that is left out, comes twice without a restore, or has a wrong hash shows.
 //
 //	counter [-file FILE] [-ends]    compute: a line "STEP HASH" five times a second, also appended to FILE
-//	counter -check N < LINES        compare: the lines must be steps of that chain, and end at step N or later
+//	counter -check N [-once] < LINES    compare: the lines must be steps of that chain, and end at step N or later; with -once
+//	                                    no step may come again, as it does after a restore from a checkpoint of before
 //
 // With -ends it ends cleanly on SIGTERM, as a well-behaved service does; else SIGTERM kills it.
 package main
@@ -27,16 +28,17 @@ func main() {
 	file := flag.String("file", "", "append the lines to `FILE`")
 	ends := flag.Bool("ends", false, "end cleanly on SIGTERM")
 	check := flag.Int("check", 0, "compare the lines of standard input, which have to come to step `N`")
+	once := flag.Bool("once", false, "compare: no step may come again")
 	flag.Parse()
 	var err error
 	if *check > 0 {
-		err = compare(os.Stdin, *check)
+		err = compare(os.Stdin, *check, *once)
 	} else {
 		err = compute(*file, *ends)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "counter:", err)
-		os.Exit(1) //nolint:forbidigo // this is a main
+		os.Exit(1)
 	}
 }
 
@@ -90,7 +92,7 @@ func compute(file string, ends bool) error {
 
 // compare reads lines, of which some may come again after a restore: what counts is that each is the line of its step, and that
 // after each comes the next one or an earlier one. Other lines, such as those of the log itself, are passed over.
-func compare(in io.Reader, least int) error {
+func compare(in io.Reader, least int, once bool) error {
 	c, known, last, seen := newChain(), []string{""}, 0, 0
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		line := strings.TrimRight(lines.Text(), "\r")
@@ -99,7 +101,7 @@ func compare(in io.Reader, least int) error {
 		if !ok || err != nil || n <= 0 {
 			continue
 		}
-		if n > last+1 {
+		if n > last+1 || once && n != last+1 {
 			return fmt.Errorf("after step %d comes step %d", last, n)
 		}
 		if last = n; n == len(known) {
