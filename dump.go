@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"time"
 
 	"stasis/internal/criu"
@@ -197,7 +198,7 @@ func (d *dump) dumpState(ctx context.Context) error {
 	if err != nil && criu.WasKilled(closed) {
 		err = errors.Join(err, d.rescue())
 	}
-	err = d.explained(errors.Join(err, howCRIUEnded(err, closed)))
+	err = d.explained(errors.Join(err, howCRIUEnded(err, closed, filepath.Join(d.work.Path(), dumpLog))))
 	if d.manifest != nil && errors.Is(err, criu.ErrAbandoned) {
 		return nil // published, and ended on purpose
 	}

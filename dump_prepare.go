@@ -326,7 +326,7 @@ func (d *dump) startCRIU() (*criu.Session, error) {
 			return nil, err
 		}
 	}
-	return d.criu.Start(criu.Request{Opts: opts, WorkDir: d.work.Path(), LogName: "dump.log", Blind: d.blind, Files: files, Raw: d.opts.CRIU.Raw})
+	return d.criu.Start(criu.Request{Opts: opts, WorkDir: d.work.Path(), LogName: dumpLog, Blind: d.blind, Files: files, Raw: d.opts.CRIU.Raw})
 }
 
 // cleanUp leaves nothing behind. After a success it only frees what the dump

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -325,7 +326,7 @@ func (r *restore) restoreOnce(ctx context.Context) error {
 	if pid > 0 {
 		r.result.PID = pid
 	}
-	err = r.explained(errors.Join(err, howCRIUEnded(err, session.Close())))
+	err = r.explained(errors.Join(err, howCRIUEnded(err, session.Close(), filepath.Join(r.work.Path(), restoreLog))))
 	if failed := r.pagerFailed(); failed != nil {
 		return failed // CRIU only noticed that the tree was ended for it
 	}

@@ -95,7 +95,7 @@ func (r *restore) startCRIU() (*criu.Session, error) {
 		return nil, err
 	}
 	request := criu.Request{
-		Opts: opts, WorkDir: r.work.Path(), LogName: "restore.log", Files: files, Raw: r.criuOpts.Raw, Sibling: r.opts.Sibling, Arm: r.arm,
+		Opts: opts, WorkDir: r.work.Path(), LogName: restoreLog, Files: files, Raw: r.criuOpts.Raw, Sibling: r.opts.Sibling, Arm: r.arm,
 	}
 	if r.criuOpts.ShellJob {
 		// CRIU gives the tree the terminal that it has itself.
@@ -203,10 +203,10 @@ func criuOptionsOf(m *Manifest) (CRIUOptions, error) {
 }
 
 // howCRIUEnded drops the exit status of CRIU, whose reply has said it all, but
-// for a signal that kept it from a reply.
-func howCRIUEnded(err, closed error) error {
+// for a signal that kept it from a reply. Its log is in the work folder.
+func howCRIUEnded(err, closed error, log string) error {
 	if err != nil && criu.WasKilled(closed) {
-		return fmt.Errorf("somebody ended CRIU (%w): try again; if the machine was short of memory, the kernel's log says so", closed)
+		return criu.HowKilled(closed, log)
 	}
 	if exit := (*exec.ExitError)(nil); errors.As(closed, &exit) {
 		return nil

@@ -89,8 +89,12 @@ func (r *restore) prepareArm() (err error) {
 		}
 	}
 	r.prepareTrackers()
+	visit := r.visit
+	if r.trackers == nil && len(r.personalities) == 0 {
+		visit = nil
+	}
 	switch {
-	case r.trackers == nil && len(r.eventfds) == 0 && len(r.personalities) == 0:
+	case visit == nil && len(r.eventfds) == 0 && len(r.checkpoint.Manifest().Processes) == 1:
 		return nil
 	case !r.criu.Dynamic:
 		if len(r.personalities) > 0 {
@@ -98,7 +102,7 @@ func (r *restore) prepareArm() (err error) {
 		}
 		return nil
 	}
-	if r.arm, err = criu.NewArm(r.visit); err == nil {
+	if r.arm, err = criu.NewArm(visit); err == nil {
 		r.arm.Eventfds(r.eventfds)
 	}
 	return err

@@ -30,6 +30,12 @@ import (
 	"stasis/internal/image"
 )
 
+// What CRIU's logs are called in its work folder.
+const (
+	dumpLog    = "dump.log"
+	restoreLog = "restore.log"
+)
+
 // Version is the version of Stasis; the build sets it.
 var Version = "devel"
 

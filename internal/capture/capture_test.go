@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -206,4 +207,31 @@ func TestEligible(t *testing.T) {
 	if !Eligible(heap) {
 		t.Error("the heap is not eligible")
 	}
+}
+
+// TestAProcessThatHasEnded: its pages are left out, by whichever way they are
+// read, as long as the tree runs.
+func TestAProcessThatHasEnded(t *testing.T) {
+	cmd := exec.Command("/bin/true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var info unix.Siginfo // it stays a zombie, which has a pid and no memory
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	look := func(state string) {
+		for _, shared := range []bool{false, true} {
+			var r reader
+			b := batch{pid: cmd.Process.Pid, shared: shared, bytes: proc.PageSize, extents: []image.Extent{{Addr: 1 << 30, Pages: 1}}}
+			got, _, err := r.read(b, make([]byte, proc.PageSize), false)
+			r.close()
+			if err != nil || len(got) != 0 {
+				t.Errorf("%s, shared %t: got %v, %v", state, shared, got, err)
+			}
+		}
+	}
+	look("a zombie")
+	_ = cmd.Wait()
+	look("gone")
 }

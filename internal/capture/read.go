@@ -60,8 +60,8 @@ func (r *reader) read(b batch, buffer []byte, frozen bool) ([]image.Extent, []by
 // run has holes.
 func (r *reader) readSlowly(b batch, buffer []byte, frozen bool) ([]image.Extent, []byte, error) {
 	if err := r.openMem(b.pid); err != nil {
-		if !frozen && errors.Is(err, os.ErrNotExist) {
-			return nil, nil, nil
+		if !frozen && (errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH)) {
+			return nil, nil, nil // the process has ended, or has no memory any more
 		}
 		return nil, nil, err
 	}

@@ -163,6 +163,7 @@ type receivedReport struct {
 	TookUS      int64         `json:"took_us"` // with the wait for the sender
 	Figures     image.Figures `json:"figures"`
 	Freed       int64         `json:"bytes_freed"` // bytes of disk that --auto-dedup gave back
+	Notes       []string      `json:"notes,omitempty"`
 }
 
 func (a *app) tellReceived(f *pageServerFlags, got *pageserver.Received, freed int64, took time.Duration) error {
@@ -174,13 +175,16 @@ func (a *app) tellReceived(f *pageServerFlags, got *pageserver.Received, freed i
 	r := receivedReport{
 		ID: m.ID, Dir: dir, Parent: m.Parent, Peer: got.Peer, Processes: len(m.Processes), Segments: got.Segments, Pages: got.Pages,
 		Holes: got.Holes, Compression: m.Codec, Streams: len(m.Shards), TookUS: took.Microseconds(), Figures: m.Figures,
-		Freed: freed,
+		Freed: freed, Notes: got.Notes,
 	}
 	if a.output == outputJSON {
 		return a.writeJSON(r)
 	}
 	if a.quiet {
 		return nil
+	}
+	for _, note := range r.Notes {
+		fmt.Fprintln(a.err, "note: "+note)
 	}
 	what := plural(r.Processes, "process")
 	if r.Processes != 1 {

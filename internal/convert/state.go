@@ -172,7 +172,7 @@ func (p *process) check() error {
 	end := uint64(0)
 	for _, a := range p.mm.GetVmas() {
 		if a.GetStart()%pageSize != 0 || a.GetEnd()%pageSize != 0 || a.GetStart() < end || a.GetEnd() <= a.GetStart() {
-			return fmt.Errorf("its mapping at %#x can't be there", a.GetStart())
+			return fmt.Errorf("its mapping %#x-%#x, behind one that ends at %#x, can't be there", a.GetStart(), a.GetEnd(), end)
 		}
 		end = a.GetEnd()
 	}

@@ -18,6 +18,7 @@ const (
 	boxBytes = 65536
 
 	boxTurn   = 8
+	boxQuiet  = 12
 	boxTID    = 16
 	boxOrder  = 24
 	boxCall   = 32 // gadget, number and three arguments
@@ -37,7 +38,8 @@ const (
 
 // Arm lets Stasis run system calls in the threads of a restored tree at the
 // last moment before CRIU lets them go. CRIU holds them with ptrace until then,
-// so that its own process has to do it: preload/arm.c.
+// so that its own process has to do it: preload/arm.c. It also lets a tree end
+// processes of its own before CRIU has let go all of them.
 type Arm struct {
 	library, file *os.File
 	shared        []byte
@@ -51,7 +53,8 @@ type Arm struct {
 type Caller func(gadget uint64, number uintptr, args ...uint64) (uint64, error)
 
 // NewArm prepares the library. Visit is called for each thread before it is let
-// go, from a goroutine of its own, one call at a time; Close ends that.
+// go, from a goroutine of its own, one call at a time; Close ends that. It may be
+// nil.
 func NewArm(visit func(tid int, call Caller)) (*Arm, error) {
 	library, err := memfile("stasis-preload.so", preloadLibrary)
 	if err != nil {
@@ -72,6 +75,11 @@ func NewArm(visit func(tid int, call Caller)) (*Arm, error) {
 		library.Close()
 		file.Close()
 		return nil, fmt.Errorf("make memory to share with CRIU: %w", err)
+	}
+	if visit == nil {
+		a.shared[boxQuiet] = 1
+		close(a.served)
+		return a, nil
 	}
 	go a.serve(visit)
 	return a, nil

@@ -12,7 +12,7 @@ import (
 
 // pipeEnds are the ends of a pipe that the tree has.
 type pipeEnds struct {
-	where        string // the first that was found
+	where         string // the first that was found
 	reads, writes bool
 }
 

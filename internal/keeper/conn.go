@@ -35,7 +35,7 @@ func dial(root int, start uint64) (*conn, error) {
 		return nil, err
 	}
 	path := socketPath(root, start)
-	switch err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); {
+	switch err := again(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) }); {
 	case err == nil:
 		return &conn{fd}, nil
 	case errors.Is(err, unix.ECONNREFUSED):
@@ -72,7 +72,22 @@ func socket() (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("make a socket: %w", err)
 	}
-	return fd, limitTime(fd)
+	if err := limitTime(fd); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("make a socket: %w", err)
+	}
+	return fd, nil
+}
+
+// again repeats a call that a signal has interrupted. On sockets with a limit of
+// time the kernel does not do so by itself (signal(7)), and Go's runtime sends
+// signals to its own threads.
+func again(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 func limitTime(fd int) error {
@@ -99,7 +114,8 @@ func (c *conn) send(v any, fds []int) error {
 	}
 	for len(fds) > 0 {
 		n := min(len(fds), maxFDs)
-		if err := unix.Sendmsg(c.fd, []byte{0}, unix.UnixRights(fds[:n]...), nil, unix.MSG_NOSIGNAL); err != nil {
+		rights := unix.UnixRights(fds[:n]...)
+		if err := again(func() error { return unix.Sendmsg(c.fd, []byte{0}, rights, nil, unix.MSG_NOSIGNAL) }); err != nil {
 			return fmt.Errorf("pass the descriptors of trackers: %w", err)
 		}
 		fds = fds[n:]
@@ -172,7 +188,11 @@ var errEnded = errors.New("talk to a tracker: the other side has ended")
 func (c *conn) readFDs() ([]int, error) {
 	var mark [1]byte
 	control := make([]byte, unix.CmsgSpace(4*maxFDs))
-	n, controls, flags, _, err := unix.Recvmsg(c.fd, mark[:], control, unix.MSG_CMSG_CLOEXEC)
+	var n, controls, flags int
+	err := again(func() (err error) {
+		n, controls, flags, _, err = unix.Recvmsg(c.fd, mark[:], control, unix.MSG_CMSG_CLOEXEC)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("receive the descriptors of trackers: %w", err)
 	}

@@ -77,6 +77,7 @@ type private struct {
 	block   *pageBlock    // being filled; nil: none
 	inOwn   []image.Range // of the parent, sorted
 	present []image.Range // what came so far, sorted and joined
+	holes   []image.Range // what of it is the parent's, sorted
 }
 
 var _ sink = (*private)(nil)
@@ -132,6 +133,7 @@ func (p *private) hole(r image.Range) error {
 		return missingHole(r)
 	}
 	p.note(r)
+	p.holes = append(p.holes, r)
 	return nil
 }
 

@@ -41,6 +41,7 @@ type Received struct {
 	Segments int             // of shared memory
 	Pages    int64           // that were sent
 	Holes    int64           // pages of the parent
+	Notes    []string        // what went another way than was asked for
 	// Unheard: the checkpoint is there, but the sender was gone before it was told. Its dump has failed, then.
 	Unheard error
 }
@@ -104,6 +105,7 @@ type receiver struct {
 	begun   time.Time
 	sum     *Received
 	present map[int][]image.Range
+	holes   map[int][]image.Range // of what is present, that is the parent's by the sender's word
 	seen    map[pagemapID]bool
 	root    int // the process that came first: CRIU goes from parents to children
 
@@ -117,7 +119,7 @@ type receiver struct {
 func newReceiver(c *client, o *ReceiveOptions) *receiver {
 	r := &receiver{
 		ReceiveOptions: o, c: c, pack: newPacker(o.Writer, min(runtime.GOMAXPROCS(0), 16)), begun: time.Now(),
-		sum: &Received{Peer: c.name()}, present: map[int][]image.Range{}, seen: map[pagemapID]bool{},
+		sum: &Received{Peer: c.name()}, present: map[int][]image.Range{}, holes: map[int][]image.Range{}, seen: map[pagemapID]bool{},
 	}
 	if o.Announce {
 		r.told = o.Parent
@@ -227,7 +229,7 @@ func (r *receiver) endCurrent() error {
 		return err
 	}
 	if p, ok := s.(*private); ok {
-		r.present[p.pid] = p.present
+		r.present[p.pid], r.holes[p.pid] = p.present, p.holes
 	}
 	return nil
 }
@@ -277,6 +279,9 @@ func (r *receiver) finish() error {
 	if err := r.pack.end(); err != nil {
 		return err
 	}
+	if err := r.checkHoles(); err != nil {
+		return err
+	}
 	m := &image.Manifest{
 		Stasis: r.Stasis, Name: r.Name, Kind: image.KindPreDump, Created: r.begun, Engine: "criu", Processes: []image.Process{},
 	}
@@ -292,7 +297,29 @@ func (r *receiver) finish() error {
 	m.Figures.DumpUS = took
 	m.Figures.Rounds = []image.Round{{Pages: r.sum.Pages, Bytes: r.sum.Pages * image.PageSize, US: took}}
 	r.sum.Manifest = m
+	if blocks, why := r.Writer.Unread(); blocks > 0 {
+		r.sum.Notes = append(r.sum.Notes, fmt.Sprintf(
+			"the parent is damaged (%d of its blocks cannot be read, the first: %v): what was sent for them is stored whole; run stasis verify on the parent", blocks, why))
+	}
 	return r.Writer.Finish(r.present, m)
+}
+
+// checkHoles sees that the sender has left no page to the parent that cannot be read there. A pre-dump may lack pages, and would just
+// lack these.
+func (r *receiver) checkHoles() error {
+	for pid, holes := range r.holes {
+		lost, _ := r.Writer.Lost(pid, 0)
+		for _, l := range lost {
+			for _, h := range holes {
+				if l.Start < h.End && h.Start < l.End {
+					_, why := r.Writer.Unread()
+					return fmt.Errorf("the sender has left memory at %#x of process %d to the parent, and it cannot be read there: %w: %w: dump again without a parent",
+						max(l.Start, h.Start), pid, image.ErrLost, why)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // abort ends all that runs beside the session, so that the Writer can be aborted.

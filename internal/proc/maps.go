@@ -138,7 +138,7 @@ func parseMaps(pid int, r io.Reader) ([]Mapping, error) {
 // isSmapsKey tells "Rss:" from the first line of a mapping, whose first colon
 // stands in the device number behind blanks.
 func isSmapsKey(key string) bool {
-	return key[0] >= 'A' && key[0] <= 'Z' && !strings.Contains(key, " ")
+	return key != "" && key[0] >= 'A' && key[0] <= 'Z' && !strings.Contains(key, " ")
 }
 
 func parseMapping(line string) (Mapping, error) {

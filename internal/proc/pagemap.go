@@ -161,6 +161,9 @@ func (p *Pagemap) scan(r Range, arg scanArg, visit func(Run)) error {
 	for start := r.Start; start < r.End; {
 		arg.start = start
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, p.file.Fd(), scanIoctl, uintptr(unsafe.Pointer(&arg)))
+		if errno == unix.ESRCH {
+			return fmt.Errorf("scan pages %#x-%#x of process %d: %w (%w)", start, r.End, p.pid, ErrGone, errno)
+		}
 		if errno != 0 {
 			return fmt.Errorf("scan pages %#x-%#x of process %d: %w", start, r.End, p.pid, errno)
 		}

@@ -53,7 +53,7 @@ func (w *WriteProtect) registerGroups(mappings []proc.Mapping) error {
 			continue
 		}
 		w.meanwhile(false)
-		if w.fd.Register(g.Start, g.Len(), uffd.RegisterWP) != nil {
+		if !w.registerGroup(&g) {
 			continue // somebody else's is there
 		}
 		w.meanwhile(true)
@@ -69,6 +69,33 @@ func (w *WriteProtect) registerGroups(mappings []proc.Mapping) error {
 		}
 	}
 	return nil
+}
+
+// registerGroup registers a group with the private memory that touches it, or
+// without that where it cannot be registered: that of the kernel's clock, say.
+func (w *WriteProtect) registerGroup(g *group) bool {
+	wide := *g
+	for range 64 { // bounds the work where a program maps without an end
+		at, anonymous, err := w.layout.Look(wide.End)
+		if err != nil || !anonymous || at.Start != wide.End {
+			wide.behind = at
+			break
+		}
+		wide.End = at.End
+	}
+	for range 64 {
+		at, anonymous, err := w.layout.Look(wide.Start - 1)
+		if err != nil || !anonymous || at.End != wide.Start {
+			wide.before = at
+			break
+		}
+		wide.Start = at.Start
+	}
+	if wide.Range != g.Range && w.fd.Register(wide.Start, wide.Len(), uffd.RegisterWP) == nil {
+		*g = wide
+		return true
+	}
+	return w.fd.Register(g.Start, g.Len(), uffd.RegisterWP) == nil
 }
 
 // meanwhile lets a test act between the look at a group and its registration, and

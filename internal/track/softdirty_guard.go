@@ -1,9 +1,12 @@
 package track
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"stasis/internal/proc"
 )
@@ -32,6 +35,9 @@ func putCanaries(pid int) (at []uint64, err error) {
 		return nil, err
 	}
 	memory, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("open the memory of process %d: %w", pid, proc.ErrGone)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the memory of process %d: %w", pid, err)
 	}

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"stasis"
 )
 
@@ -51,6 +53,37 @@ func TestCRIUKilledInADump(t *testing.T) {
 				s.newDir()
 				s.dump(stasis.AfterKill)
 				s.restore(false)
+			}
+		})
+	}
+}
+
+// TestCRIUCrashes: the message tells that from a CRIU that somebody ended, and
+// the program goes on.
+func TestCRIUCrashes(t *testing.T) {
+	s := newScene(t)
+	for _, signal := range []unix.Signal{unix.SIGABRT, unix.SIGSEGV} {
+		t.Run(unix.SignalName(signal), func(t *testing.T) {
+			s := s.in(t)
+			s.newDir()
+			w := start(t, plan{PID: s.p.PID(), Dir: s.dir, After: stasis.AfterKill, Wait: []string{"state"}})
+			w.reach("state")
+			w.endCRIU(signal)
+			w.goOn()
+			o := w.end()
+			for _, part := range []string{"CRIU itself has crashed (signal: ", `its log: "`, "try again"} {
+				if !strings.Contains(o.Err, part) {
+					t.Errorf("the message does not say %q: %s", part, o.Err)
+				}
+			}
+			if strings.Contains(o.Err, `its log: ""`) || strings.Contains(o.Err, "somebody ended") {
+				t.Errorf("the message says nothing of CRIU's log, or blames somebody: %s", o.Err)
+			}
+			s.nothingLeft(w)
+			s.swept(w)
+			s.unharmed()
+			if s.checkpoint() {
+				t.Error("there is a checkpoint")
 			}
 		})
 	}

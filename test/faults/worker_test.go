@@ -279,11 +279,13 @@ func (w *worker) criu() int {
 }
 
 // killCRIU kills CRIU and waits until the kernel has taken it apart, so that
-// what it held is free.
-func (w *worker) killCRIU() {
+// what it held is free; endCRIU does it by another signal.
+func (w *worker) killCRIU() { w.t.Helper(); w.endCRIU(unix.SIGKILL) }
+
+func (w *worker) endCRIU(signal unix.Signal) {
 	w.t.Helper()
 	pid := w.criu()
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+	if err := unix.Kill(pid, signal); err != nil {
 		w.t.Fatal(err)
 	}
 	within(w.t, "the end of CRIU", func() error {

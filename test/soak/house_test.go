@@ -1,6 +1,7 @@
 package soak
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -119,11 +120,15 @@ func (w *walk) export() string {
 	chain := w.random.IntN(2) == 0
 	dir := w.exported(l, chain)
 	testkit.Kill(w.t, w.p.PID())
-	if err := testkit.StockCRIU(w.t).Restore(w.t, dir, testkit.Needs{}); err != nil {
-		w.t.Fatalf("stock CRIU, of %s: %v", l.dir, err)
+	// Unlike Stasis, stock CRIU does not wait for thread ids that the kernel has not given back yet.
+	tries := 1
+	for err := errors.New(""); err != nil; tries++ {
+		if err = testkit.StockCRIU(w.t).Restore(w.t, dir, testkit.Needs{}); err != nil && tries == 3 {
+			w.t.Fatalf("stock CRIU, of %s: %v", l.dir, err)
+		}
 	}
 	w.isBack(l)
-	return fmt.Sprintf("%s, chain %t", l.dir, chain)
+	return fmt.Sprintf("%s, chain %t, at the %d. try", l.dir, chain, tries-1)
 }
 
 // roundabout takes a checkpoint out to CRIU's images and in again.

@@ -8,11 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"stasis"
+	"stasis/internal/keeper"
 	"stasis/internal/proc"
 	"stasis/internal/testkit"
 )
@@ -99,13 +102,17 @@ func (w *walk) killed(o order, program []int) (after time.Duration) {
 	for deadline := time.Now().Add(patience); ; <-time.After(2 * time.Millisecond) {
 		there := slices.DeleteFunc(slices.Clone(left), func(old *proc.Task) bool {
 			now, err := proc.ReadTask(old.PID)
-			return slices.Contains(program, old.PID) || err != nil || now.StartTime != old.StartTime || now.Zombie() || now.SID == w.p.PID()
+			// A tracker is there to stay.
+			return slices.Contains(program, old.PID) || old.Comm == keeper.Name || err != nil || now.StartTime != old.StartTime || now.Zombie() || now.SID == w.p.PID()
 		})
 		if len(there) == 0 {
 			return after
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("a worker that was killed after %v has left %v", after, there)
+			for _, task := range there {
+				w.t.Errorf("a worker that was killed after %v has left process %d (%s %q)", after, task.PID, task.Comm, task.Cmdline)
+			}
+			w.t.FailNow()
 		}
 	}
 }
@@ -157,10 +164,14 @@ func (w *walk) killedRestore() string {
 // program is gone.
 func (w *walk) runs(l *link, what string) bool {
 	w.t.Helper()
-	for deadline := time.Now().Add(patience); ; <-time.After(2 * time.Millisecond) {
+	seen := 0 // how often it was seen to run, in a row
+	for deadline := time.Now().Add(patience); ; <-time.After(50 * time.Millisecond) {
 		testkit.Watch(w.p.PID()) // which lets dead ones go
 		root, err := proc.ReadTask(w.p.PID())
-		if err == nil && root.TracerPID == 0 && !root.Zombie() && root.Comm == "subject" && root.State != 'T' {
+		if seen++; err != nil || root.TracerPID != 0 || root.Zombie() || root.Comm != "subject" && root.Comm != "exe" || root.State == 'T' || dying(w.p.PID()) {
+			seen = 0
+		}
+		if seen == 3 {
 			return true
 		}
 		left := ""
@@ -170,11 +181,27 @@ func (w *walk) runs(l *link, what string) bool {
 				left += fmt.Sprintf(" %d (%s) in state %c", pid, task.Comm, task.State)
 			}
 		}
-		if left == "" {
+		if left == "" && err != nil {
 			return false
 		}
 		if time.Now().After(deadline) {
 			w.t.Fatalf("%s: left are the processes%s", what, left)
 		}
 	}
+}
+
+// dying says whether a process has got a SIGKILL that no CPU has had time for yet.
+func dying(pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(status)) {
+		key, value, _ := strings.Cut(line, ":")
+		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if (key == "SigPnd" || key == "ShdPnd") && err == nil && mask&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }

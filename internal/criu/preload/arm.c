@@ -65,7 +65,7 @@ enum order { LET_GO = 0, CALL = 1 };
 
 struct box {
 	u64 magic;
-	u32 turn, pad;
+	u32 turn, quiet; /* quiet: nothing is to be run in any thread, and nobody is asked */
 	u64 tid;
 	u64 order;
 	u64 gadget, number, args[3]; /* of CALL: the address of a syscall instruction, and what to call */
@@ -77,15 +77,18 @@ struct box {
 	} eventfd[MAX_EVENTFDS];
 };
 
-static struct box *box;    /* 0 as well when Stasis does not answer any more */
+static struct box *box;    /* 0 as well when Stasis is not to be asked, or does not answer any more */
 static struct box *events; /* the same, for good */
 
 __attribute__((constructor)) static void map_box(void)
 {
 	struct box *at = map_shared("STASIS_ARM_FD", BOX_BYTES, PROT_READ | PROT_WRITE);
 
-	if (at && at->magic == BOX_MAGIC)
-		box = events = at;
+	if (!at || at->magic != BOX_MAGIC)
+		return;
+	events = at;
+	if (!at->quiet)
+		box = at;
 }
 
 static long trace(long request, long tid, void *data)
@@ -196,12 +199,31 @@ static void before_detach(long tid)
 	syscall6(NR_RT_SIGPROCMASK, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 }
 
+/*
+ * Lets a thread go. Those that were let go before may have ended it since, as a
+ * parent that kills a child: that is their right, and CRIU would end the whole
+ * tree for it.
+ */
+static long detach(long tid, void *signal)
+{
+	static int gone_on;
+	long ret;
+
+	if (box)
+		before_detach(tid);
+	ret = trace(PTRACE_DETACH, tid, signal);
+	if (ret == -ESRCH && gone_on)
+		ret = 0;
+	gone_on |= !ret;
+	return result(ret);
+}
+
 __attribute__((visibility("default"))) long ptrace(long request, long tid, void *addr, void *data)
 {
 	long word, ret;
 
-	if (request == PTRACE_DETACH && box)
-		before_detach(tid);
+	if (request == PTRACE_DETACH && events)
+		return detach(tid, data);
 	if (request > 0 && request <= PTRACE_PEEKUSER) { /* the C library returns the word */
 		ret = result(syscall6(NR_PTRACE, request, tid, (long)addr, (long)&word, 0, 0));
 		if (ret < 0)

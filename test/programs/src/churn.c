@@ -196,20 +196,19 @@ static void slot_advise(struct churner *c, struct slot *s)
 		if (madvise(s->addr, s->pages * PAGE, s->wiped ? MADV_WIPEONFORK : MADV_KEEPONFORK))
 			bad("madvise for forks: %s", strerror(errno));
 	}
-	/* A lock on a part splits the mapping, and takes the split back when it goes. */
-	size_t from = churner_roll(c, s->pages), n = 1 + churner_roll(c, s->pages - from);
-	if (mlock2(s->addr + from * PAGE, n * PAGE, MLOCK_ONFAULT) == 0)
-		munlock(s->addr + from * PAGE, n * PAGE);
+	/* Never a part: what is two mappings at a dump stays two after CRIU's restore, and mremap works on one. */
+	if (mlock2(s->addr, s->pages * PAGE, MLOCK_ONFAULT) == 0)
+		munlock(s->addr, s->pages * PAGE);
 }
 
 static void slot_guard(struct churner *c, struct slot *s)
 {
-	if (s->shared || c->kind == TLB || c->no_guards)
+	if (s->shared || c->kind == TLB || !c->guards)
 		return;
 	size_t n = churner_roll(c, s->pages);
 	bool there = s->version[n] == GUARDED;
 	if (madvise(s->addr + n * PAGE, PAGE, there ? GUARD_REMOVE : GUARD_INSTALL)) {
-		c->no_guards = true; /* an older kernel */
+		c->guards = false; /* an older kernel */
 		return;
 	}
 	s->version[n] = there ? 0 : GUARDED;
@@ -342,18 +341,21 @@ static void setup(struct args *a)
 	threads = arg_num(a, "threads", 4);
 	rate = arg_num(a, "rate", 500);
 	const char *of = arg_text(a, "of", "small");
+	bool guards = !strcmp(arg_text(a, "guards", "no"), "yes");
 	if (threads < 1 || threads > 64)
 		die("threads must be 1 to 64");
 	enum kind kind = !strcmp(of, "huge") ? HUGE : !strcmp(of, "hugetlb") ? TLB : SMALL;
 	if (kind == SMALL && strcmp(of, "small"))
 		die("of is small, huge or hugetlb");
 	churners = map_anon(threads * sizeof *churners, PROT_READ | PROT_WRITE, 0);
-	for (int i = 0; i < threads; i++)
+	for (int i = 0; i < threads; i++) {
 		switch (kind) {
 		case SMALL: churner_init(&churners[i], kind, i + 1, 48, 96); break;
 		case HUGE: churner_init(&churners[i], kind, i + 1, 6, 3 * TLB_PAGES); break;
 		case TLB: churner_init(&churners[i], kind, i + 1, 4, TLB_PAGES); break;
 		}
+		churners[i].guards = guards;
+	}
 }
 
 static void start(void)
@@ -394,8 +396,8 @@ static void report(FILE *f)
 
 const struct feature feature_churn = {
 	.name = "churn",
-	.help = "mappings that come, grow, move, drop pages, change and go: threads=4 rate=500 (steps/s each) of=small|huge|hugetlb pages; "
-		"reports churned",
+	.help = "mappings that come, grow, move, drop pages, change and go: threads=4 rate=500 (steps/s each) of=small|huge|hugetlb pages, guards=yes "
+		"with MADV_GUARD_INSTALL, which CRIU 4.2 does not keep; reports churned",
 	.setup = setup,
 	.start = start,
 	.check = check,

@@ -28,7 +28,7 @@ struct churner {
 	enum kind kind;
 	uint64_t seed, next_key;
 	unsigned long ops;
-	bool owns_brk, no_guards;
+	bool owns_brk, guards;
 	char *brk_base;
 	size_t brk_pages;
 };
