@@ -60,7 +60,7 @@ func TestImportOfAStreamThatIsNone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer file.Close()
+		t.Cleanup(func() { file.Close() })
 		if _, err := io.WriteString(file, test.text); err != nil {
 			t.Fatal(err)
 		}
