@@ -26,7 +26,7 @@ const hugePage = 2 << 20
 //
 // They are disarmed before, so this is only for a tree that can't run, and only
 // where no page is yet: unlike a copy, a write would replace a page that CRIU
-// has put there.
+// has put there. Disarming a part splits its mapping, until the rest is disarmed.
 type bulk []image.Range
 
 // end is the end of the range that has addr, 0 if there is none.
@@ -82,7 +82,7 @@ func (t *task) planBulk(pid int, mode string) {
 	}
 	t.bulkPID = pid
 	for _, r := range wholeEmpty(pid, candidates(t, pid, mode)) {
-		if t.fd.Unregister(r.Start, r.Len()) == nil {
+		if t.fd.PrepareAnon(r.Start) == nil && t.fd.Unregister(r.Start, r.Len()) == nil {
 			t.bulk.add(r)
 		}
 	}

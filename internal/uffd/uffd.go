@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -171,6 +172,32 @@ func (f *FD) Copy(dst uint64, src []byte, mode uint64) (int, error) {
 	runtime.KeepAlive(src)
 	return int(max(a.done, 0)), err
 }
+
+// PrepareAnon sees to it that the parts of the mapping at addr, should it be
+// split, can be joined again when they are alike. The kernel joins what has the
+// same anon_vma, and gives that to a mapping with its first page: parts that get
+// their first pages alone stay parts for good, and mremap(2) works on one. A copy
+// gets as far as that before it fails for a source that cannot be read, so this
+// changes nothing else. The mapping has to be armed.
+func (f *FD) PrepareAnon(addr uint64) error {
+	source, err := unreadable()
+	if err != nil {
+		return err
+	}
+	_, err = f.Copy(addr, source, 0)
+	switch {
+	case errors.Is(err, unix.EFAULT):
+		return nil
+	case err == nil:
+		return errors.New("UFFDIO_COPY has read what cannot be read")
+	}
+	return err
+}
+
+// unreadable is a page that nobody can read.
+var unreadable = sync.OnceValues(func() ([]byte, error) {
+	return unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANON)
+})
 
 // ZeroPage maps the shared zero page over a range; results are those of Copy.
 func (f *FD) ZeroPage(start, length, mode uint64) (int, error) {

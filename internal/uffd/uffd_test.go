@@ -6,6 +6,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -101,6 +104,51 @@ func TestUnregisterLetsTheKernelServeAgain(t *testing.T) {
 	if mem[0] != 0 || mem[page] != 0 {
 		t.Fatal("not zero")
 	}
+}
+
+// TestPartsAreJoinedAgain: a mapping that was disarmed in part is one again when all of it is.
+func TestPartsAreJoinedAgain(t *testing.T) {
+	for _, prepared := range []bool{true, false} {
+		f, mem, addr := armed(t, 0, 6, RegisterMissing)
+		if prepared {
+			if err := f.PrepareAnon(addr + 2*page); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := f.Unregister(addr+2*page, 2*page); err != nil {
+			t.Fatal(err)
+		}
+		mem[2*page], mem[3*page] = 1, 1
+		for _, at := range []uint64{0, page, 4 * page, 5 * page} {
+			if _, err := f.Copy(addr+at, bytes.Repeat([]byte{2}, page), 0); err != nil {
+				t.Fatalf("the preparation has put a page there: %v", err)
+			}
+		}
+		if err := f.Unregister(addr, 6*page); err != nil {
+			t.Fatal(err)
+		}
+		one := coveredByOne(t, addr, addr+6*page)
+		t.Logf("prepared %t: one mapping %t", prepared, one)
+		if prepared && !one {
+			t.Error("the mapping stays in parts")
+		}
+	}
+}
+
+// coveredByOne says whether one mapping of this process has a range.
+func coveredByOne(t *testing.T, start, end uint64) bool {
+	t.Helper()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(maps)) {
+		var from, to uint64
+		if _, err := fmt.Sscanf(line, "%x-%x", &from, &to); err == nil && from <= start && end <= to {
+			return true
+		}
+	}
+	return false
 }
 
 func TestAChangeOfTheMappingsIsAnEvent(t *testing.T) {

@@ -182,6 +182,16 @@ static void check_page(size_t n)
 
 /* ---- the feature ---- */
 
+/* Far from all other memory, and not where a huge page begins. */
+static void *map_alone(size_t bytes)
+{
+	void *p = mmap((void *)(0x200000000000 + MIB / 2), bytes, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (p == MAP_FAILED)
+		die("mmap");
+	return p;
+}
+
 static void setup(struct args *a)
 {
 	m.pages = arg_num(a, "mib", 16) * MIB / PAGE;
@@ -198,7 +208,10 @@ static void setup(struct args *a)
 	if (!m.pages || !m.hot || m.writers < 1)
 		die("mib, hot and writers must be at least 1");
 
-	m.base = map_anon(m.pages * PAGE, PROT_READ | PROT_WRITE, MAP_NORESERVE);
+	if (!strcmp(arg_text(a, "alone", "no"), "yes"))
+		m.base = map_alone(m.pages * PAGE);
+	else
+		m.base = map_anon(m.pages * PAGE, PROT_READ | PROT_WRITE, MAP_NORESERVE);
 	m.version = map_anon(m.pages * sizeof *m.version, PROT_READ | PROT_WRITE, 0);
 	if (!strcmp(thp, "yes") && madvise(m.base, m.pages * PAGE, MADV_HUGEPAGE))
 		need("transparent huge pages");
@@ -244,7 +257,7 @@ static void report(FILE *f)
 
 const struct feature feature_mem = {
 	.name = "mem",
-	.help = "mib=16 rate=10 (MB/s) writers=1 hot=100 (%) touched=100 (%) fill=noise|text thp=yes|no watch=nap|spin|no gaps=list; "
+	.help = "mib=16 rate=10 (MB/s) writers=1 hot=100 (%) touched=100 (%) fill=noise|text thp=yes|no watch=nap|spin|no gaps=list alone=yes|no; "
 		"reports gap_us, jump_end_us, slow_us, written, gaps",
 	.setup = setup,
 	.start = start,
