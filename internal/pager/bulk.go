@@ -81,11 +81,42 @@ func (t *task) planBulk(pid int, mode string) {
 		return
 	}
 	t.bulkPID = pid
-	for _, r := range wholeEmpty(pid, candidates(t, pid, mode)) {
-		if t.fd.PrepareAnon(r.Start) == nil && t.fd.Unregister(r.Start, r.Len()) == nil {
-			t.bulk.add(r)
+	maps, err := proc.Smaps(pid)
+	if err != nil {
+		return
+	}
+	for i := range maps {
+		m := &maps[i]
+		ranges := wholeEmpty(pid, t.candidates(m, mode))
+		if t.keepWhole(m, ranges) != nil {
+			continue
+		}
+		for _, r := range ranges {
+			if t.fd.Unregister(r.Start, r.Len()) == nil {
+				t.bulk.add(r)
+			}
 		}
 	}
+}
+
+// keepWhole sees to it that a mapping of which only some ranges are disarmed is
+// one again when all of it is. That touches the page table of one page, which must
+// be in none of the ranges: the kernel puts no huge page where there is a table.
+func (t *task) keepWhole(m *proc.Mapping, ranges []image.Range) error {
+	if len(ranges) == 0 {
+		return nil
+	}
+	rest := m.Start
+	for _, r := range ranges {
+		if rest < r.Start {
+			break
+		}
+		rest = r.End
+	}
+	if rest >= m.End {
+		return nil // it is disarmed as a whole
+	}
+	return t.fd.PrepareAnon(rest)
 }
 
 // hugeMode is the system's setting for transparent huge pages: always, madvise or never.
@@ -99,28 +130,21 @@ func hugeMode() string {
 	return mode
 }
 
-// candidates are the runs of whole huge pages that the checkpoint has in full
-// and that lie in one armed, writable mapping that may have huge pages. Being
-// armed proves that the process with that pid is the one meant.
-func candidates(t *task, pid int, mode string) []image.Range {
-	maps, err := proc.Smaps(pid)
-	if err != nil {
+// candidates are the runs of whole huge pages of a mapping that the checkpoint
+// has in full, if it is armed, writable, and may have huge pages. Being armed proves
+// that the process with that pid is the one meant.
+func (t *task) candidates(m *proc.Mapping, mode string) []image.Range {
+	if !m.Anonymous() || !m.Private() || !m.Has("um") || !strings.HasPrefix(m.Perms, "rw") ||
+		m.Has("nh") || m.Has("lo") || mode == "madvise" && !m.Has("hg") {
 		return nil
 	}
 	var out []image.Range
-	for i := range maps {
-		m := &maps[i]
-		if !m.Anonymous() || !m.Private() || !m.Has("um") || !strings.HasPrefix(m.Perms, "rw") ||
-			m.Has("nh") || m.Has("lo") || mode == "madvise" && !m.Has("hg") {
-			continue
-		}
-		l := t.layout.places
-		for n := l.after(m.Start); n < len(l) && l[n].start < m.End; n++ {
-			s := l[n].part(m.Start, m.End)
-			start, end := (s.start+hugePage-1)&^(hugePage-1), s.end&^(hugePage-1)
-			if start < end {
-				out = append(out, image.Range{Start: start, End: end})
-			}
+	l := t.layout.places
+	for n := l.after(m.Start); n < len(l) && l[n].start < m.End; n++ {
+		s := l[n].part(m.Start, m.End)
+		start, end := (s.start+hugePage-1)&^(hugePage-1), s.end&^(hugePage-1)
+		if start < end {
+			out = append(out, image.Range{Start: start, End: end})
 		}
 	}
 	return out

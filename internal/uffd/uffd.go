@@ -178,7 +178,8 @@ func (f *FD) Copy(dst uint64, src []byte, mode uint64) (int, error) {
 // same anon_vma, and gives that to a mapping with its first page: parts that get
 // their first pages alone stay parts for good, and mremap(2) works on one. A copy
 // gets as far as that before it fails for a source that cannot be read, so this
-// changes nothing else. The mapping has to be armed.
+// changes nothing else, but that there is a page table for addr then, where no huge
+// page will come. The mapping has to be armed there.
 func (f *FD) PrepareAnon(addr uint64) error {
 	source, err := unreadable()
 	if err != nil {

@@ -102,8 +102,8 @@ func (w *walk) killed(o order, program []int) (after time.Duration) {
 	for deadline := time.Now().Add(patience); ; <-time.After(2 * time.Millisecond) {
 		there := slices.DeleteFunc(slices.Clone(left), func(old *proc.Task) bool {
 			now, err := proc.ReadTask(old.PID)
-			// A tracker is there to stay; it may have got its name since.
-			return slices.Contains(program, old.PID) || err != nil || now.Comm == keeper.Name || now.StartTime != old.StartTime || now.Zombie() || now.SID == w.p.PID()
+			// A tracker is there to stay; it may have become one since.
+			return slices.Contains(program, old.PID) || err != nil || slices.Equal(now.Cmdline, []string{keeper.Name}) || now.StartTime != old.StartTime || now.Zombie() || now.SID == w.p.PID()
 		})
 		if len(there) == 0 {
 			return after
