@@ -32,16 +32,6 @@ const (
 
 	maxEntry = 64 << 20 // no entry of an image is larger than that
 
-	vmaVsyscall = 1 << 2 // VMA_AREA_…
-	vmaVDSO     = 1 << 3
-	vmaVVAR     = 1 << 12
-
-	mapPrivate   = 0x02
-	mapAnon      = 0x20
-	mapGrowsDown = 0x100
-	mapLocked    = 0x2000
-	mapHugeTLB   = 0x40000
-
 	madvWipeOnFork = 1 << unix.MADV_WIPEONFORK
 
 	pagePresent = 1 << 2 // PE_PRESENT
@@ -98,7 +88,7 @@ func LazyRanges(dir string, pid int) ([]proc.Range, error) {
 			return err
 		}
 		for _, area := range e.GetVmas() {
-			if !lazy(area) || area.GetFlags()&mapGrowsDown != 0 || area.GetMadv()&madvWipeOnFork != 0 {
+			if !lazy(area) || area.GetFlags()&unix.MAP_GROWSDOWN != 0 || area.GetMadv()&madvWipeOnFork != 0 {
 				continue
 			}
 			r := proc.Range{Start: area.GetStart(), End: area.GetEnd()}
@@ -115,8 +105,8 @@ func LazyRanges(dir string, pid int) ([]proc.Range, error) {
 
 func lazy(e *vma.VmaEntry) bool {
 	flags, status := e.GetFlags(), e.GetStatus()
-	return flags&mapAnon != 0 && flags&mapPrivate != 0 && flags&mapLocked == 0 &&
-		flags&mapHugeTLB == 0 && status&(vmaVDSO|vmaVsyscall|vmaVVAR) == 0
+	return flags&unix.MAP_ANONYMOUS != 0 && flags&unix.MAP_PRIVATE != 0 && flags&unix.MAP_LOCKED == 0 &&
+		flags&unix.MAP_HUGETLB == 0 && status&(AreaVDSO|AreaVsyscall|AreaVVAR) == 0
 }
 
 // PagemapImage is the name of the page map of a process, which a zombie lacks.
