@@ -62,7 +62,7 @@ func FuzzRequests(f *testing.F) {
 	f.Fuzz(func(t *testing.T, procedure string, kind byte, body []byte) {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, baseURL+"/"+procedure, nil)
 		if err != nil {
-			t.Skip()
+			return // no URL: nothing can be sent
 		}
 		envelope := append([]byte{0, byte(len(body) >> 24), byte(len(body) >> 16), byte(len(body) >> 8), byte(len(body))}, body...)
 		switch kind % 4 {
