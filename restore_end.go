@@ -44,7 +44,7 @@ func (r *restore) memory() (pager.Source, error) {
 	if err := r.checkpoint.Ready(); err != nil {
 		return nil, err
 	}
-	return r.checkpoint.Families(), nil
+	return image.FamiliesOf(r.checkpoint), nil
 }
 
 // hostPID is the pid of a restored process as this machine sees it; 0 where the

@@ -235,7 +235,7 @@ func rewrite(ctx context.Context, from, to string, o *CompactOptions) (*image.Ma
 	m.Parent, m.Depth, m.Origins, m.Shards = "", 0, nil, nil
 	all := func(image.BlockInfo) bool { return true }
 	// By families: where differences are here and there, as in a long chain, each block is read once.
-	if err := o.step("write "+to, func() error { return copyAll(ctx, old, old.Families(), w, all, &m, o.Progress) }); err != nil {
+	if err := o.step("write "+to, func() error { return copyAll(ctx, old, image.FamiliesOf(old), w, all, &m, o.Progress) }); err != nil {
 		return nil, errors.Join(err, w.Abort())
 	}
 	return &m, verifyNew(ctx, to, o.Roots)

@@ -120,7 +120,7 @@ func readAll(b *testing.B, dir string) {
 		b.Fatal(missing)
 	}
 	part("missing")
-	f := c.Families()
+	f := image.FamiliesOf(c)
 	var all sync.WaitGroup
 	for worker := range 2 {
 		all.Go(func() {

@@ -100,7 +100,7 @@ var _ io.Writer = (*scatter)(nil)
 // copyBlocks copies the pages of all blocks to their places. It goes by families: where differences are here and there, as in a long
 // chain, each block is read once.
 func (f *folder) copyBlocks(files *pageFiles) error {
-	memory := f.checkpoint.Families()
+	memory := image.FamiliesOf(f.checkpoint)
 	group, ctx := errgroup.WithContext(f.ctx)
 	var next atomic.Int64
 	for range max(f.options.Workers, 1) {

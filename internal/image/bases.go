@@ -68,7 +68,7 @@ func (p *plan) fillBases(indexes int) {
 		g := p.groups[p.spots[number].group]
 		p.eachBase(number, func(b base) {
 			at := p.spots[b.block]
-			g.bases = append(g.bases, indexBase{starts[at.group] + at.at, b.page})
+			g.bases = append(g.bases, base{starts[at.group] + at.at, b.page})
 		})
 	}
 }
@@ -79,73 +79,4 @@ func (p *plan) format() int {
 		return FormatVersion
 	}
 	return plainVersion
-}
-
-// addBases fills in what pages of differences differ from. numbers are those of the blocks of pages and differences in the order
-// of the indexes.
-func (c *Checkpoint) addBases(indexes []*index, numbers []uint32) error {
-	var all []uint32 // number of each block of the indexes, those of files among them
-	for _, x := range indexes {
-		for _, g := range x.groups {
-			for _, k := range g.blocks {
-				if k.kind == fileBlock {
-					all = append(all, noBlock)
-					continue
-				}
-				all = append(all, numbers[0])
-				numbers = numbers[1:]
-			}
-		}
-	}
-	based, start := make([]bool, len(c.blocks)-c.live), 0
-	for shard, x := range indexes {
-		for i := range x.groups {
-			g, why := &x.groups[i], ""
-			bases := g.bases
-			g.eachDelta(func(at int, pages uint64) {
-				n := bits.OnesCount64(pages)
-				if reason := c.addBasesOf(&c.blocks[all[start+at]], pages, bases[:n], all, based); reason != "" {
-					why = reason
-				}
-				bases = bases[n:]
-			})
-			if why != "" {
-				return c.nonsense(shard, why)
-			}
-			start += len(g.blocks)
-		}
-	}
-	for i, ok := range based {
-		if !ok {
-			return c.nonsense(0, "it has a block that nobody needs: "+ShardName(int(c.blocks[c.live+i].shard)))
-		}
-	}
-	return nil
-}
-
-// addBasesOf fills in the bases of one block, those of the pages that are wanted, and marks in based the blocks that are nothing
-// else. all has the number of each block of the indexes. It returns what can't be right with them.
-func (c *Checkpoint) addBasesOf(k *block, pages uint64, bases []indexBase, all []uint32, based []bool) (why string) {
-	if c.manifest.Format < FormatVersion {
-		return "it has differences, which its format does not have"
-	}
-	k.base = uint32(len(c.bases))
-	for range k.pages {
-		c.bases = append(c.bases, base{block: noBlock})
-	}
-	for _, x := range bases {
-		if int(x.block) >= len(all) || all[x.block] == noBlock {
-			return "a difference is from a block that is not there"
-		}
-		number := all[x.block]
-		if of := &c.blocks[number]; of.kind != pageBlock || x.page >= of.pages {
-			return "a difference is from no page"
-		}
-		if int(number) >= c.live {
-			based[int(number)-c.live] = true
-		}
-		c.bases[int(k.base)+bits.TrailingZeros64(pages)] = base{number, x.page}
-		pages &= pages - 1
-	}
-	return ""
 }

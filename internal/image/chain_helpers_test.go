@@ -117,7 +117,7 @@ type blocks interface {
 func checkMemory(tb testing.TB, c *Checkpoint, want memory) {
 	tb.Helper()
 	checkPages(tb, c, want)
-	checkPages(tb, c.Families(), want)
+	checkPages(tb, FamiliesOf(c), want)
 }
 
 func checkPages(tb testing.TB, c blocks, want memory) {

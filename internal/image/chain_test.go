@@ -327,7 +327,7 @@ func checkUsesSuffice(t *testing.T, c chain) {
 		}
 		wiped[i].Memory = l.Copy()
 		for name, file := range l.Files {
-			wiped[i].Files[name] = append(bytes.Clone(file[:headerSize]), bytes.Repeat([]byte{0xee}, len(file)-headerSize)...)
+			wiped[i].Files[name] = append(bytes.Clone(file[:ShardHeader]), bytes.Repeat([]byte{0xee}, len(file)-ShardHeader)...)
 		}
 	}
 	for _, u := range p.Uses() {

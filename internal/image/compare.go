@@ -1,6 +1,10 @@
 package image
 
-import "bytes"
+import (
+	"bytes"
+
+	"stasis/internal/codec"
+)
 
 // compare finds the pages that are as the parent has them, and stores those that differ from that a little as differences. The
 // bytes are compared, so what is referred to is equal whatever the tracker said; the parent's block is read and checked for that.
@@ -73,4 +77,19 @@ func (w *Writer) putDelta(s *scratch, pid int, order uint64) error {
 	_, err := w.put(s, blockHead{kind: deltaBlock, owner: uint32(pid), extents: s.delta.extents}, s.packed, order)
 	s.delta.reset()
 	return err
+}
+
+// maxDelta is the most that a difference may take, in bytes before compression. What is larger is stored as a page: pages compress
+// as well. With heaps whose pages compress to 1100 bytes (Zstandard) or 1500 (LZ4), differences of just this size compressed to
+// 950 and 1250.
+const maxDelta = PageSize / 2
+
+// deltaLimit is the most that a difference from a page of that block may take: what saves less than a quarter of the page, compressed
+// as the block of its base is, is not worth having that block read, now and by each restore. Where the two were compressed by
+// different codecs, or not at all, nothing is known of that.
+func (w *Writer) deltaLimit(from *block) int {
+	if from.codec != w.codec.ID() || from.codec == codec.None {
+		return maxDelta
+	}
+	return min(maxDelta, int(uint64(from.stored)*PageSize/uint64(from.raw))*3/4)
 }

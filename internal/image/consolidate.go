@@ -304,34 +304,6 @@ func (m *mover) put(kind blockKind, extents []Extent, data []byte, from []base) 
 	return nil
 }
 
-// headOf reads whose pages a block has, and the number of each by its address. The block was read, and so checked, before.
-func (c *Checkpoint) headOf(k *block, pages *[MaxPages]uint64) (pid uint32, err error) {
-	f, err := c.file(k)
-	if err != nil {
-		return 0, err
-	}
-	defer f.guard(&err)()
-	var space []byte
-	head, err := f.bytes(k.off, headLen(int(k.heads)), &space, true)
-	if err != nil {
-		return 0, err
-	}
-	n := 0
-	for i := range int(k.heads) {
-		at := blockSize + i*extentSize
-		page := le.Uint64(head[at:]) / PageSize
-		for range le.Uint32(head[at+8:]) {
-			if n == len(pages) {
-				return 0, errIndex
-			}
-			pages[n] = page
-			page++
-			n++
-		}
-	}
-	return le.Uint32(head[16:]), nil
-}
-
 // relocate puts the new places of pages that were moved into what counts.
 func (p *plan) relocate(runs []claim) []claim {
 	moved := p.w.moved

@@ -80,11 +80,11 @@ func TestLongChainsReferToFew(t *testing.T) {
 func TestDamagedAncestorIsNotMoved(t *testing.T) {
 	c, _ := scribbled(t, 4, 100)
 	for name, shard := range c[1].Files { // all blocks, no index
-		end, err := decodeFooter(shard[len(shard)-footerSize:], int64(len(shard)))
+		end, err := decodeFooter(shard[len(shard)-ShardFooter:], int64(len(shard)))
 		if err != nil {
 			t.Fatal(name, err)
 		}
-		for i := headerSize; i < int(end.indexOffset); i++ {
+		for i := ShardHeader; i < int(end.indexOffset); i++ {
 			shard[i] ^= 0xff
 		}
 	}

@@ -165,11 +165,11 @@ func TestBlocksSwapped(t *testing.T) {
 	put(t, w, 0, 7, tagged(2, 1), Extent{0x11000, 1})
 	finish(t, w, map[int][]Range{7: {pagesOf(0x10000, 2)}})
 	shard, n := m.Files["img-0"], int(blockLen(1, PageSize))
-	first, second := shard[headerSize:headerSize+n], shard[headerSize+n:headerSize+2*n]
+	first, second := shard[ShardHeader:ShardHeader+n], shard[ShardHeader+n:ShardHeader+2*n]
 	swap := bytes.Clone(first)
 	copy(first, second)
 	copy(second, swap)
-	damageIn(t, use(m), "img-0", headerSize, "swapped blocks")
+	damageIn(t, use(m), "img-0", ShardHeader, "swapped blocks")
 }
 
 func TestVerifyListsDamage(t *testing.T) {
@@ -178,7 +178,7 @@ func TestVerifyListsDamage(t *testing.T) {
 		put(t, w, 0, 7, tagged(uint64(i+1), 1), Extent{uint64(i+16) * PageSize, 1})
 	}
 	finish(t, w, map[int][]Range{7: {pagesOf(16*PageSize, 50)}})
-	at := func(i int) int { return headerSize + i*int(blockLen(1, PageSize)) + 1000 }
+	at := func(i int) int { return ShardHeader + i*int(blockLen(1, PageSize)) + 1000 }
 	m.Files["img-0"][at(3)]++
 	m.Files["img-0"][at(40)]++
 	c := open(t, m)

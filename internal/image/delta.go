@@ -4,24 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/bits"
-
-	"stasis/internal/codec"
 )
-
-// maxDelta is the most that a difference may take, in bytes before compression. What is larger is stored as a page: pages compress
-// as well. With heaps whose pages compress to 1100 bytes (Zstandard) or 1500 (LZ4), differences of just this size compressed to
-// 950 and 1250.
-const maxDelta = PageSize / 2
-
-// deltaLimit is the most that a difference from a page of that block may take: what saves less than a quarter of the page, compressed
-// as the block of its base is, is not worth having that block read, now and by each restore. Where the two were compressed by
-// different codecs, or not at all, nothing is known of that.
-func (w *Writer) deltaLimit(from *block) int {
-	if from.codec != w.codec.ID() || from.codec == codec.None {
-		return maxDelta
-	}
-	return min(maxDelta, int(uint64(from.stored)*PageSize/uint64(from.raw))*3/4)
-}
 
 // patch is a run of bytes of a page that differ from another page.
 type patch struct{ at, n uint16 }

@@ -1,15 +1,6 @@
 package image
 
-import (
-	"errors"
-	"math/bits"
-)
-
-// base is the page that a page of differences differs from.
-type base struct {
-	block uint32 // noBlock: there is none, because nobody needs the page
-	page  uint8
-}
+import "errors"
 
 // deltaSpace is the space that reading blocks of differences takes.
 type deltaSpace struct {
@@ -18,9 +9,6 @@ type deltaSpace struct {
 	bases   blockCache
 	pages   []byte
 }
-
-// basesOf returns the bases of all pages of a block of differences.
-func (c *Checkpoint) basesOf(k *block) []base { return c.bases[k.base : k.base+uint32(k.pages)] }
 
 // readDelta makes the pages of a block of differences: each is its base, patched. Pages that nobody needs are zero. The bases of
 // neighbours are mostly in one block, which is read once.
@@ -119,12 +107,4 @@ func (c *Checkpoint) page(number int, page uint8, cache *blockCache, p *oldPage)
 	copy(p.content, p.base)
 	delta.patch(int(page), p.content)
 	return nil
-}
-
-// neededBases calls f with each base that is needed for some pages of a block, a bit for each, in the order of the pages.
-func (c *Checkpoint) neededBases(k *block, pages uint64, f func(b base)) {
-	bases := c.basesOf(k)
-	for ; pages != 0; pages &= pages - 1 {
-		f(bases[bits.TrailingZeros64(pages)])
-	}
 }

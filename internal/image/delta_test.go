@@ -191,7 +191,7 @@ func (c chain) use(i int) error {
 		read = errors.Join(read, e)
 	}
 	families := error(nil)
-	for f, i := p.Families(), 0; i < f.Blocks(); i++ {
+	for f, i := FamiliesOf(p), 0; i < f.Blocks(); i++ {
 		_, e := f.ReadBlock(i, new(Buffer))
 		families = errors.Join(families, e)
 	}
@@ -235,11 +235,11 @@ func TestEveryFlippedBitInAChainIsFound(t *testing.T) {
 
 // TestBasesThatMakeNoSense have right checksums.
 func TestBasesThatMakeNoSense(t *testing.T) {
-	delta := indexBlock{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1}
-	full := indexBlock{off: headerSize + 2*unit + unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1, pages: 1}
+	delta := indexBlock{off: ShardHeader, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1}
+	full := indexBlock{off: ShardHeader + 2*unit + unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1, pages: 1}
 	file := indexBlock{off: full.off, stored: 10, raw: 10, kind: fileBlock}
 	piece := []extent{{page: 16, pages: 1}}
-	make1 := func(blocks []indexBlock, bases ...indexBase) index {
+	make1 := func(blocks []indexBlock, bases ...base) index {
 		return index{pids: []int{7}, groups: []group{{blocks: blocks, pieces: piece, bases: bases}}}
 	}
 	tests := []struct {
@@ -247,13 +247,13 @@ func TestBasesThatMakeNoSense(t *testing.T) {
 		x    index
 		says string
 	}{
-		{"no such block", make1([]indexBlock{delta, full}, indexBase{2, 0}), "not there"},
-		{"a file", make1([]indexBlock{delta, file}, indexBase{1, 0}), "not"},
-		{"itself", make1([]indexBlock{delta}, indexBase{0, 0}), "from no page"},
-		{"no such page", make1([]indexBlock{delta, full}, indexBase{1, 1}), "from no page"},
+		{"no such block", make1([]indexBlock{delta, full}, base{2, 0}), "not there"},
+		{"a file", make1([]indexBlock{delta, file}, base{1, 0}), "not"},
+		{"itself", make1([]indexBlock{delta}, base{0, 0}), "from no page"},
+		{"no such page", make1([]indexBlock{delta, full}, base{1, 1}), "from no page"},
 		{"no base", make1([]indexBlock{delta, full}), "bases"},
 		{"a block without pieces", index{pids: []int{7}, groups: []group{{blocks: []indexBlock{full}}}}, "nobody needs"},
-		{"more extents than pages", make1([]indexBlock{{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 3, pages: 2, pieces: 1}, full}, indexBase{1, 0}), "block"},
+		{"more extents than pages", make1([]indexBlock{{off: ShardHeader, stored: 10, raw: 10, kind: deltaBlock, heads: 3, pages: 2, pieces: 1}, full}, base{1, 0}), "block"},
 		{"page beyond the block", index{pids: []int{7}, groups: []group{{blocks: []indexBlock{delta, full}, pieces: []extent{{page: 16, pages: 1, first: 2}}}}}, "page of a block"},
 	}
 	for _, test := range tests {
@@ -265,7 +265,7 @@ func TestBasesThatMakeNoSense(t *testing.T) {
 			}
 		})
 	}
-	good := make1([]indexBlock{delta, full}, indexBase{1, 0})
+	good := make1([]indexBlock{delta, full}, base{1, 0})
 	c := open(t, sealed(t, good.encode(), make([]byte, 256*unit), nil))
 	if c.Blocks() != 1 || !c.Block(0).Delta || c.Block(0).Raw != 2*PageSize {
 		t.Errorf("it has %d blocks, the first is %+v", c.Blocks(), c.Block(0))

@@ -39,8 +39,8 @@ type rider struct {
 	slot  uint8 // page of the family's data
 }
 
-// Families groups the checkpoint's pages.
-func (c *Checkpoint) Families() *Families {
+// FamiliesOf groups the checkpoint's pages.
+func FamiliesOf(c *Checkpoint) *Families {
 	f := &Families{c: c, slots: make([]uint32, len(c.bases)), ofBlock: make([]uint32, len(c.blocks)), wanted: c.wantedPages()}
 	byBase, starts := f.gather()
 	lowest := f.lowest(byBase, starts)
@@ -237,11 +237,8 @@ func (f *Families) ReadBlock(i int, b *Buffer) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.family == nil {
-		b.family = &familySpace{pages: make([]byte, 2*MaxBlock)}
-	}
-	s := b.family
-	out := s.pages[:int(one.pages)*PageSize]
+	deltas, space := b.Space(2 * MaxBlock)
+	out := space[:int(one.pages)*PageSize]
 	if !one.rest {
 		copy(out, own)
 	}
@@ -250,17 +247,11 @@ func (f *Families) ReadBlock(i int, b *Buffer) ([]byte, error) {
 		if one.rest || r.slot != r.base {
 			copy(page, own[int(r.base)*PageSize:])
 		}
-		if err := f.patch(r, page, &s.delta); err != nil {
+		if err := f.patch(r, page, deltas); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
-}
-
-// familySpace is the space that reading families takes.
-type familySpace struct {
-	delta Buffer
-	pages []byte
 }
 
 // patch makes of a rider's base the rider.

@@ -25,7 +25,7 @@ func TestFamiliesShareBlocks(t *testing.T) {
 			put(t, w, 0, 7, changed, Extent{page * PageSize, 1})
 		}
 	})
-	f := c.open(t, 1).Families()
+	f := FamiliesOf(c.open(t, 1))
 	checkMemory(t, c.open(t, 1), want)
 	if f.Blocks() != 2 || len(f.Block(0).Pieces) != 1 || f.Block(0).Pieces[0].Pages != MaxPages {
 		t.Errorf("there are %d families, the first is %+v", f.Blocks(), f.Block(0))
@@ -59,7 +59,7 @@ func TestFamiliesOfEqualPages(t *testing.T) {
 			t.Fatalf("%d bytes are differences", got)
 		}
 		checkMemory(t, p, want)
-		f := p.Families()
+		f := FamiliesOf(p)
 		for i := range f.Blocks() {
 			if n := f.Block(i).Raw; n > 2*MaxBlock {
 				t.Errorf("family %d has %d bytes", i, n)

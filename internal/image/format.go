@@ -13,12 +13,13 @@ import (
 
 // Sizes of the fixed parts, in bytes. The package comment draws them.
 const (
-	headerSize = 64
 	blockSize  = 64 // of a block's header
-	footerSize = 64
 	extentSize = 12
 	unit       = 64 // everything in a shard begins at a multiple of this
 )
+
+// shardVersion is the version of headers and footers of shards.
+const shardVersion = 1
 
 const (
 	headerMagic = store.Magic + "SH"
@@ -38,7 +39,7 @@ type header struct {
 }
 
 func (h header) encode() []byte {
-	b := make([]byte, headerSize)
+	b := make([]byte, ShardHeader)
 	copy(b, headerMagic)
 	le.PutUint32(b[8:], shardVersion)
 	le.PutUint32(b[12:], h.shard)
@@ -51,7 +52,7 @@ func (h header) encode() []byte {
 
 func decodeHeader(b []byte) (h header, err error) {
 	switch {
-	case len(b) != headerSize:
+	case len(b) != ShardHeader:
 		return h, errors.New("it is too short to be a shard")
 	case string(b[:8]) != headerMagic:
 		return h, errors.New("it does not begin like a shard")
@@ -75,7 +76,7 @@ type footer struct {
 }
 
 func (f footer) encode() []byte {
-	b := make([]byte, footerSize)
+	b := make([]byte, ShardFooter)
 	copy(b, footerMagic)
 	le.PutUint32(b[8:], shardVersion)
 	le.PutUint32(b[12:], f.shard)
@@ -91,7 +92,7 @@ func (f footer) encode() []byte {
 // decodeFooter reads the footer of a shard of that size and sees that the index fits between header and footer.
 func decodeFooter(b []byte, size int64) (f footer, err error) {
 	switch {
-	case len(b) != footerSize || size < headerSize+footerSize:
+	case len(b) != ShardFooter || size < ShardHeader+ShardFooter:
 		return f, errors.New("it is too short to be a shard")
 	case string(b[:8]) != footerMagic:
 		return f, errors.New("it does not end like a shard: it is truncated, or the end was overwritten")
@@ -101,8 +102,8 @@ func decodeFooter(b []byte, size int64) (f footer, err error) {
 		return f, fmt.Errorf("its footer is of version %d", le.Uint32(b[8:]))
 	}
 	f = footer{le.Uint32(b[12:]), le.Uint64(b[16:]), le.Uint64(b[24:]), le.Uint64(b[32:]), le.Uint64(b[40:]), le.Uint64(b[48:])}
-	end := uint64(size - footerSize)
-	if f.indexOffset < headerSize || f.indexOffset > end || f.indexStored != end-f.indexOffset || f.indexRaw > maxIndex {
+	end := uint64(size - ShardFooter)
+	if f.indexOffset < ShardHeader || f.indexOffset > end || f.indexStored != end-f.indexOffset || f.indexRaw > maxIndex {
 		return f, errors.New("its footer points to no possible index")
 	}
 	return f, nil
@@ -198,11 +199,4 @@ func checkBlock(b []byte) (sum uint64, payload []byte, err error) {
 		return sum, nil, errors.New("its checksum does not match")
 	}
 	return sum, payload[:stored], nil
-}
-
-func (e Extent) check() error {
-	if e.Pages == 0 || e.Addr%PageSize != 0 || e.Addr >= maxAddr || uint64(e.Pages) > (maxAddr-e.Addr)/PageSize {
-		return fmt.Errorf("%d pages at %#x are no possible part of an address space", e.Pages, e.Addr)
-	}
-	return nil
 }

@@ -94,7 +94,7 @@ func TestIndexesThatMakeNoSense(t *testing.T) {
 		return group{blocks: []indexBlock{b}, pieces: pieces}
 	}
 	file := func(number uint32, where uint64) group {
-		return group{blocks: []indexBlock{{off: headerSize, stored: 10, raw: 10, kind: fileBlock, file: number, where: where}}}
+		return group{blocks: []indexBlock{{off: ShardHeader, stored: 10, raw: 10, kind: fileBlock, file: number, where: where}}}
 	}
 	one := extent{page: 16, pages: 1}
 	tests := []struct {
@@ -102,8 +102,8 @@ func TestIndexesThatMakeNoSense(t *testing.T) {
 		x    index
 		says string
 	}{
-		{"page twice", index{pids: []int{7}, groups: []group{page(headerSize, one, one)}}, "twice"},
-		{"page and zero page", index{pids: []int{7}, zeros: []zeroRange{{0, 10, 20}}, groups: []group{page(headerSize, one)}}, "twice"},
+		{"page twice", index{pids: []int{7}, groups: []group{page(ShardHeader, one, one)}}, "twice"},
+		{"page and zero page", index{pids: []int{7}, zeros: []zeroRange{{0, 10, 20}}, groups: []group{page(ShardHeader, one)}}, "twice"},
 		{"zero page twice", index{pids: []int{7}, zeros: []zeroRange{{0, 10, 20}, {0, 15, 1}}}, "twice"},
 		{"block in the header", index{pids: []int{7}, groups: []group{page(0, one)}}, "outside its shard"},
 		{"block beyond the end", index{pids: []int{7}, groups: []group{page(100*unit, one)}}, "outside its shard"},
@@ -115,8 +115,8 @@ func TestIndexesThatMakeNoSense(t *testing.T) {
 		{"file twice", index{files: []FileInfo{{"a", 0}, {"a", 0}}}, "there twice"},
 		{"bad file name", index{files: []FileInfo{{"../a", 0}}}, "file name"},
 		{"no such process", index{pids: []int{7}, zeros: []zeroRange{{1, 10, 20}}}, "process of zero pages"},
-		{"page beyond the block", index{pids: []int{7}, groups: []group{page(headerSize, extent{page: 16, pages: 1, first: 1})}}, "page of a block"},
-		{"address beyond all", index{pids: []int{7}, groups: []group{page(headerSize, extent{page: maxAddr/PageSize - 1, pages: 2})}}, "address"},
+		{"page beyond the block", index{pids: []int{7}, groups: []group{page(ShardHeader, extent{page: 16, pages: 1, first: 1})}}, "page of a block"},
+		{"address beyond all", index{pids: []int{7}, groups: []group{page(ShardHeader, extent{page: maxAddr/PageSize - 1, pages: 2})}}, "address"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -182,7 +182,7 @@ func TestAncestors(t *testing.T) {
 
 func FuzzBlock(f *testing.F) {
 	m := smallCheckpoint(f, 1, "lz4", testID)
-	f.Add(m.Files["img-0"][headerSize:])
+	f.Add(m.Files["img-0"][ShardHeader:])
 	f.Add([]byte("SBLK"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, payload, err := checkBlock(b); err == nil {
@@ -194,11 +194,11 @@ func FuzzBlock(f *testing.F) {
 func FuzzFooter(f *testing.F) {
 	f.Add(footer{1, 64, 10, 10, 5, 6}.encode(), int64(64+10+64))
 	f.Fuzz(func(t *testing.T, b []byte, size int64) {
-		if len(b) == footerSize { // let some of them through the checksum
+		if len(b) == ShardFooter { // let some of them through the checksum
 			le.PutUint64(b[56:], xxh3.Hash(b[:56]))
 		}
 		x, err := decodeFooter(b, size)
-		if err == nil && (x.indexOffset < headerSize || int64(x.indexOffset+x.indexStored) != size-footerSize) {
+		if err == nil && (x.indexOffset < ShardHeader || int64(x.indexOffset+x.indexStored) != size-ShardFooter) {
 			t.Fatalf("%+v passed for a shard of %d bytes", x, size)
 		}
 		_, _ = decodeHeader(b)
@@ -231,11 +231,11 @@ func FuzzIndex(f *testing.F) {
 	for _, codecName := range []string{"none", "gzip"} {
 		c := open(f, smallCheckpoint(f, 1, codecName, testID))
 		shard := c.src.(*storetest.Memory).Files["img-0"]
-		foot, err := decodeFooter(shard[len(shard)-footerSize:], int64(len(shard)))
+		foot, err := decodeFooter(shard[len(shard)-ShardFooter:], int64(len(shard)))
 		if err != nil {
 			f.Fatal(err)
 		}
-		x := shard[foot.indexOffset : len(shard)-footerSize]
+		x := shard[foot.indexOffset : len(shard)-ShardFooter]
 		if foot.indexStored != foot.indexRaw {
 			raw := make([]byte, foot.indexRaw)
 			if err := codec.Decompress(codec.Zstd, raw, x); err != nil {
@@ -248,10 +248,10 @@ func FuzzIndex(f *testing.F) {
 	f.Add([]byte{1, 7, 0, 1, 0, 20, 4, 0})
 	differences := index{pids: []int{7}, groups: []group{{
 		blocks: []indexBlock{
-			{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1},
-			{off: headerSize + 4*unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1},
+			{off: ShardHeader, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1},
+			{off: ShardHeader + 4*unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1},
 		},
-		pieces: []extent{{page: 16, pages: 2}}, bases: []indexBase{{1, 0}, {1, 0}},
+		pieces: []extent{{page: 16, pages: 2}}, bases: []base{{1, 0}, {1, 0}},
 	}}}
 	f.Add(differences.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -1,8 +1,10 @@
 package image
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"stasis/internal/codec"
 )
@@ -19,17 +21,16 @@ const (
 	// MaxShards bounds the number of shards of a checkpoint.
 	MaxShards = 1024
 
+	// ShardHeader is the length of what begins a shard, in bytes; blocks follow it.
+	ShardHeader = 64
+	// ShardFooter is the length of what ends a shard, in bytes.
+	ShardFooter = 64
+
 	// plainVersion is the format of checkpoints that refer to no differences. It is what every Stasis reads.
 	plainVersion = 1
-	// shardVersion is the version of headers and footers of shards.
-	shardVersion = 1
 
 	// maxAddr ends the user's part of the address space on every machine that Linux runs on with 4 KiB pages (5-level tables).
 	maxAddr = 1 << 57
-	// maxRound bounds the number of a round, so that it fits beside the number of a block.
-	maxRound = 1<<20 - 1
-	// maxFileName bounds the names of CRIU's image files.
-	maxFileName = 255
 )
 
 // Extent is a run of pages of one process.
@@ -141,8 +142,49 @@ func (e *MissingError) Error() string {
 		e.Pages, e.PID, e.First.Start, e.First.End)
 }
 
-// ErrEnded is wrapped by the errors of a Writer that was used after Finish or Abort.
-var ErrEnded = errors.New("the checkpoint was finished or aborted already")
-
 // ShardName is the file name of a shard.
 func ShardName(shard int) string { return fmt.Sprintf("img-%d", shard) }
+
+// appendPage lengthens the last extent by a page, or begins another one.
+func appendPage(to []Extent, page uint64) []Extent {
+	if n := len(to); n > 0 && to[n-1].Addr/PageSize+uint64(to[n-1].Pages) == page {
+		to[n-1].Pages++
+		return to
+	}
+	return append(to, Extent{page * PageSize, 1})
+}
+
+func (r Range) check() error {
+	if r.Start >= r.End || r.End > maxAddr || r.Start%PageSize != 0 || r.End%PageSize != 0 {
+		return fmt.Errorf("%#x-%#x is no range of pages", r.Start, r.End)
+	}
+	return nil
+}
+
+func (e Extent) check() error {
+	if e.Pages == 0 || e.Addr%PageSize != 0 || e.Addr >= maxAddr || uint64(e.Pages) > (maxAddr-e.Addr)/PageSize {
+		return fmt.Errorf("%d pages at %#x are no possible part of an address space", e.Pages, e.Addr)
+	}
+	return nil
+}
+
+// coalesce returns ranges sorted, with those that overlap or touch joined. Empty ranges vanish.
+func coalesce(ranges []Range) ([]Range, error) {
+	sorted := slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool { return r.Start == r.End })
+	slices.SortFunc(sorted, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
+	out := sorted[:0]
+	for _, r := range sorted {
+		if err := r.check(); err != nil {
+			return nil, fmt.Errorf("cannot finish the checkpoint: %w", err)
+		}
+		if n := len(out); n > 0 && out[n-1].End >= r.Start {
+			out[n-1].End = max(out[n-1].End, r.End)
+		} else {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// ErrLost says that the checkpoint would need a part of its parent that can't be read.
+var ErrLost = errors.New("the parent is damaged")

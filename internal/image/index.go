@@ -35,8 +35,8 @@ type zeroRange struct {
 type group struct {
 	origin, shard uint32
 	blocks        []indexBlock
-	pieces        []extent    // of all blocks, one after the other; decodeBlocks fills it where there are differences
-	bases         []indexBase // of those pages of blocks of differences that are in pieces, one after the other
+	pieces        []extent // of all blocks, one after the other; decodeBlocks fills it where there are differences
+	bases         []base   // of those pages of blocks of differences that are in pieces, one after the other
 
 	// As decodeBlocks leaves it:
 
@@ -61,11 +61,15 @@ type indexBlock struct {
 
 func (b *indexBlock) len() int64 { return blockLen(int(b.heads), b.stored) }
 
-// indexBase is the page that a page is a difference from.
-type indexBase struct {
-	block uint32 // counted through all blocks of all indexes, in their order
+// base is the page that a page of differences differs from. In an index its block is counted through all blocks of all indexes, in
+// their order.
+type base struct {
+	block uint32 // noBlock: there is none, because nobody needs the page
 	page  uint8
 }
+
+// noBlock stands for "not a block of pages".
+const noBlock = ^uint32(0)
 
 // encode writes columns rather than records: what is alike stands together, which is what makes it compress well.
 func (x *index) encode() []byte {
@@ -171,4 +175,12 @@ func (g *group) encode(b []byte) []byte {
 		b = append(b, x.page)
 	}
 	return b
+}
+
+// extent is a run of pages that are in a block.
+type extent struct {
+	page  uint64 // in an index, and until they are sorted, with the position of the process above pageBits
+	block uint32 // in an index means nothing
+	pages uint8
+	first uint8 // page within the block's data
 }

@@ -259,7 +259,7 @@ func (g *group) readBases(r *indexReader) {
 		r.fail("bases")
 		return
 	}
-	g.bases = make([]indexBase, count)
+	g.bases = make([]base, count)
 	block := uint64(0)
 	for i := range g.bases {
 		block = r.s(block, math.MaxUint32, "block of a base")
@@ -343,11 +343,32 @@ func (g *group) decodePieces(out []extent, number uint32, procs uint64) error {
 	return nil
 }
 
+// maxFileName bounds the names of CRIU's image files.
+const maxFileName = 255
+
 // checkFileName refuses names that are not those of CRIU's images: WriteFile's callers make files of them.
 func checkFileName(name string) error {
 	bad := func(c rune) bool { return c == '/' || c < ' ' || c == 0x7f }
 	if name == "" || len(name) > maxFileName || name == "." || name == ".." || strings.ContainsFunc(name, bad) {
 		return fmt.Errorf("%q is no name for one of CRIU's images", name)
+	}
+	return nil
+}
+
+// takePieces gives the pieces of all groups, whose blocks are numbered from number on.
+func (x *index) takePieces(out []extent, number uint32) error {
+	for i := range x.groups {
+		g := &x.groups[i]
+		if err := g.decodePieces(out[:g.count], number, uint64(len(x.pids))); err != nil {
+			return err
+		}
+		out = out[g.count:]
+		for _, k := range g.blocks {
+			if k.kind != fileBlock {
+				number++
+			}
+		}
+		g.columns = nil
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"stasis/internal/codec"
+	"stasis/internal/store"
 )
 
 // The kinds of checkpoint.
@@ -232,7 +233,7 @@ func (m *Manifest) check() error {
 	if m.Format < plainVersion || m.Format > FormatVersion {
 		return fmt.Errorf("its format is %d, which never was", m.Format)
 	}
-	if _, err := decodeID(m.ID); err != nil {
+	if _, err := ParseID(m.ID); err != nil {
 		return err
 	}
 	if m.Kind != KindFull && m.Kind != KindPreDump {
@@ -249,22 +250,41 @@ func (m *Manifest) check() error {
 	}
 	for i, s := range m.Shards {
 		digest, err := hex.DecodeString(s.Digest)
-		if s.Name != ShardName(i) || s.Size < headerSize+footerSize || err != nil || len(digest) != 8 {
+		if s.Name != ShardName(i) || s.Size < ShardHeader+ShardFooter || err != nil || len(digest) != 8 {
 			return fmt.Errorf("its entry for shard %d is not as Stasis writes it", i)
 		}
 	}
 	for i, o := range m.Origins {
-		if _, err := decodeID(o.ID); err != nil {
+		if _, err := ParseID(o.ID); err != nil {
 			return fmt.Errorf("origin %d: %w", i+1, err)
 		}
 	}
 	return nil
 }
 
-func decodeID(s string) (id [16]byte, err error) {
+// ParseID reads an id as manifests have it: 32 hex digits.
+func ParseID(s string) (id [16]byte, err error) {
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != len(id) {
 		return id, fmt.Errorf("%q is no checkpoint id: it must be %d hex digits", s, 2*len(id))
 	}
 	return [16]byte(b), nil
+}
+
+// ReadManifest reads and checks a checkpoint's manifest alone, which is enough to list it. Errors are those of [Open].
+func ReadManifest(src store.Source) (*Manifest, error) {
+	text, err := src.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	m, err := decodeManifest(text)
+	if err == nil {
+		return m, nil
+	}
+	var version *VersionError
+	if errors.As(err, &version) {
+		version.Checkpoint = src.Name()
+		return nil, version
+	}
+	return nil, newDamage(src.Name(), store.ManifestName, 0, "it can't be used", err)
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -25,17 +24,7 @@ type Checkpoint struct {
 	id       [16]byte
 	tails    []int64 // length of index and footer of each shard
 
-	pids    []int
-	procs   []proc // of pids
-	extents []extent
-	blocks  []block  // of pages, by process and lowest address, then those that are only bases
-	live    int      // how many of blocks have pages
-	bases   []base   // of the pages of blocks of differences
-	byBlock []uint32 // positions in extents, block by block
-	firsts  []uint32 // of each block in byBlock, and one more
-
-	files      []FileInfo
-	filePieces [][]filePiece // of files, in order
+	*Tables // what is in it and where
 
 	ready  chan struct{} // closed when the tables of memory are there; nil where open failed
 	memory error         // written before that
@@ -47,48 +36,8 @@ type Checkpoint struct {
 	ancestors map[ancestorShard]*shardFile // guarded by mu: those that were needed so far
 }
 
-// ancestorShard names a shard of an ancestor.
-type ancestorShard struct{ origin, shard uint16 }
-
 // Resolver finds the ancestor of that id, for a checkpoint whose index refers to blocks of it.
 type Resolver func(id [16]byte) (store.Source, error)
-
-// proc is what a process has in the tables of a Checkpoint.
-type proc struct {
-	from, to int     // in extents
-	zeros    []Range // sorted, not touching
-}
-
-// extent is a run of pages that are in a block.
-type extent struct {
-	page  uint64 // in an index, and until they are sorted, with the position of the process above pageBits
-	block uint32 // in an index means nothing
-	pages uint8
-	first uint8 // page within the block's data
-}
-
-// block says where a block is and how to read it.
-type block struct {
-	off    int64
-	sum    uint64
-	stored uint32
-	raw    uint32
-	base   uint32 // differences: first of its bases in Checkpoint.bases
-	shard  uint16
-	origin uint16
-	codec  codec.ID
-	heads  uint8
-	kind   blockKind
-	pages  uint8 // 0 for files
-}
-
-func (b *block) len() int64 { return blockLen(int(b.heads), b.stored) }
-
-// filePiece is a block of one of CRIU's image files.
-type filePiece struct {
-	block
-	where int64
-}
 
 // Open reads a checkpoint's manifest and indexes and checks them; blocks are checked when they are read. Anything wrong is a
 // *DamageError, or a *VersionError. The caller closes the checkpoint.
@@ -121,6 +70,7 @@ func OpenWith(src store.Source, m *Manifest, resolve Resolver) (*Checkpoint, err
 // WriteFile and FilePieces may be called.
 func OpenEarly(src store.Source, m *Manifest, resolve Resolver) (*Checkpoint, error) {
 	c := &Checkpoint{src: src, manifest: m, resolve: resolve}
+	c.Tables = newTables(m.Format, func(shard int, why string) error { return c.damage(shard, c.indexAt(shard), why, nil) })
 	indexes, err := c.open()
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
@@ -128,7 +78,7 @@ func OpenEarly(src store.Source, m *Manifest, resolve Resolver) (*Checkpoint, er
 	c.ready = make(chan struct{})
 	go func() {
 		defer close(c.ready)
-		c.memory = c.assembleMemory(indexes)
+		c.memory = c.addMemory(indexes)
 	}()
 	return c, nil
 }
@@ -142,7 +92,7 @@ func (c *Checkpoint) Ready() error {
 // open opens the shards and reads their indexes.
 func (c *Checkpoint) open() ([]*index, error) {
 	var err error
-	if c.id, err = decodeID(c.manifest.ID); err != nil {
+	if c.id, err = ParseID(c.manifest.ID); err != nil {
 		return nil, err
 	}
 	n := len(c.manifest.Shards)
@@ -157,8 +107,11 @@ func (c *Checkpoint) open() ([]*index, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	return indexes, c.assembleFiles(indexes)
+	return indexes, c.addFiles(indexes)
 }
+
+// indexAt is where the index of a shard begins.
+func (c *Checkpoint) indexAt(shard int) int64 { return c.manifest.Shards[shard].Size - c.tails[shard] }
 
 // damage makes the error for a shard of this checkpoint.
 func (c *Checkpoint) damage(shard int, offset int64, why string, err error) error {
@@ -180,16 +133,16 @@ func (c *Checkpoint) openShard(i int) (*index, error) {
 	if size != want.Size {
 		return nil, c.damage(i, min(size, want.Size), fmt.Sprintf("it has %d bytes instead of %d", size, want.Size), nil)
 	}
-	end := make([]byte, footerSize)
-	if _, err := f.ReadAt(end, size-footerSize); err != nil {
-		return nil, c.damage(i, size-footerSize, "it can't be read", err)
+	end := make([]byte, ShardFooter)
+	if _, err := f.ReadAt(end, size-ShardFooter); err != nil {
+		return nil, c.damage(i, size-ShardFooter, "it can't be read", err)
 	}
 	foot, err := decodeFooter(end, size)
 	if err == nil && (foot.shard != uint32(i) || foot.id != shortID(c.id)) {
 		err = errors.New("its footer is from another shard")
 	}
 	if err != nil {
-		return nil, c.damage(i, size-footerSize, err.Error(), nil)
+		return nil, c.damage(i, size-ShardFooter, err.Error(), nil)
 	}
 	x, err := c.readIndex(f, foot, want.Digest)
 	if err != nil {
@@ -211,7 +164,7 @@ func (c *Checkpoint) cannotOpen(shard int, err error) error {
 
 // checkHeader sees that f is the shard that it should be.
 func (c *Checkpoint) checkHeader(i int, f store.File) error {
-	b := make([]byte, headerSize)
+	b := make([]byte, ShardHeader)
 	if _, err := f.ReadAt(b, 0); err != nil {
 		return c.damage(i, 0, fmt.Sprintf("it has only %d bytes or can't be read", f.Size()), err)
 	}
@@ -230,7 +183,7 @@ func (c *Checkpoint) checkHeader(i int, f store.File) error {
 }
 
 func (c *Checkpoint) readIndex(f store.File, foot footer, digest string) (*index, error) {
-	b := make([]byte, foot.indexStored+footerSize)
+	b := make([]byte, foot.indexStored+ShardFooter)
 	if _, err := f.ReadAt(b, int64(foot.indexOffset)); err != nil {
 		return nil, fmt.Errorf("its index can't be read: %w", err)
 	}
@@ -265,11 +218,11 @@ func (c *Checkpoint) checkGroups(x *index, foot footer) error {
 		if g.origin > 0 {
 			continue
 		}
-		end := int64(headerSize)
+		end := int64(ShardHeader)
 		if n := len(g.blocks); n > 0 {
 			end = g.blocks[n-1].off + g.blocks[n-1].len()
 		}
-		if g.shard != foot.shard || uint64(end) > foot.indexOffset || len(g.blocks) > 0 && g.blocks[0].off < headerSize {
+		if g.shard != foot.shard || uint64(end) > foot.indexOffset || len(g.blocks) > 0 && g.blocks[0].off < ShardHeader {
 			return fmt.Errorf("%w: it refers to blocks outside its shard", errIndex)
 		}
 	}
@@ -296,8 +249,11 @@ func (c *Checkpoint) Close() error {
 	return errors.Join(errs...)
 }
 
+// ID is the checkpoint's id.
+func (c *Checkpoint) ID() [16]byte { return c.id }
+
+// tail is the length of the index and the footer of a shard.
+func (c *Checkpoint) tail(shard int) int64 { return c.tails[shard] }
+
 // Manifest returns the checkpoint's manifest, which is shared and must not be changed.
 func (c *Checkpoint) Manifest() *Manifest { return c.manifest }
-
-// PIDs lists the processes whose memory is in the checkpoint (those that Finish was told of), ascending.
-func (c *Checkpoint) PIDs() []int { return slices.Clone(c.pids) }

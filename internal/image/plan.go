@@ -119,7 +119,7 @@ func (p *plan) resolve(pids []int, present map[int][]Range, lenient bool) error 
 			p.take(kept)
 			if p.w.parent != nil {
 				var inherited []claim
-				inherited, gaps = p.w.parent.claims(pid, gaps, uint32(p.own))
+				inherited, gaps = inherit(p.w.parent.Tables, pid, gaps, uint32(p.own))
 				inherited, unreadable := p.withoutLost(inherited)
 				lost += unreadable
 				p.take(inherited)

@@ -90,15 +90,6 @@ func (w *Writer) putKept(s *scratch, b PageBlock, order uint64) (pageAt, error) 
 	return w.put(s, blockHead{kind: pageBlock, owner: uint32(b.PID), extents: extents}, data, order)
 }
 
-// appendPage lengthens the last extent by a page, or begins another one.
-func appendPage(to []Extent, page uint64) []Extent {
-	if n := len(to); n > 0 && to[n-1].Addr/PageSize+uint64(to[n-1].Pages) == page {
-		to[n-1].Pages++
-		return to
-	}
-	return append(to, Extent{page * PageSize, 1})
-}
-
 // noteFates remembers what became of the pages that are in no block of this call, and, for later calls, where those are that
 // went into the block that begins at the page at.
 func (w *Writer) noteFates(s *scratch, b PageBlock, order uint64, at pageAt) {
@@ -163,12 +154,8 @@ func (w *Writer) PutZero(round, pid int, ranges []Range) error {
 	return nil
 }
 
-func (r Range) check() error {
-	if r.Start >= r.End || r.End > maxAddr || r.Start%PageSize != 0 || r.End%PageSize != 0 {
-		return fmt.Errorf("%#x-%#x is no range of pages", r.Start, r.End)
-	}
-	return nil
-}
+// maxRound bounds the number of a round, so that it fits beside the number of a block.
+const maxRound = 1<<20 - 1
 
 func checkPut(round, pid int) error {
 	if round < 0 || round > maxRound {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"slices"
-	"sort"
 
 	"stasis/internal/codec"
 )
@@ -16,42 +15,20 @@ type Buffer struct {
 	stored []byte // as in the shard
 	raw    []byte // decompressed
 	delta  *deltaSpace
-	family *familySpace
+	beside *Buffer
+	space  []byte
 }
 
-// Blocks is the number of blocks that have pages of the checkpoint. They are numbered from 0 by the process and address of the
-// first page that they have.
-func (c *Checkpoint) Blocks() int { return c.live }
-
-// Block describes a block.
-func (c *Checkpoint) Block(i int) BlockInfo {
-	b := &c.blocks[i]
-	info := BlockInfo{Origin: int(b.origin), Shard: int(b.shard), Offset: b.off, Stored: int(b.stored), Raw: int(b.pages) * PageSize, Codec: b.codec, Delta: b.kind == deltaBlock}
-	info.Pieces = c.Pieces(i, make([]Piece, 0, c.firsts[i+1]-c.firsts[i]))
-	return info
-}
-
-// Pieces appends a block's pieces to list: for whoever asks for many, one after the other.
-func (c *Checkpoint) Pieces(i int, list []Piece) []Piece {
-	for _, at := range c.byBlock[c.firsts[i]:c.firsts[i+1]] {
-		e := c.extents[at]
-		list = append(list, Piece{c.pidOf(int(at)), e.page * PageSize, uint32(e.pages), uint32(e.first)})
+// Space returns a second Buffer, and room for at least so many bytes, which stay with b: for whoever puts data together from what is
+// read in the two. What is in them is left alone by ReadBlock.
+func (b *Buffer) Space(n int) (beside *Buffer, space []byte) {
+	if b.beside == nil {
+		b.beside = new(Buffer)
 	}
-	return list
-}
-
-// Bytes is the length of the block's pieces, all together. A page that is wanted in two places counts twice.
-func (c *Checkpoint) Bytes(i int) int64 {
-	pages := int64(0)
-	for _, at := range c.byBlock[c.firsts[i]:c.firsts[i+1]] {
-		pages += int64(c.extents[at].pages)
+	if len(b.space) < n {
+		b.space = make([]byte, n)
 	}
-	return pages * PageSize
-}
-
-// pidOf finds the process that an extent is of.
-func (c *Checkpoint) pidOf(at int) int {
-	return c.pids[sort.Search(len(c.procs), func(i int) bool { return c.procs[i].to > at })]
+	return b.beside, b.space
 }
 
 // ReadBlock reads, checks and decompresses a block; where its pages are stored as differences, it reads what they differ from as
@@ -169,7 +146,7 @@ func (c *Checkpoint) file(k *block) (*shardFile, error) {
 // is what makes sure that it is the right one; the header is looked at for the sake of the message.
 func (c *Checkpoint) openAncestor(k *block) (*shardFile, error) {
 	origin := c.manifest.Origins[k.origin-1]
-	id, err := decodeID(origin.ID)
+	id, err := ParseID(origin.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +161,7 @@ func (c *Checkpoint) openAncestor(k *block) (*shardFile, error) {
 	if err != nil {
 		return nil, c.blockDamage(k, "it can't be opened", err)
 	}
-	b := make([]byte, headerSize)
+	b := make([]byte, ShardHeader)
 	_, err = f.ReadAt(b, 0)
 	if err == nil {
 		var h header
@@ -197,68 +174,6 @@ func (c *Checkpoint) openAncestor(k *block) (*shardFile, error) {
 	}
 	return newAncestorFile(f, len(c.ancestors))
 }
-
-// Find says where a page is: in which block, and which page of it. Block and page mean something for Data only.
-func (c *Checkpoint) Find(pid int, addr uint64) (block int, page uint32, kind Kind) {
-	i, ok := slices.BinarySearch(c.pids, pid)
-	if !ok {
-		return 0, 0, Absent
-	}
-	p := &c.procs[i]
-	at := addr / PageSize
-	extents := c.extents[p.from:p.to]
-	if n := sort.Search(len(extents), func(i int) bool { return extents[i].page > at }); n > 0 {
-		if e := extents[n-1]; at-e.page < uint64(e.pages) {
-			return int(e.block), uint32(e.first) + uint32(at-e.page), Data
-		}
-	}
-	if n := sort.Search(len(p.zeros), func(i int) bool { return p.zeros[i].Start > addr }); n > 0 && addr < p.zeros[n-1].End {
-		return 0, 0, Zero
-	}
-	return 0, 0, Absent
-}
-
-// Ranges lists all pages of a process that are in the checkpoint, zero pages among them, sorted and joined.
-func (c *Checkpoint) Ranges(pid int) []Range {
-	i, ok := slices.BinarySearch(c.pids, pid)
-	if !ok {
-		return nil
-	}
-	p := &c.procs[i]
-	out := make([]Range, 0, len(p.zeros)+1)
-	add := func(r Range) {
-		if n := len(out); n > 0 && out[n-1].End == r.Start {
-			out[n-1].End = r.End
-			return
-		}
-		out = append(out, r)
-	}
-	zeros := p.zeros
-	for _, e := range c.extents[p.from:p.to] {
-		start := e.page * PageSize
-		for len(zeros) > 0 && zeros[0].Start < start {
-			add(zeros[0])
-			zeros = zeros[1:]
-		}
-		add(Range{start, start + uint64(e.pages)*PageSize})
-	}
-	for _, z := range zeros {
-		add(z)
-	}
-	return out
-}
-
-// ZeroRanges lists the zero pages of a process, sorted and joined.
-func (c *Checkpoint) ZeroRanges(pid int) []Range {
-	i, ok := slices.BinarySearch(c.pids, pid)
-	if !ok {
-		return nil
-	}
-	return slices.Clone(c.procs[i].zeros)
-}
-
-// Files lists CRIU's image files in the order in which they were put.
-func (c *Checkpoint) Files() []FileInfo { return slices.Clone(c.files) }
 
 // WriteFile writes one of CRIU's image files to w. A name that is not there is fs.ErrNotExist.
 func (c *Checkpoint) WriteFile(name string, w io.Writer) error {
@@ -277,4 +192,32 @@ func (c *Checkpoint) WriteFile(name string, w io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// headOf reads whose pages a block has, and the number of each by its address. The block was read, and so checked, before.
+func (c *Checkpoint) headOf(k *block, pages *[MaxPages]uint64) (pid uint32, err error) {
+	f, err := c.file(k)
+	if err != nil {
+		return 0, err
+	}
+	defer f.guard(&err)()
+	var space []byte
+	head, err := f.bytes(k.off, headLen(int(k.heads)), &space, true)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for i := range int(k.heads) {
+		at := blockSize + i*extentSize
+		page := le.Uint64(head[at:]) / PageSize
+		for range le.Uint32(head[at+8:]) {
+			if n == len(pages) {
+				return 0, errIndex
+			}
+			pages[n] = page
+			page++
+			n++
+		}
+	}
+	return le.Uint32(head[16:]), nil
 }

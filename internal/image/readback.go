@@ -68,7 +68,7 @@ func (w *Writer) superseded(c *Checkpoint) int64 {
 	_, own := c.wanted()
 	total := w.stored.Load() - own
 	for i := range w.shards {
-		total -= headerSize + c.tails[i]
+		total -= ShardHeader + c.tail(i)
 	}
 	return total
 }

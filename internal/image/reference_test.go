@@ -23,7 +23,7 @@ func blocksSize(tb testing.TB, c *Checkpoint) int64 {
 	tb.Helper()
 	total := int64(0)
 	for i, s := range c.Manifest().Shards {
-		total += s.Size - headerSize - c.tails[i]
+		total += s.Size - ShardHeader - c.tails[i]
 	}
 	return total
 }

@@ -1,14 +1,11 @@
 package image
 
 import (
-	"cmp"
 	"container/heap"
-	"fmt"
-	"slices"
 )
 
 // zeroBlock stands for "no block, the pages are zero" where a block's number is expected.
-const zeroBlock = ^uint32(0)
+const zeroBlock = noBlock
 
 // claim says that a block (or zeroBlock) has pages of a process, as of its order. Pages are numbered by address / PageSize.
 type claim struct {
@@ -151,22 +148,4 @@ func missingPages(pid int, gaps []Range) error {
 		e.Pages += r.Len() / PageSize
 	}
 	return e
-}
-
-// coalesce returns ranges sorted, with those that overlap or touch joined. Empty ranges vanish.
-func coalesce(ranges []Range) ([]Range, error) {
-	sorted := slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool { return r.Start == r.End })
-	slices.SortFunc(sorted, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
-	out := sorted[:0]
-	for _, r := range sorted {
-		if err := r.check(); err != nil {
-			return nil, fmt.Errorf("cannot finish the checkpoint: %w", err)
-		}
-		if n := len(out); n > 0 && out[n-1].End >= r.Start {
-			out[n-1].End = max(out[n-1].End, r.End)
-		} else {
-			out = append(out, r)
-		}
-	}
-	return out, nil
 }

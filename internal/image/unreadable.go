@@ -1,7 +1,6 @@
 package image
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -55,9 +54,6 @@ func (u *unreadable) found(after int) []uint32 {
 	return slices.Clone(u.order[min(after, len(u.order)):])
 }
 
-// ErrLost says that the checkpoint would need a part of its parent that can't be read.
-var ErrLost = errors.New("the parent is damaged")
-
 // unread notes that a page of the parent could not be read.
 func (w *Writer) unread(block int, p *oldPage, err error) {
 	blocks := []uint32{uint32(block)}
@@ -94,7 +90,7 @@ func (w *Writer) Lost(pid, after int) (pages []Range, found int) {
 	}
 	for _, e := range c.extents[c.procs[i].from:c.procs[i].to] {
 		for n := range uint64(e.pages) {
-			if c.isLost(lost, e.block, e.first+uint8(n)) {
+			if isLost(c.Tables, lost, e.block, e.first+uint8(n)) {
 				pages = append(pages, Range{(e.page + n) * PageSize, (e.page + n + 1) * PageSize})
 			}
 		}
@@ -104,7 +100,7 @@ func (w *Writer) Lost(pid, after int) (pages []Range, found int) {
 }
 
 // isLost says whether a page of a block needs a block that is lost.
-func (c *Checkpoint) isLost(lost map[uint32]bool, block uint32, page uint8) bool {
+func isLost(c *Tables, lost map[uint32]bool, block uint32, page uint8) bool {
 	if lost[block] {
 		return true
 	}
@@ -129,7 +125,7 @@ func (p *plan) withoutLost(claims []claim) (kept []claim, pages uint64) {
 			}
 		}
 		for n := range in.pages {
-			if p.w.parent.isLost(p.lost, in.block-uint32(p.own), uint8(in.first+uint32(n))) {
+			if isLost(p.w.parent.Tables, p.lost, in.block-uint32(p.own), uint8(in.first+uint32(n))) {
 				cut(n)
 				from = n + 1
 				pages++

@@ -1,10 +1,8 @@
 package image
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -66,27 +64,4 @@ func (c *Checkpoint) verify(k *block, b *Buffer) error {
 		return c.blockDamage(k, "a block there can't be used", err)
 	}
 	return nil
-}
-
-// numbered is a block with its number among those of pages; -1 for one of a file.
-type numbered struct {
-	*block
-	number int
-}
-
-// allBlocks lists the blocks of pages and files in the order in which they lie in their shards.
-func (c *Checkpoint) allBlocks() []numbered {
-	all := make([]numbered, 0, len(c.blocks))
-	for i := range c.blocks {
-		all = append(all, numbered{&c.blocks[i], i})
-	}
-	for _, pieces := range c.filePieces {
-		for i := range pieces {
-			all = append(all, numbered{&pieces[i].block, -1})
-		}
-	}
-	slices.SortFunc(all, func(a, b numbered) int {
-		return cmp.Or(cmp.Compare(a.origin, b.origin), cmp.Compare(a.shard, b.shard), cmp.Compare(a.off, b.off))
-	})
-	return all
 }

@@ -125,14 +125,14 @@ func (w *Writer) start(shards int) error {
 		if err != nil {
 			return err
 		}
-		w.shards = append(w.shards, &shard{no: i, w: f, off: headerSize})
+		w.shards = append(w.shards, &shard{no: i, w: f, off: ShardHeader})
 	}
 	// After all are there, because the target shares its buffers among them from the first byte on.
 	for i, t := range w.shards {
 		if _, err := t.w.Write(header{uint32(i), uint32(shards), w.id}.encode()); err != nil {
 			return err
 		}
-		w.stored.Add(headerSize)
+		w.stored.Add(ShardHeader)
 		w.free <- t
 	}
 	return nil
@@ -215,6 +215,9 @@ func (t *shard) note(h *blockHead, sum, order uint64, bases []base) {
 		t.extents.add(pack(e))
 	}
 }
+
+// ErrEnded is wrapped by the errors of a Writer that was used after Finish or Abort.
+var ErrEnded = errors.New("the checkpoint was finished or aborted already")
 
 func (w *Writer) usable() error {
 	w.mu.Lock()
