@@ -4,18 +4,18 @@ import "math/bits"
 
 // markBases finds the blocks that pages which are wanted are differences from. They are the parent's, or were moved from there.
 func (p *plan) markBases() {
-	for s, t := range p.w.shards {
+	for s, t := range p.records.shards {
 		for i := range t.blocks.len() {
 			if k := t.blocks.at(i); k.kind == deltaBlock {
 				p.eachBase(p.base[s]+uint32(i), func(b base) { p.based[b.block] = true })
 			}
 		}
 	}
-	if p.w.parent == nil {
+	if p.records.parent == nil {
 		return
 	}
-	for i := range p.w.parent.blocks {
-		if p.w.parent.blocks[i].kind == deltaBlock {
+	for i := range p.records.parent.blocks {
+		if p.records.parent.blocks[i].kind == deltaBlock {
 			p.eachBase(uint32(p.own+i), func(b base) { p.based[b.block] = true })
 		}
 	}
@@ -29,25 +29,25 @@ func (p *plan) eachBase(number uint32, f func(b base)) {
 		f(base{block, uint8(page)})
 	}
 	if number >= uint32(p.own) {
-		c := p.w.parent
+		c := p.records.parent
 		c.neededBases(&c.blocks[number-uint32(p.own)], p.needed[number], each)
 		return
 	}
-	t := p.shardOf(number)
-	first := t.blocks.at(int(number - p.base[t.no])).base
+	t, from := p.shardOf(number)
+	first := t.blocks.at(int(number - from)).base
 	for pages := p.needed[number]; pages != 0; pages &= pages - 1 {
 		each(*t.bases.at(int(first) + bits.TrailingZeros64(pages)))
 	}
 }
 
-// shardOf is the shard that one of our own blocks is in: the last that begins at or before it. Of shards that begin at the same
+// shardOf is the shard that one of our own blocks is in, and the number of its first: the last that begins at or before it. Of shards that begin at the same
 // block, all but the last are empty.
-func (p *plan) shardOf(number uint32) *shard {
+func (p *plan) shardOf(number uint32) (t *shardRecords, first uint32) {
 	s := len(p.base) - 1
 	for p.base[s] > number {
 		s--
 	}
-	return p.w.shards[s]
+	return p.records.shards[s], p.base[s]
 }
 
 // fillBases writes into the groups what differences differ from. That needs the places of all blocks in so many indexes.

@@ -18,7 +18,7 @@ func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range)
 		b.Fatal(err)
 	}
 	m := testManifest()
-	indexes, plan, err := w.indexes(fill(w), false)
+	indexes, plan, err := makeIndexes(&w.records, fill(w), false)
 	if err != nil {
 		b.Fatal(err)
 	}

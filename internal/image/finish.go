@@ -31,10 +31,11 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 		return err
 	}
 	defer frugal()()
+	w.records.lost, w.records.lostWhy = w.unreadable.all()
 	if err := w.consolidate(present, m.Kind == KindPreDump); err != nil {
 		return err
 	}
-	indexes, plan, err := w.indexes(present, m.Kind == KindPreDump)
+	indexes, plan, err := makeIndexes(&w.records, present, m.Kind == KindPreDump)
 	if err != nil {
 		return err
 	}
@@ -65,12 +66,10 @@ func (w *Writer) Finish(present map[int][]Range, m *Manifest) error {
 
 // forget drops what the Writer knows of the blocks that were put, once the indexes have it.
 func (w *Writer) forget() {
-	for _, t := range w.shards {
-		t.blocks, t.extents, t.bases = list[blockRec]{}, list[packedExtent]{}, list[base]{}
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.zeros, w.refs, w.table = list[zeroRec]{}, list[refRec]{}, nil
+	w.records.forget()
+	w.table = nil
 }
 
 // tail is what ends a shard: the index and the footer.

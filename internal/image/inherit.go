@@ -15,7 +15,7 @@ import (
 // refer makes groups of the parent's blocks that have pieces. They are spread over the indexes, so that none gets much larger
 // than the others.
 func (p *plan) refer() error {
-	if p.w.parent == nil {
+	if p.records.parent == nil {
 		return nil
 	}
 	refs, weight := p.references(), 0
@@ -32,7 +32,7 @@ func (p *plan) refer() error {
 	if err != nil {
 		return err
 	}
-	share, filled := weight/len(p.w.shards)+1, 0
+	share, filled := weight/len(p.records.shards)+1, 0
 	for _, at := range sorted {
 		var g *group
 		left, pieces := len(shards[at]), 0
@@ -63,19 +63,19 @@ type reference struct {
 
 // references lists the parent's blocks that have pieces, and its pieces of files.
 func (p *plan) references() []reference {
-	blocks, n := p.w.parent.blocks, 0
+	blocks, n := p.records.parent.blocks, 0
 	for i, count := range p.counts[p.own:] {
 		if count > 0 || p.based[p.own+i] {
 			n++
 		}
 	}
-	out := make([]reference, 0, n+len(p.w.fileRefs))
+	out := make([]reference, 0, n+len(p.records.fileRefs))
 	for i, count := range p.counts[p.own:] {
 		if count > 0 || p.based[p.own+i] {
 			out = append(out, reference{block: &blocks[i], number: uint32(p.own + i)})
 		}
 	}
-	for _, f := range p.w.fileRefs {
+	for _, f := range p.records.fileRefs {
 		out = append(out, reference{&f.piece.block, noBlock, f})
 	}
 	return out
@@ -106,16 +106,15 @@ func (b *block) index() indexBlock {
 // renumber makes the list of the ancestors that are used, the parent first where it is, and returns the new number of each of
 // the parent's origins.
 func (p *plan) renumber(used []ancestorShard) ([]uint32, error) {
-	parent := p.w.parent
-	numbers := make([]uint32, len(parent.manifest.Origins)+1)
+	numbers := make([]uint32, len(p.records.parentOrigins)+1)
 	for _, at := range used {
 		if numbers[at.origin] > 0 {
 			continue
 		}
-		o := Origin{ID: hex.EncodeToString(parent.id[:]), Path: p.w.parentPath}
+		o := Origin{ID: hex.EncodeToString(p.records.parentID[:]), Path: p.records.parentPath}
 		if at.origin > 0 {
-			o = parent.manifest.Origins[at.origin-1]
-			o.Path = rebase(o.Path, p.w.parentPath)
+			o = p.records.parentOrigins[at.origin-1]
+			o.Path = rebase(o.Path, p.records.parentPath)
 		}
 		p.origins = append(p.origins, o)
 		numbers[at.origin] = uint32(len(p.origins))

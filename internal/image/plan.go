@@ -9,14 +9,14 @@ import (
 // plan is what Finish makes of the blocks that it has: those that were put, shard by shard, and behind them the parent's.
 // All of them are counted through by one number.
 type plan struct {
-	w      *Writer
-	base   []uint32        // number of the first block of each shard
-	own    int             // how many blocks were put; the parent's follow
-	counts []uint32        // of each block's pieces
-	needed []uint64        // of each block, a bit for each page that is wanted for its own sake
-	based  []bool          // of each block: a page of it is the base of one that is wanted
-	live   []liveRuns      // what counts, until it is placed
-	lost   map[uint32]bool // the parent's blocks that could not be read
+	records *records
+	base    []uint32        // number of the first block of each shard
+	own     int             // how many blocks were put; the parent's follow
+	counts  []uint32        // of each block's pieces
+	needed  []uint64        // of each block, a bit for each page that is wanted for its own sake
+	based   []bool          // of each block: a page of it is the base of one that is wanted
+	live    []liveRuns      // what counts, until it is placed
+	lost    map[uint32]bool // the parent's blocks that could not be read
 
 	groups  []*group // one for each shard of our own, then those of ancestors
 	to      []int    // index that each group goes to
@@ -42,14 +42,14 @@ type liveRun struct {
 	pages, first uint8
 }
 
-// indexes resolves what was put and what the parent has, and returns the index of each shard. Shard 0's has what belongs to no
+// makeIndexes resolves what was put and what the parent has, and returns the index of each shard. Shard 0's has what belongs to no
 // block. Where it is lenient, what is missing is left out.
-func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, *plan, error) {
+func makeIndexes(w *records, present map[int][]Range, lenient bool) ([]*index, *plan, error) {
 	pids := slices.Sorted(maps.Keys(present))
 	if len(pids) > maxProcs {
 		return nil, nil, fmt.Errorf("a checkpoint can't have %d processes, but %d at most: dump fewer at once", len(pids), maxProcs)
 	}
-	p, err := w.planned(present, lenient)
+	p, err := makePlan(w, present, lenient)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -71,17 +71,17 @@ func (w *Writer) indexes(present map[int][]Range, lenient bool) ([]*index, *plan
 	return out, p, nil
 }
 
-// planned finds out what counts of what was put and of what the parent has.
-func (w *Writer) planned(present map[int][]Range, lenient bool) (*plan, error) {
-	p, err := w.newPlan()
+// makePlan finds out what counts of what was put and of what the parent has.
+func makePlan(w *records, present map[int][]Range, lenient bool) (*plan, error) {
+	p, err := newPlan(w)
 	if err != nil {
 		return nil, err
 	}
 	return p, p.resolve(slices.Sorted(maps.Keys(present)), present, lenient)
 }
 
-func (w *Writer) newPlan() (*plan, error) {
-	p := &plan{w: w, base: make([]uint32, len(w.shards))}
+func newPlan(w *records) (*plan, error) {
+	p := &plan{records: w, base: make([]uint32, len(w.shards))}
 	for i, t := range w.shards {
 		p.base[i] = uint32(p.own)
 		p.own += t.blocks.len()
@@ -94,7 +94,7 @@ func (w *Writer) newPlan() (*plan, error) {
 		return nil, fmt.Errorf("the checkpoint has %d blocks, more than can be counted: dump fewer processes at once", total)
 	}
 	p.lost = map[uint32]bool{}
-	for _, block := range w.unreadable.found(0) {
+	for _, block := range w.lost {
 		p.lost[block] = true
 	}
 	p.counts, p.needed, p.based = make([]uint32, total), make([]uint64, total), make([]bool, total)
@@ -117,9 +117,9 @@ func (p *plan) resolve(pids []int, present map[int][]Range, lenient bool) error 
 			part, want = split(want, within.end)
 			kept, gaps := resolve(p.claims(uint32(pid), within), part)
 			p.take(kept)
-			if p.w.parent != nil {
+			if p.records.parent != nil {
 				var inherited []claim
-				inherited, gaps = inherit(p.w.parent.Tables, pid, gaps, uint32(p.own))
+				inherited, gaps = inherit(p.records.parent, pid, gaps, uint32(p.own))
 				inherited, unreadable := p.withoutLost(inherited)
 				lost += unreadable
 				p.take(inherited)
@@ -167,29 +167,30 @@ func (p *plan) layOut() error {
 	if err := p.checkLost(); err != nil {
 		return err
 	}
-	for _, t := range p.w.shards {
-		p.keepBlocks(t)
+	for no := range p.records.shards {
+		p.keepBlocks(no)
 	}
 	return p.refer()
 }
 
 // keepBlocks makes the group of a shard's blocks that have claims or are of files.
-func (p *plan) keepBlocks(t *shard) {
-	pieces, from := 0, int(p.base[t.no])
+func (p *plan) keepBlocks(no int) {
+	t := p.records.shards[no]
+	pieces, from := 0, int(p.base[no])
 	for _, n := range p.counts[from : from+t.blocks.len()] {
 		pieces += int(n)
 	}
-	g := &group{shard: uint32(t.no), pieces: make([]extent, 0, pieces)}
-	p.groups, p.to = append(p.groups, g), append(p.to, t.no)
+	g := &group{shard: uint32(no), pieces: make([]extent, 0, pieces)}
+	p.groups, p.to = append(p.groups, g), append(p.to, no)
 	for i := range t.blocks.len() {
-		k, number := t.blocks.at(i), p.base[t.no]+uint32(i)
+		k, number := t.blocks.at(i), p.base[no]+uint32(i)
 		b := indexBlock{off: int64(k.off), sum: k.sum, stored: k.stored, raw: k.raw, kind: k.kind, codec: k.codec, heads: k.extents, pages: k.pages}
 		switch {
 		case k.kind == fileBlock:
 			b.file, b.where = k.owner, k.order
-			p.add(t.no, b, noBlock)
+			p.add(no, b, noBlock)
 		case p.counts[number] > 0 || p.based[number]: // the latter only where it was moved
-			p.add(t.no, b, number)
+			p.add(no, b, number)
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (w *Writer) PutFile(name string, r io.Reader) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.files[number].Size = int64(off)
+	w.records.files[number].Size = int64(off)
 	return nil
 }
 
@@ -67,7 +67,7 @@ func (w *Writer) putPiece(s *scratch, number uint32, old []filePiece, off uint64
 		if err == nil && bytes.Equal(was, data) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.fileRefs = append(w.fileRefs, fileRef{number, &old[at]})
+			w.records.fileRefs = append(w.records.fileRefs, fileRef{number, &old[at]})
 			return nil
 		}
 	}
@@ -84,11 +84,11 @@ func (w *Writer) addFile(name string) (uint32, error) {
 	if err := w.usableLocked(); err != nil {
 		return 0, err
 	}
-	for _, f := range w.files {
+	for _, f := range w.records.files {
 		if f.Name == name {
 			return 0, fmt.Errorf("CRIU's image %s is in the checkpoint already", name)
 		}
 	}
-	w.files = append(w.files, FileInfo{Name: name})
-	return uint32(len(w.files) - 1), nil
+	w.records.files = append(w.records.files, FileInfo{Name: name})
+	return uint32(len(w.records.files) - 1), nil
 }

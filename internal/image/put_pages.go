@@ -113,9 +113,9 @@ func (w *Writer) noteFates(s *scratch, b PageBlock, order uint64, at pageAt) {
 		}
 		switch f.kind {
 		case zeroed:
-			w.zeros.add(zeroRec{order, s.pages[i], uint64(n), uint32(b.PID)})
+			w.records.zeros.add(zeroRec{order, s.pages[i], uint64(n), uint32(b.PID)})
 		case elsewhere, twin:
-			w.refs.add(refRec{order, s.pages[i], uint32(b.PID), f.at, uint8(n)})
+			w.records.refs.add(refRec{order, s.pages[i], uint32(b.PID), f.at, uint8(n)})
 		}
 		i += n
 	}
@@ -149,7 +149,7 @@ func (w *Writer) PutZero(round, pid int, ranges []Range) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range ranges {
-		w.zeros.add(zeroRec{order, r.Start / PageSize, r.Len() / PageSize, uint32(pid)})
+		w.records.zeros.add(zeroRec{order, r.Start / PageSize, r.Len() / PageSize, uint32(pid)})
 	}
 	return nil
 }

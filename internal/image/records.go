@@ -2,6 +2,62 @@ package image
 
 import "stasis/internal/codec"
 
+// records are what a Writer remembers of what was put, from which the indexes are made, and what it knows of the parent.
+type records struct {
+	parent        *Tables // may be nil
+	parentID      [16]byte
+	parentPath    string   // where it is, seen from the new checkpoint
+	parentOrigins []Origin // its ancestors, as it numbers them
+
+	shards   []*shardRecords
+	zeros    list[zeroRec]
+	refs     list[refRec]
+	fileRefs []fileRef
+	files    []FileInfo
+
+	lost    []uint32 // blocks of the parent that could not be read
+	lostWhy error    // why the first of them could not be
+	moved   moves    // what was taken over from ancestors
+
+	windowRuns int // see window; another one in tests
+}
+
+// shardRecords are what is remembered of a shard.
+type shardRecords struct {
+	blocks  list[blockRec]
+	extents list[packedExtent]
+	bases   list[base] // of blocks of differences; the parent's
+}
+
+// note remembers a block that was written. bases are those of its pages, if it is one of differences.
+func (t *shardRecords) note(h *blockHead, sum, order uint64, bases []base) {
+	first, pages := uint32(0), uint32(0)
+	for _, e := range h.extents {
+		pages += e.Pages
+	}
+	if h.kind == deltaBlock {
+		first = uint32(t.bases.len())
+		for _, b := range bases {
+			t.bases.add(b)
+		}
+	}
+	t.blocks.add(blockRec{
+		sum: sum, off: h.offset, order: order, owner: h.owner, extent: uint32(t.extents.len()), base: first,
+		stored: h.stored, raw: h.raw, kind: h.kind, codec: h.codec, extents: uint8(len(h.extents)), pages: uint8(pages),
+	})
+	for _, e := range h.extents {
+		t.extents.add(pack(e))
+	}
+}
+
+// forget drops what the indexes have.
+func (r *records) forget() {
+	for _, t := range r.shards {
+		*t = shardRecords{}
+	}
+	r.zeros, r.refs = list[zeroRec]{}, list[refRec]{}
+}
+
 // blockRec is what the Writer remembers of a block.
 type blockRec struct {
 	sum     uint64
@@ -66,25 +122,3 @@ func pack(e Extent) packedExtent           { return packedExtent(e.Addr/PageSize
 func (p packedExtent) page() uint64        { return uint64(p) >> 8 }
 func (p packedExtent) pages() uint32       { return uint32(p & 0xff) }
 func stamp(round int, count uint64) uint64 { return uint64(round)<<44 | count }
-
-// list grows without moving what is in it, so that it never needs twice its size.
-type list[T any] struct{ chunks [][]T }
-
-const chunk = 2048
-
-func (l *list[T]) add(v T) {
-	if n := len(l.chunks); n == 0 || len(l.chunks[n-1]) == chunk {
-		l.chunks = append(l.chunks, make([]T, 0, chunk))
-	}
-	last := &l.chunks[len(l.chunks)-1]
-	*last = append(*last, v)
-}
-
-func (l *list[T]) len() int {
-	if len(l.chunks) == 0 {
-		return 0
-	}
-	return (len(l.chunks)-1)*chunk + len(l.chunks[len(l.chunks)-1])
-}
-
-func (l *list[T]) at(i int) *T { return &l.chunks[i/chunk][i%chunk] }

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -54,6 +53,13 @@ func (u *unreadable) found(after int) []uint32 {
 	return slices.Clone(u.order[min(after, len(u.order)):])
 }
 
+// all returns the blocks, and why the first that was found could not be read.
+func (u *unreadable) all() (blocks []uint32, why error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.order), u.first
+}
+
 // unread notes that a page of the parent could not be read.
 func (w *Writer) unread(block int, p *oldPage, err error) {
 	blocks := []uint32{uint32(block)}
@@ -66,9 +72,8 @@ func (w *Writer) unread(block int, p *oldPage, err error) {
 // Unread returns how many blocks of the parent's memory or files could not be read to compare with them, and why the first could not
 // be. What was put for them is stored whole.
 func (w *Writer) Unread() (blocks int, why error) {
-	w.unreadable.mu.Lock()
-	defer w.unreadable.mu.Unlock()
-	return len(w.unreadable.order) + int(w.unreadFiles.Load()), w.unreadable.first
+	all, why := w.unreadable.all()
+	return len(all) + int(w.unreadFiles.Load()), why
 }
 
 // Lost lists the pages of a process that the parent has only in blocks that could not be read, but for the first so many of these that
@@ -97,59 +102,4 @@ func (w *Writer) Lost(pid, after int) (pages []Range, found int) {
 	}
 	pages, _ = coalesce(pages) // what an index has makes sense
 	return pages, after + len(blocks)
-}
-
-// isLost says whether a page of a block needs a block that is lost.
-func isLost(c *Tables, lost map[uint32]bool, block uint32, page uint8) bool {
-	if lost[block] {
-		return true
-	}
-	k := &c.blocks[block]
-	return k.kind == deltaBlock && lost[c.basesOf(k)[page].block]
-}
-
-// withoutLost takes out of what comes from the parent the pages that need a block that could not be read, and returns how many these are.
-func (p *plan) withoutLost(claims []claim) (kept []claim, pages uint64) {
-	if len(p.lost) == 0 {
-		return claims, 0
-	}
-	for _, in := range claims {
-		if in.block == zeroBlock {
-			kept = append(kept, in)
-			continue
-		}
-		from := uint64(0)
-		cut := func(to uint64) {
-			if from < to {
-				kept = append(kept, claim{in.page + from, to - from, in.order, in.block, in.first + uint32(from)})
-			}
-		}
-		for n := range in.pages {
-			if isLost(p.w.parent.Tables, p.lost, in.block-uint32(p.own), uint8(in.first+uint32(n))) {
-				cut(n)
-				from = n + 1
-				pages++
-			}
-		}
-		cut(in.pages)
-	}
-	return kept, pages
-}
-
-// errLost says that the checkpoint would need what can't be read.
-func (p *plan) errLost(pid int, pages uint64) error {
-	_, why := p.w.Unread()
-	return fmt.Errorf("%d pages of process %d were not written since the parent, and can't be read there: %w: %w: dump again without a parent", pages, pid, ErrLost, why)
-}
-
-// checkLost sees that nothing needs a block that could be read when pages were found equal to it, or little different from it, and can't
-// be read any more.
-func (p *plan) checkLost() error {
-	for block := range p.lost {
-		if at := uint32(p.own) + block; p.counts[at] > 0 || p.based[at] {
-			_, why := p.w.Unread()
-			return fmt.Errorf("a part of the parent that the checkpoint needs can't be read any more: %w: %w: dump again without a parent", ErrLost, why)
-		}
-	}
-	return nil
 }

@@ -33,14 +33,14 @@ type bucket struct {
 func (p *plan) windows(pids []int) map[int][]window {
 	count := map[bucket]int{}
 	p.eachPut(func(pid uint32, c claim) { count[bucket{pid, c.page / bucketPages}]++ })
-	if c := p.w.parent; c != nil {
+	if c := p.records.parent; c != nil {
 		for i, pid := range c.pids {
 			for _, e := range c.extents[c.procs[i].from:c.procs[i].to] {
 				count[bucket{uint32(pid), e.page / bucketPages}]++
 			}
 		}
 	}
-	return divideWindows(pids, count, p.w.windowRuns)
+	return divideWindows(pids, count, p.records.windowRuns)
 }
 
 // divideWindows makes windows for each process, of at most so many runs where a bucket has no more. There is at least one.
@@ -96,7 +96,7 @@ func (c claim) cut(within window) claim {
 
 // eachPut visits all that was put, of every process.
 func (p *plan) eachPut(visit func(pid uint32, c claim)) {
-	w := p.w
+	w := p.records
 	for s, t := range w.shards {
 		for i := range t.blocks.len() {
 			k := t.blocks.at(i)

@@ -9,7 +9,7 @@ import (
 func TestWindows(t *testing.T) {
 	const edge = bucketPages
 	var c chain
-	small := func(w *Writer) { w.windowRuns = 3 }
+	small := func(w *Writer) { w.records.windowRuns = 3 }
 	first := memory{}
 	set := func(m memory, pid, page int, content []byte) { m.set(pid, uint64(page), content) }
 	content := noise(40 * PageSize)

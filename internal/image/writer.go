@@ -48,16 +48,14 @@ type Writer struct {
 	shards []*shard
 
 	parent     *Checkpoint // may be nil
-	parentPath string
 	insteadOf  bool
 	maxOrigins int
 	noCompare  bool
 	noDelta    bool
 	table      *pageTable // nil: equal pages are not looked for
 	worth      *worth
-	windowRuns int // see window; another one in tests
 
-	moved moves // Finish fills it
+	records records // zeros, refs, fileRefs and files are guarded by mu; a shard's belong to whoever has the shard
 
 	unreadable  unreadable   // blocks of the parent's pages
 	unreadFiles atomic.Int64 // and of its files
@@ -69,13 +67,9 @@ type Writer struct {
 	raw    atomic.Int64
 	stored atomic.Int64
 
-	mu       sync.Mutex
-	zeros    list[zeroRec] // guarded by mu
-	refs     list[refRec]  // guarded by mu
-	fileRefs []fileRef     // guarded by mu
-	files    []FileInfo    // guarded by mu; Size grows
-	err      error         // guarded by mu: the first that made a shard unusable
-	ended    bool          // guarded by mu
+	mu    sync.Mutex
+	err   error // guarded by mu: the first that made a shard unusable
+	ended bool  // guarded by mu
 }
 
 // shard is one file being written. It belongs to whoever took it from Writer.free.
@@ -83,14 +77,17 @@ type shard struct {
 	no      int
 	w       store.Writer
 	off     int64 // of the next block
-	blocks  list[blockRec]
-	extents list[packedExtent]
-	bases   list[base] // of blocks of differences; the parent's
+	records *shardRecords
 }
 
 // NewWriter begins a checkpoint in t, which it owns from then on: Finish commits it, Abort (also here, on an error) aborts it.
 func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
-	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, parentPath: o.ParentPath, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth(), windowRuns: windowRuns}
+	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth()}
+	w.records.windowRuns = windowRuns
+	if p := o.Parent; p != nil {
+		w.records.parent, w.records.parentID, w.records.parentPath = p.Tables, p.id, o.ParentPath
+		w.records.parentOrigins = p.manifest.Origins
+	}
 	w.maxOrigins = o.MaxOrigins
 	if w.maxOrigins <= 0 {
 		w.maxOrigins = MaxOrigins
@@ -125,7 +122,8 @@ func (w *Writer) start(shards int) error {
 		if err != nil {
 			return err
 		}
-		w.shards = append(w.shards, &shard{no: i, w: f, off: ShardHeader})
+		t := &shard{no: i, w: f, off: ShardHeader, records: new(shardRecords)}
+		w.shards, w.records.shards = append(w.shards, t), append(w.records.shards, t.records)
 	}
 	// After all are there, because the target shares its buffers among them from the first byte on.
 	for i, t := range w.shards {
@@ -188,32 +186,11 @@ func (w *Writer) put(s *scratch, head blockHead, data []byte, order uint64) (pag
 			return pageAt{}, w.fail(err)
 		}
 	}
-	to.note(&head, le.Uint64(s.head[56:]), order, s.delta.bases)
+	to.records.note(&head, le.Uint64(s.head[56:]), order, s.delta.bases)
 	n := int64(len(s.head) + len(payload))
 	to.off += n
 	w.stored.Add(n)
-	return pageAt{block: uint32(to.blocks.len() - 1), home: int16(to.no)}, nil
-}
-
-// note remembers a block that was written. bases are those of its pages, if it is one of differences.
-func (t *shard) note(h *blockHead, sum, order uint64, bases []base) {
-	first, pages := uint32(0), uint32(0)
-	for _, e := range h.extents {
-		pages += e.Pages
-	}
-	if h.kind == deltaBlock {
-		first = uint32(t.bases.len())
-		for _, b := range bases {
-			t.bases.add(b)
-		}
-	}
-	t.blocks.add(blockRec{
-		sum: sum, off: h.offset, order: order, owner: h.owner, extent: uint32(t.extents.len()), base: first,
-		stored: h.stored, raw: h.raw, kind: h.kind, codec: h.codec, extents: uint8(len(h.extents)), pages: uint8(pages),
-	})
-	for _, e := range h.extents {
-		t.extents.add(pack(e))
-	}
+	return pageAt{block: uint32(to.records.blocks.len() - 1), home: int16(to.no)}, nil
 }
 
 // ErrEnded is wrapped by the errors of a Writer that was used after Finish or Abort.
