@@ -21,18 +21,18 @@ type block struct {
 	number int
 }
 
-// reader is a buffer with the block that was read into it last: neighbours mostly want the same one.
-type reader struct {
+// besideReader is a buffer with the block that was read into it last: neighbours mostly want the same one.
+type besideReader struct {
 	buffer image.Buffer
 	from   *image.Checkpoint
 	number int
 	data   []byte
 }
 
-var readers = sync.Pool{New: func() any { return new(reader) }}
+var readers = sync.Pool{New: func() any { return new(besideReader) }}
 
 func (b block) readPages(p []byte, at int64) error {
-	r, _ := readers.Get().(*reader)
+	r, _ := readers.Get().(*besideReader)
 	defer readers.Put(r)
 	if r.from != b.from || r.number != b.number {
 		data, err := b.from.ReadBlock(b.number, &r.buffer)

@@ -12,35 +12,6 @@ import (
 	"stasis/internal/store"
 )
 
-// discard is a target that keeps nothing, so that the Writer is measured alone.
-type discard struct{}
-
-type discardWriter struct{}
-
-func (discard) Create(string) (store.Writer, error) { return discardWriter{}, nil }
-func (discard) Commit([]byte) error                 { return nil }
-func (discard) Abort() error                        { return nil }
-func (discardWriter) Write(p []byte) (int, error)   { return len(p), nil }
-func (discardWriter) Finish() error                 { return nil }
-func (discardWriter) Abort() error                  { return nil }
-
-func noise(n int) []byte {
-	b := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{3}).Read(b)
-	return b
-}
-
-// stamps makes pages that no other has.
-type stamps uint64
-
-func (s *stamps) on(data []byte) []byte {
-	for i := 0; i < len(data); i += PageSize {
-		*s++
-		le.PutUint64(data[i:], uint64(*s))
-	}
-	return data
-}
-
 // BenchmarkPutPages is the rate at which one goroutine takes blocks, without anything that the target does: looking for zero
 // pages, hashing, bookkeeping.
 func BenchmarkPutPages(b *testing.B) {

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -11,31 +12,19 @@ import (
 )
 
 // tables writes a checkpoint to nowhere and returns what a reader knows of it from its indexes.
-func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range) *Checkpoint {
+func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range) (*Checkpoint, *ends) {
 	b.Helper()
-	w, err := NewWriter(discard{}, o)
+	to := new(ends)
+	w, err := NewWriter(to, o)
 	if err != nil {
 		b.Fatal(err)
 	}
-	m := testManifest()
-	indexes, plan, err := makeIndexes(&w.records, fill(w), false)
+	finish(b, w, fill(w))
+	c, err := Open(to)
 	if err != nil {
 		b.Fatal(err)
 	}
-	tails, err := w.writeTails(indexes)
-	if err != nil {
-		b.Fatal(err)
-	}
-	w.describe(m, tails, plan.format(), plan.origins)
-	text, err := m.encode()
-	if err != nil {
-		b.Fatal(err)
-	}
-	c, err := w.readBack(text, tails)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return c
+	return c, to
 }
 
 // BenchmarkFinishOnParent resolves and publishes a checkpoint that has nothing but its parent's 4 GiB, in blocks of runs, in
@@ -63,7 +52,7 @@ func BenchmarkFinishOnParent(b *testing.B) {
 			return map[int][]Range{7: {{0, size}}}
 		},
 	} {
-		parent := tables(b, WriterOptions{Shards: 4, ID: testID}, fill)
+		parent, _ := tables(b, WriterOptions{Shards: 4, ID: testID}, fill)
 		b.Run(name, func(b *testing.B) {
 			for i := 0; b.Loop(); i++ {
 				w, err := NewWriter(discard{}, WriterOptions{Shards: 4, ID: [16]byte{1, byte(i)}, Parent: parent, ParentPath: "../parent"})
@@ -84,11 +73,13 @@ func BenchmarkOpenChain(b *testing.B) {
 	const pages = 100_000
 	whole, unique := noise(MaxBlock), stamps(1<<40)
 	for _, length := range []int{2, 500} {
-		r, top := rand.New(rand.NewPCG(1, 1)), (*Checkpoint)(nil)
+		r := rand.New(rand.NewPCG(1, 1))
+		var top *Checkpoint
+		var at *ends
 		for depth := range length {
 			o := WriterOptions{Shards: 4, ID: [16]byte{1, byte(depth), byte(depth >> 8)}, Parent: top, ParentPath: fmt.Sprintf("../c%d", depth)}
 			o.NoCompare = true // tables can't read blocks
-			top = tables(b, o, func(w *Writer) map[int][]Range {
+			top, at = tables(b, o, func(w *Writer) map[int][]Range {
 				if depth == 0 {
 					return map[int][]Range{7: dirty(b, w, pages*PageSize, 0)[:1]}
 				}
@@ -104,7 +95,7 @@ func BenchmarkOpenChain(b *testing.B) {
 		}
 		b.Run(fmt.Sprint(length), func(b *testing.B) {
 			for b.Loop() {
-				c, err := Open(top.src)
+				c, err := Open(at)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -112,59 +103,10 @@ func BenchmarkOpenChain(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			b.ReportMetric(float64(len(top.manifest.Origins)), "origins")
+			b.ReportMetric(float64(len(top.Manifest().Origins)), "origins")
 			b.ReportMetric(float64(len(top.extents)), "extents")
 		})
 	}
-}
-
-// heapPages makes n pages as programs have them: words of which many are small, and pointers. They compress to about a third.
-func heapPages(n int, seed uint64) []byte {
-	r, b := rand.New(rand.NewPCG(seed, 7)), make([]byte, n*PageSize)
-	for i := 0; i < len(b); i += 8 {
-		switch r.IntN(4) {
-		case 0:
-			le.PutUint64(b[i:], 0x7f3a_0000_0000+r.Uint64N(1<<24)*16)
-		case 1:
-			le.PutUint64(b[i:], r.Uint64N(1000))
-		}
-	}
-	return b
-}
-
-// heapParent is a process on disk, size bytes long, whose memory is that of heapPages, the same 16 MiB again and again but for the
-// first word of each page, which is its number counted from 1.
-func heapParent(b *testing.B, size int, codecName string) (*Checkpoint, func(page int, to []byte)) {
-	b.Helper()
-	const period = 4096
-	content := heapPages(period, 1)
-	page := func(i int, to []byte) {
-		copy(to, content[i%period*PageSize:][:PageSize])
-		le.PutUint64(to, uint64(i+1))
-	}
-	dir := filepath.Join(b.TempDir(), "parent")
-	target, err := store.CreateFolder(dir)
-	if err != nil {
-		b.Fatal(err)
-	}
-	w, err := NewWriter(target, WriterOptions{Shards: 4, Codec: newCodec(b, codecName), ID: testID})
-	if err != nil {
-		b.Fatal(err)
-	}
-	block := make([]byte, MaxBlock)
-	for i := 0; i < size/PageSize; i += MaxPages {
-		for n := range MaxPages {
-			page(i+n, block[n*PageSize:])
-		}
-		put(b, w, 0, 7, block, Extent{uint64(i) * PageSize, MaxPages})
-	}
-	finish(b, w, map[int][]Range{7: {{0, uint64(size)}}})
-	src, err := store.OpenFolder(dir)
-	if err != nil {
-		b.Fatal(err)
-	}
-	c := open(b, src)
-	return c, page
 }
 
 // BenchmarkPutChanged puts single pages from anywhere of a process of 1 GiB, one in four and one in 64, sorted as a tracker
@@ -172,7 +114,7 @@ func heapParent(b *testing.B, size int, codecName string) (*Checkpoint, func(pag
 func BenchmarkPutChanged(b *testing.B) {
 	const size = 1 << 30
 	for _, codecName := range []string{"none", "lz4", "zstd"} {
-		parent, page := heapParent(b, size, codecName)
+		_, parent, page := heapParent(b, size, codecName)
 		for _, every := range []int{4, 64} {
 			for name, o := range map[string]WriterOptions{
 				"plain": {NoCompare: true, NoShare: true, NoDelta: true}, "share": {NoCompare: true, NoDelta: true}, "compare": {NoDelta: true}, "delta": {},
@@ -198,7 +140,7 @@ func BenchmarkPutChanged(b *testing.B) {
 							extents := make([]Extent, len(chunk))
 							for n, p := range chunk {
 								page(p, data[n*PageSize:])
-								le.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
+								binary.LittleEndian.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
 								extents[n] = Extent{uint64(p) * PageSize, 1}
 							}
 							put(b, w, 0, 7, data[:len(chunk)*PageSize], extents...)
@@ -217,7 +159,7 @@ func BenchmarkPutChanged(b *testing.B) {
 func BenchmarkReadDeltas(b *testing.B) {
 	const size = 256 << 20
 	for _, codecName := range []string{"none", "lz4", "zstd"} {
-		parent, page := heapParent(b, size, codecName)
+		parentSrc, parent, page := heapParent(b, size, codecName)
 		read := func(name string, c *Checkpoint) {
 			b.Run(codecName+"/"+name, func(b *testing.B) {
 				b.SetBytes(size)
@@ -229,7 +171,7 @@ func BenchmarkReadDeltas(b *testing.B) {
 						}
 					}
 				}
-				b.ReportMetric(float64(c.manifest.Figures.BytesDelta)/size, "delta")
+				b.ReportMetric(float64(c.Manifest().Figures.BytesDelta)/size, "delta")
 			})
 		}
 		read("pages", parent)
@@ -252,7 +194,7 @@ func BenchmarkReadDeltas(b *testing.B) {
 				var extents []Extent
 				for n, p := range chunk {
 					page(p, data[n*PageSize:])
-					le.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
+					binary.LittleEndian.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
 					extents = append(extents, Extent{uint64(p) * PageSize, 1})
 				}
 				put(b, w, 0, 7, data[:len(chunk)*PageSize], extents...)
@@ -262,7 +204,7 @@ func BenchmarkReadDeltas(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			c, err := OpenChain(src, func([16]byte) (store.Source, error) { return parent.src, nil })
+			c, err := OpenChain(src, func([16]byte) (store.Source, error) { return parentSrc, nil })
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -280,7 +222,9 @@ func BenchmarkReadChain(b *testing.B) {
 	for _, length := range []int{2, 500} {
 		dir := b.TempDir()
 		path := func(i int) string { return filepath.Join(dir, fmt.Sprint(i)) }
-		resolve := func(id [16]byte) (store.Source, error) { return store.OpenFolder(path(int(le.Uint32(id[:])))) }
+		resolve := func(id [16]byte) (store.Source, error) {
+			return store.OpenFolder(path(int(binary.LittleEndian.Uint32(id[:]))))
+		}
 		top := func(i int) *Checkpoint {
 			src, err := store.OpenFolder(path(i))
 			if err != nil {
@@ -299,7 +243,7 @@ func BenchmarkReadChain(b *testing.B) {
 				b.Fatal(err)
 			}
 			o := WriterOptions{Shards: 2, Codec: newCodec(b, "lz4"), Parent: parent, NoCompare: true}
-			le.PutUint32(o.ID[:], uint32(depth))
+			binary.LittleEndian.PutUint32(o.ID[:], uint32(depth))
 			w, err := NewWriter(target, o)
 			if err != nil {
 				b.Fatal(err)
@@ -331,7 +275,7 @@ func BenchmarkReadChain(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				b.ReportMetric(float64(len(c.manifest.Origins)), "origins")
+				b.ReportMetric(float64(len(c.Manifest().Origins)), "origins")
 				b.ReportMetric(float64(c.Blocks()), "blocks")
 				_ = c.Close()
 			}

@@ -2,8 +2,11 @@ package image
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"stasis/internal/store"
@@ -173,4 +176,86 @@ func checkPages(tb testing.TB, c blocks, want memory) {
 	if !slices.Equal(c.PIDs(), want.pids()) {
 		tb.Fatalf("there are processes %v instead of %v", c.PIDs(), want.pids())
 	}
+}
+
+// counters makes a chain of depth checkpoints, of a process of so many pages that changes eight bytes in every page before each.
+func counters(t *testing.T, pages, depth int, o WriterOptions) chain {
+	t.Helper()
+	var c chain
+	data := noise(pages * PageSize)
+	for i := range depth {
+		for p := 0; i > 0 && p < pages; p++ {
+			binary.LittleEndian.PutUint64(data[p*PageSize+p%500*8:], uint64(i*1000+p))
+		}
+		now := bytes.Clone(data)
+		c.add(t, o, KindFull, withPages(7, 64, now), map[int][]Range{7: {pagesOf(64*PageSize, pages)}}, func(w *Writer) {
+			for p := 0; p < pages; p += MaxPages {
+				n := min(MaxPages, pages-p)
+				put(t, w, 0, 7, now[p*PageSize:(p+n)*PageSize], Extent{uint64(64+p) * PageSize, uint32(n)})
+			}
+			putFile(t, w, "core-7.img", now[:100])
+		})
+	}
+	return c
+}
+
+// checkOrigins sees that the manifest says of the ancestors what it must.
+func checkOrigins(t *testing.T, c chain, i int, p *Checkpoint) {
+	t.Helper()
+	m, used := p.Manifest(), map[int]bool{}
+	for _, u := range p.Uses() {
+		used[u.Origin] = true
+	}
+	for n, o := range m.Origins {
+		at := slices.IndexFunc(c, func(l link) bool { return hex.EncodeToString(l.id[:]) == o.ID })
+		if at < 0 || at >= i || !used[n+1] {
+			t.Errorf("checkpoint %d lists origin %d, %s, in vain", i, n+1, o.ID)
+		}
+		if !strings.HasSuffix(o.Path, fmt.Sprintf("/c%d", at)) {
+			t.Errorf("the path of %d is %s", at, o.Path)
+		}
+	}
+	parent := ""
+	if i > 0 {
+		parent = hex.EncodeToString(c[i-1].id[:])
+	}
+	if m.Parent != parent || m.Kind != c[i].kind {
+		t.Errorf("checkpoint %d is a %s of parent %q instead of %s of %q", i, m.Kind, m.Parent, c[i].kind, parent)
+	}
+}
+
+// checkUses sees that every piece is in the list of what is needed, and that the list is sorted.
+func checkUses(t *testing.T, p *Checkpoint) {
+	t.Helper()
+	type place struct {
+		origin, shard int
+		off           int64
+	}
+	pages, last := map[place]uint64{}, place{}
+	for i, u := range p.Uses() {
+		at := place{u.Origin, u.Shard, u.Offset}
+		if i > 0 && slices.Compare([]int{last.origin, last.shard, int(last.off)}, []int{at.origin, at.shard, int(at.off)}) >= 0 {
+			t.Errorf("%v comes after %v", at, last)
+		}
+		last, pages[at] = at, u.Pages
+	}
+	for i := range p.Blocks() {
+		b := p.Block(i)
+		for _, x := range b.Pieces {
+			for n := range x.Pages {
+				if pages[place{b.Origin, b.Shard, b.Offset}]>>(x.First+n)&1 == 0 {
+					t.Errorf("page %d of %+v is not in the list", x.First+n, b)
+				}
+			}
+		}
+	}
+}
+
+// withPages is a memory of one process.
+func withPages(pid int, first uint64, data []byte) memory {
+	m := memory{}
+	for i := range len(data) / PageSize {
+		m.set(pid, first+uint64(i), data[i*PageSize:(i+1)*PageSize])
+	}
+	return m
 }

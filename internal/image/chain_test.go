@@ -6,14 +6,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"stasis/internal/codec"
-	"stasis/internal/store"
 )
 
 // world is the processes that chains are made of in tests.
@@ -90,7 +86,7 @@ func (w *world) put(tb testing.TB, to *Writer, round, pid int, pages []uint64, c
 			}
 			page := content(pages[0])
 			if page == nil {
-				page = zeroPage[:]
+				page = make([]byte, PageSize)
 			}
 			b.Data = append(b.Data, page...)
 			pages = pages[1:]
@@ -194,123 +190,6 @@ func TestChainsAgainstModel(t *testing.T) {
 				t.Errorf("something was not tried: %+v", all)
 			}
 		})
-	}
-}
-
-// checkOrigins sees that the manifest says of the ancestors what it must.
-func checkOrigins(t *testing.T, c chain, i int, p *Checkpoint) {
-	t.Helper()
-	m, used := p.Manifest(), map[int]bool{}
-	for _, u := range p.Uses() {
-		used[u.Origin] = true
-	}
-	for n, o := range m.Origins {
-		at := slices.IndexFunc(c, func(l link) bool { return hex.EncodeToString(l.id[:]) == o.ID })
-		if at < 0 || at >= i || !used[n+1] {
-			t.Errorf("checkpoint %d lists origin %d, %s, in vain", i, n+1, o.ID)
-		}
-		if !strings.HasSuffix(o.Path, fmt.Sprintf("/c%d", at)) {
-			t.Errorf("the path of %d is %s", at, o.Path)
-		}
-	}
-	parent := ""
-	if i > 0 {
-		parent = hex.EncodeToString(c[i-1].id[:])
-	}
-	if m.Parent != parent || m.Kind != c[i].kind {
-		t.Errorf("checkpoint %d is a %s of parent %q instead of %s of %q", i, m.Kind, m.Parent, c[i].kind, parent)
-	}
-}
-
-// checkUses sees that every piece is in the list of what is needed, and that the list is sorted.
-func checkUses(t *testing.T, p *Checkpoint) {
-	t.Helper()
-	type place struct {
-		origin, shard int
-		off           int64
-	}
-	pages, last := map[place]uint64{}, place{}
-	for i, u := range p.Uses() {
-		at := place{u.Origin, u.Shard, u.Offset}
-		if i > 0 && slices.Compare([]int{last.origin, last.shard, int(last.off)}, []int{at.origin, at.shard, int(at.off)}) >= 0 {
-			t.Errorf("%v comes after %v", at, last)
-		}
-		last, pages[at] = at, u.Pages
-	}
-	for i := range p.Blocks() {
-		b := p.Block(i)
-		for _, x := range b.Pieces {
-			for n := range x.Pages {
-				if pages[place{b.Origin, b.Shard, b.Offset}]>>(x.First+n)&1 == 0 {
-					t.Errorf("page %d of %+v is not in the list", x.First+n, b)
-				}
-			}
-		}
-	}
-}
-
-// TestAncestorsAreMapped reads a chain on disk: of the ancestors' shards no descriptor is kept, and the end of one that becomes
-// shorter is damage of that ancestor.
-func TestAncestorsAreMapped(t *testing.T) {
-	dir := t.TempDir()
-	path := func(i int) string { return filepath.Join(dir, fmt.Sprintf("c%d", i)) }
-	resolve := func(id [16]byte) (store.Source, error) { return store.OpenFolder(path(int(id[0]) - 1)) }
-	var parent *Checkpoint
-	for i := range 2 {
-		target, err := store.CreateFolder(path(i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		w, err := NewWriter(target, WriterOptions{Shards: 1, ID: [16]byte{byte(i + 1)}, Parent: parent, ParentPath: "../c0"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i == 0 {
-			put(t, w, 0, 7, tagged(1, 64), Extent{0x100000, 64})
-			putFile(t, w, "core-7.img", tagged(5, 10))
-		}
-		finish(t, w, map[int][]Range{7: {pagesOf(0x100000, 64)}})
-		src, err := store.OpenFolder(path(i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if parent, err = OpenChain(src, resolve); err != nil {
-			t.Fatal(err)
-		}
-		c := parent
-		t.Cleanup(func() { _ = c.Close() })
-	}
-	var b Buffer
-	if _, err := parent.ReadBlock(0, &b); err != nil {
-		t.Fatal(err)
-	}
-	// Small ones are kept open: this one is made to look large.
-	at := ancestorShard{1, 0}
-	small := parent.ancestors[at]
-	if small == nil || small.mapped != nil {
-		t.Fatalf("the ancestor's small shard is open as %+v", small)
-	}
-	large, err := newAncestorFile(small.File, maxKeptOpen())
-	if err != nil {
-		t.Fatal(err)
-	}
-	parent.ancestors[at] = large
-	f := parent.ancestors[at]
-	if f == nil || f.mapped == nil || f.File != nil {
-		t.Fatalf("the ancestor's shard is open as %+v", f)
-	}
-	if _, err := parent.readPayload(&parent.blocks[0], &b, false); err != nil || !bytes.Equal(b.stored[headLen(1):][:MaxBlock], tagged(1, 64)) {
-		t.Errorf("it was read without the mapping: %v", err)
-	}
-	if err := os.Truncate(filepath.Join(path(0), "img-0"), 8192); err != nil {
-		t.Fatal(err)
-	}
-	for _, mapped := range []bool{true, false} {
-		_, err := parent.readPayload(&parent.blocks[0], new(Buffer), mapped)
-		damageIn(t, err, "img-0", 1<<20, "truncation")
-		if !strings.Contains(err.Error(), "../c0") {
-			t.Errorf("the error does not name the ancestor: %v", err)
-		}
 	}
 }
 

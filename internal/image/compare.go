@@ -73,7 +73,7 @@ func (w *Writer) putDelta(s *scratch, pid int, order uint64) error {
 	if len(s.delta.bases) == 0 {
 		return nil
 	}
-	s.packed = append(append(s.packed[:0], s.delta.numbers...), s.delta.literals...)
+	s.packed = s.delta.appendPayload(s.packed[:0])
 	_, err := w.put(s, blockHead{kind: deltaBlock, owner: uint32(pid), extents: s.delta.extents}, s.packed, order)
 	s.delta.reset()
 	return err

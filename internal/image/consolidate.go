@@ -20,7 +20,7 @@ const MaxOrigins = 32
 // consolidate sees that the checkpoint, as it would become, refers to no more ancestors than it may.
 func (w *Writer) consolidate(present map[int][]Range, lenient bool) error {
 	c := w.parent
-	if c == nil || w.insteadOf || len(c.manifest.Origins) < w.maxOrigins { // one more: the parent itself
+	if c == nil || w.insteadOf || len(w.records.parentOrigins) < w.maxOrigins { // one more: the parent itself
 		return nil
 	}
 	p, err := makePlan(&w.records, present, lenient)

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"testing"
@@ -30,7 +31,7 @@ func scribbled(t *testing.T, depth, maxOrigins int) (chain, int64) {
 				case n < little:
 					page := r.Uint64N(pages)
 					now[7][page] = bytes.Clone(now[7][page])
-					le.PutUint64(now[7][page][8*r.IntN(PageSize/8):], r.Uint64())
+					binary.LittleEndian.PutUint64(now[7][page][8*r.IntN(PageSize/8):], r.Uint64())
 					n = page
 				case n < little+whole:
 					n = r.Uint64N(pages)

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"os"
@@ -15,33 +16,6 @@ import (
 	"stasis/internal/store"
 	"stasis/internal/store/storetest"
 )
-
-// smallCheckpoint has every kind of thing in it, and no block that is superseded altogether: all bytes of it matter.
-func smallCheckpoint(tb testing.TB, shards int, codecName string, id [16]byte) *storetest.Memory {
-	tb.Helper()
-	m := storetest.NewMemory()
-	w, err := NewWriter(m, WriterOptions{Shards: shards, Codec: newCodec(tb, codecName), ID: id})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	put(tb, w, 0, 7, tagged(1, 3), Extent{0x10000, 2}, Extent{0x40000, 1})
-	put(tb, w, 1, 7, tagged(9, 1), Extent{0x11000, 1})
-	put(tb, w, 0, 8, make([]byte, 2*PageSize), Extent{0x10000, 2})
-	put(tb, w, 0, 8, tagged(20, 1), Extent{0x20000, 1})
-	putFile(tb, w, "core-7.img", []byte("CRIU knows what is in here"))
-	putFile(tb, w, "empty.img", nil)
-	finish(tb, w, map[int][]Range{7: {pagesOf(0x10000, 2), pagesOf(0x40000, 1)}, 8: {pagesOf(0x10000, 1), pagesOf(0x20000, 1)}})
-	return m
-}
-
-// use opens a checkpoint and reads all of it, as verify does.
-func use(src store.Source) error {
-	c, err := Open(src)
-	if err != nil {
-		return err
-	}
-	return errors.Join(c.Verify(context.Background(), 1, nil), c.Close())
-}
 
 func TestEveryFlippedBitIsFound(t *testing.T) {
 	t.Parallel()
@@ -191,8 +165,8 @@ func TestVerifyListsDamage(t *testing.T) {
 		m.Files["img-0"][at(i)] = 0xee
 	}
 	err = c.Verify(context.Background(), 2, nil)
-	if n := len(err.(interface{ Unwrap() []error }).Unwrap()); n != maxDamages {
-		t.Errorf("%d errors instead of %d", n, maxDamages)
+	if n := len(err.(interface{ Unwrap() []error }).Unwrap()); n != damagesListed {
+		t.Errorf("%d errors instead of %d", n, damagesListed)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -243,7 +217,7 @@ func folderCheckpoint(t *testing.T) (*Checkpoint, string) {
 // TestTruncatedWhileOpen takes the pages of a mapped shard away: that must be an error, not the end of the program.
 func TestTruncatedWhileOpen(t *testing.T) {
 	c, path := folderCheckpoint(t)
-	if c.shards[0].mapped == nil {
+	if !isMapped(c, 0) {
 		t.Fatal("the shard is not mapped")
 	}
 	if err := c.Verify(context.Background(), 2, nil); err != nil {
@@ -286,14 +260,14 @@ func TestOverwrittenWhileOpen(t *testing.T) {
 func TestReadAllOfALargeShard(t *testing.T) {
 	c, _ := folderCheckpoint(t)
 	var b Buffer
-	for n := 0; n < 3*resident; {
+	for n := 0; n < 3*letGoAfter; {
 		for i := range c.Blocks() {
 			data, err := c.ReadBlock(i, &b)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if le.Uint64(data) != uint64(64*i+1) {
-				t.Fatalf("block %d begins with %d", i, le.Uint64(data))
+			if binary.LittleEndian.Uint64(data) != uint64(64*i+1) {
+				t.Fatalf("block %d begins with %d", i, binary.LittleEndian.Uint64(data))
 			}
 			n += len(data)
 		}

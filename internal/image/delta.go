@@ -16,7 +16,7 @@ const patchCost = 3
 // more than limit bytes.
 func diff(runs []patch, old, page []byte, limit int) (out []patch, ok bool) {
 	cost := 0
-	word := func(i int) uint64 { return le.Uint64(page[i:]) ^ le.Uint64(old[i:]) }
+	word := func(i int) uint64 { return binary.LittleEndian.Uint64(page[i:]) ^ binary.LittleEndian.Uint64(old[i:]) }
 	for i := 0; i < PageSize; i += 8 {
 		x := word(i)
 		if x == 0 {
@@ -79,13 +79,20 @@ func (d *deltaWriter) add(at uint64, from base, runs []patch, page []byte) {
 	}
 }
 
-// addEncoded appends a page as another block has it.
-func (d *deltaWriter) addEncoded(at uint64, from base, numbers, literals []byte) {
+// addEncoded appends the i-th page of another block.
+func (d *deltaWriter) addEncoded(at uint64, from base, of *deltaPages, i int) {
+	begin, end := of.span(i)
 	if d.isOther(from) {
 		d.blocks++
 	}
 	d.extents, d.bases = appendPage(d.extents, at), append(d.bases, from)
-	d.numbers, d.literals = append(d.numbers, numbers...), append(d.literals, literals...)
+	d.numbers = append(d.numbers, of.numbers[begin.number:end.number]...)
+	d.literals = append(d.literals, of.literals[begin.literal:end.literal]...)
+}
+
+// appendPayload appends the payload of the block.
+func (d *deltaWriter) appendPayload(b []byte) []byte {
+	return append(append(b, d.numbers...), d.literals...)
 }
 
 // errDelta says that a block of differences can't be as it was written. Its checksum should have found that.
@@ -134,6 +141,9 @@ func (d *deltaPages) parse(payload []byte, pages int) error {
 	d.numbers, d.literals = payload[:len(payload)-len(rest)], rest
 	return nil
 }
+
+// size is about how much it holds, in bytes.
+func (d *deltaPages) size() int { return cap(d.numbers) + cap(d.literals) + 8*cap(d.at) }
 
 // only returns a copy that has some of the pages, a bit for each, and takes no more than these need.
 func (d *deltaPages) only(pages uint64) deltaPages {

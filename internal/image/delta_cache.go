@@ -26,7 +26,7 @@ const maxDeltas = 32 << 20
 
 func (d *keptDeltas) size() int {
 	const beside = 250 // the struct and its place in map and list
-	return beside + cap(d.numbers) + cap(d.literals) + 8*cap(d.at)
+	return beside + d.deltaPages.size()
 }
 
 // take returns a block that has a page, which is going to be used; nil where it is not here.

@@ -3,123 +3,14 @@ package image
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
 )
-
-// scribble changes runs of bytes of a page, up to so many.
-func scribble(r *rand.Rand, page []byte, runs int) []byte {
-	out := bytes.Clone(page)
-	for range r.IntN(runs + 1) {
-		at := r.IntN(PageSize)
-		for i := at; i < min(at+1+r.IntN(40), PageSize); i++ {
-			out[i] = byte(r.Uint32())
-		}
-	}
-	return out
-}
-
-// TestDiff makes blocks of random differences and reads them again.
-func TestDiff(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 1))
-	gaveUp := 0
-	for range 60 {
-		var d deltaWriter
-		var olds, news [][]byte
-		for range 1 + r.IntN(MaxPages) {
-			old := noise(PageSize * 2)[r.IntN(PageSize):][:PageSize]
-			page := scribble(r, old, r.IntN(500))
-			runs, ok := diff(nil, old, page, maxDelta)
-			if !ok {
-				gaveUp++
-				continue
-			}
-			literals := len(d.literals)
-			d.add(uint64(len(olds)), base{}, runs, page)
-			if took := len(d.literals) - literals; took+patchCost*len(runs) > maxDelta {
-				t.Fatalf("a difference takes %d bytes in %d runs", took, len(runs))
-			}
-			olds, news = append(olds, old), append(news, page)
-		}
-		payload := append(bytes.Clone(d.numbers), d.literals...)
-		var got deltaPages
-		if err := got.parse(payload, len(olds)); err != nil {
-			t.Fatal(err)
-		}
-		for _, i := range r.Perm(len(olds)) {
-			page := bytes.Clone(olds[i])
-			if got.patch(i, page); !bytes.Equal(page, news[i]) {
-				t.Fatalf("page %d of %d differs", i, len(olds))
-			}
-		}
-		for _, pages := range []int{len(olds) - 1, len(olds) + 1} {
-			if err := got.parse(payload, max(pages, 0)); err == nil && len(payload) > 0 && pages >= 0 {
-				t.Errorf("%d pages were read as %d", len(olds), pages)
-			}
-		}
-		for n := 0; n < len(payload); n += 1 + len(payload)/50 {
-			if err := got.parse(payload[:n], len(olds)); !errors.Is(err, errDelta) {
-				t.Fatalf("%d of %d bytes passed", n, len(payload))
-			}
-		}
-	}
-	if gaveUp == 0 {
-		t.Error("every difference was small")
-	}
-	if _, ok := diff(nil, zeroPage[:], bytes.Repeat([]byte{1}, PageSize), maxDelta); ok {
-		t.Error("a page that is all different is a difference")
-	}
-}
-
-func FuzzDelta(f *testing.F) {
-	var d deltaWriter
-	page := append([]byte{1, 2, 3}, zeroPage[3:]...)
-	page[PageSize-1] = 9
-	runs, _ := diff(nil, zeroPage[:], page, maxDelta)
-	d.add(0, base{}, runs, page)
-	d.add(1, base{}, nil, page)
-	f.Add(append(d.numbers, d.literals...), uint8(2))
-	f.Add([]byte{1, 0, 0x80, 0x20}, uint8(1))
-	f.Fuzz(func(t *testing.T, payload []byte, pages uint8) {
-		var got deltaPages
-		if err := got.parse(payload, int(pages)); err != nil {
-			return
-		}
-		if len(got.numbers)+len(got.literals) != len(payload) {
-			t.Fatalf("of %d bytes %d and %d were taken", len(payload), len(got.numbers), len(got.literals))
-		}
-		var page [PageSize]byte
-		for i := range int(pages) {
-			got.patch(i, page[:])
-		}
-	})
-}
-
-// counters makes a chain of depth checkpoints, of a process of so many pages that changes eight bytes in every page before each.
-func counters(t *testing.T, pages, depth int, o WriterOptions) chain {
-	t.Helper()
-	var c chain
-	data := noise(pages * PageSize)
-	for i := range depth {
-		for p := 0; i > 0 && p < pages; p++ {
-			le.PutUint64(data[p*PageSize+p%500*8:], uint64(i*1000+p))
-		}
-		now := bytes.Clone(data)
-		c.add(t, o, KindFull, withPages(7, 64, now), map[int][]Range{7: {pagesOf(64*PageSize, pages)}}, func(w *Writer) {
-			for p := 0; p < pages; p += MaxPages {
-				n := min(MaxPages, pages-p)
-				put(t, w, 0, 7, now[p*PageSize:(p+n)*PageSize], Extent{uint64(64+p) * PageSize, uint32(n)})
-			}
-			putFile(t, w, "core-7.img", now[:100])
-		})
-	}
-	return c
-}
 
 // TestDifferencesAreSmall changes a few bytes in many pages, several times. All differences must be from the first checkpoint.
 func TestDifferencesAreSmall(t *testing.T) {
@@ -190,13 +81,13 @@ func (c chain) use(i int) error {
 		_, e := p.ReadBlock(i, new(Buffer))
 		read = errors.Join(read, e)
 	}
-	families := error(nil)
+	whole := error(nil)
 	for f, i := FamiliesOf(p), 0; i < f.Blocks(); i++ {
 		_, e := f.ReadBlock(i, new(Buffer))
-		families = errors.Join(families, e)
+		whole = errors.Join(whole, e)
 	}
-	if (families == nil) != (read == nil) {
-		return fmt.Errorf("reading blocks says %w, reading families says %w", read, families)
+	if (whole == nil) != (read == nil) {
+		return fmt.Errorf("reading blocks says %w, reading families says %w", read, whole)
 	}
 	if (err == nil) != (read == nil) && len(p.files) == 0 {
 		return fmt.Errorf("verify says %w, reading says %w", err, read)
@@ -282,7 +173,7 @@ func TestChainFromManyGoroutines(t *testing.T) {
 		for page := range uint64(pages) {
 			if page%3 > 0 {
 				changed := bytes.Clone(want[7][64+page])
-				le.PutUint64(changed[page:], page)
+				binary.LittleEndian.PutUint64(changed[page:], page)
 				want.set(7, 64+page, changed)
 			}
 		}

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 )
 
@@ -43,13 +44,13 @@ func TestFamiliesOfEqualPages(t *testing.T) {
 			put(t, w, 0, 7, one, Extent{page * PageSize, 1})
 		}
 	})
-	for kept, families := range map[uint64]int{0: 3, pages / 2: 1} { // the page itself is still wanted, or not
+	for kept, number := range map[uint64]int{0: 3, pages / 2: 1} { // the page itself is still wanted, or not
 		want := c[0].memory.clone()
 		c := c[:1:1]
 		c.add(t, WriterOptions{}, KindFull, want, present, func(w *Writer) {
 			for page := kept; page < pages; page++ {
 				changed := bytes.Clone(one)
-				le.PutUint64(changed[page*8:], page)
+				binary.LittleEndian.PutUint64(changed[page*8:], page)
 				want.set(7, page, changed)
 				put(t, w, 0, 7, changed, Extent{page * PageSize, 1})
 			}
@@ -65,44 +66,10 @@ func TestFamiliesOfEqualPages(t *testing.T) {
 				t.Errorf("family %d has %d bytes", i, n)
 			}
 		}
-		if f.Blocks() != families {
-			t.Errorf("there are %d families instead of %d", f.Blocks(), families)
+		if f.Blocks() != number {
+			t.Errorf("there are %d families instead of %d", f.Blocks(), number)
 		}
 	}
 }
 
 // TestDeltaCacheIsBounded takes and adds more than there is room for, in any order.
-func TestDeltaCacheIsBounded(t *testing.T) {
-	var c deltaCache
-	const each = maxDeltas / 10
-	for i := range uint32(200) {
-		number := i * 7 % 31
-		if d := c.take(number, uint8(i%3)); d != nil {
-			if d.number != number {
-				t.Fatalf("block %d is %d", number, d.number)
-			}
-			continue
-		}
-		c.add(&keptDeltas{number: number, pages: 7, left: 7, deltaPages: deltaPages{literals: make([]byte, 0, each)}}, uint8(i%3))
-		total := 0
-		for at, d := range c.order {
-			if total += d.size(); c.kept[d.number] != d || d.place != at {
-				t.Fatalf("block %d is lost", d.number)
-			}
-		}
-		if total != c.bytes || total > maxDeltas || len(c.kept) != len(c.order) {
-			t.Fatalf("it has %d bytes, counted %d, in %d and %d", total, c.bytes, len(c.kept), len(c.order))
-		}
-	}
-	if len(c.order) < 5 {
-		t.Errorf("only %d are kept", len(c.order))
-	}
-	for number := range uint32(31) {
-		for page := range uint8(3) {
-			c.take(number, page)
-		}
-	}
-	if len(c.order) != 0 || c.bytes != 0 {
-		t.Errorf("%d are kept that were used, %d bytes", len(c.order), c.bytes)
-	}
-}

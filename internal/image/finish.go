@@ -121,9 +121,9 @@ func (t *shard) finish(x *index, compress codec.Codec, id [16]byte) (tail, error
 func (w *Writer) describe(m *Manifest, tails []tail, format int, origins []Origin) {
 	m.Parent, m.Origins = "", origins
 	if w.parent != nil {
-		m.Parent = hex.EncodeToString(w.parent.id[:])
+		m.Parent = hex.EncodeToString(w.records.parentID[:])
 		if w.insteadOf {
-			m.Parent = w.parent.manifest.Parent
+			m.Parent = w.parent.Manifest().Parent
 		}
 	}
 	m.Format, m.ID, m.Host.PageSize, m.Codec = format, hex.EncodeToString(w.id[:]), PageSize, w.codec.Name()

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -19,28 +20,28 @@ import (
 func TestFormatAsDocumented(t *testing.T) {
 	m := smallCheckpoint(t, 1, "none", testID)
 	shard := m.Files["img-0"]
-	if string(shard[:8]) != "STASISSH" || !bytes.Equal(shard[24:40], testID[:]) || le.Uint64(shard[56:]) != xxh3.Hash(shard[:56]) {
+	if string(shard[:8]) != "STASISSH" || !bytes.Equal(shard[24:40], testID[:]) || binary.LittleEndian.Uint64(shard[56:]) != xxh3.Hash(shard[:56]) {
 		t.Error("the header is not as documented")
 	}
 	footer := shard[len(shard)-64:]
-	index := int(le.Uint64(footer[16:]))
-	if string(footer[:8]) != "STASISSF" || index+int(le.Uint64(footer[24:]))+64 != len(shard) {
+	index := int(binary.LittleEndian.Uint64(footer[16:]))
+	if string(footer[:8]) != "STASISSF" || index+int(binary.LittleEndian.Uint64(footer[24:]))+64 != len(shard) {
 		t.Error("the footer is not as documented")
 	}
 	var got []string
 	for at := 64; at < index; {
 		b := shard[at:]
-		extents, stored := int(le.Uint32(b[20:])), int(le.Uint32(b[32:]))
+		extents, stored := int(binary.LittleEndian.Uint32(b[20:])), int(binary.LittleEndian.Uint32(b[32:]))
 		head := (64 + 12*extents + 63) / 64 * 64
 		end := head + (stored+63)/64*64
 		sealed := bytes.Clone(b[:head])
-		le.PutUint64(sealed[56:], xxh3.Hash(b[head:end]))
-		if string(b[:4]) != "SBLK" || le.Uint64(b[48:]) != uint64(at) || le.Uint64(b[56:]) != xxh3.Hash(sealed) || !bytes.Equal(b[8:16], testID[:8]) {
+		binary.LittleEndian.PutUint64(sealed[56:], xxh3.Hash(b[head:end]))
+		if string(b[:4]) != "SBLK" || binary.LittleEndian.Uint64(b[48:]) != uint64(at) || binary.LittleEndian.Uint64(b[56:]) != xxh3.Hash(sealed) || !bytes.Equal(b[8:16], testID[:8]) {
 			t.Fatalf("the block at %d is not as documented", at)
 		}
-		line := fmt.Sprintf("kind %d owner %d raw %d:", b[4], le.Uint32(b[16:]), le.Uint32(b[36:]))
+		line := fmt.Sprintf("kind %d owner %d raw %d:", b[4], binary.LittleEndian.Uint32(b[16:]), binary.LittleEndian.Uint32(b[36:]))
 		for i := range extents {
-			line += fmt.Sprintf(" %#x+%d", le.Uint64(b[64+12*i:]), le.Uint32(b[64+12*i+8:]))
+			line += fmt.Sprintf(" %#x+%d", binary.LittleEndian.Uint64(b[64+12*i:]), binary.LittleEndian.Uint32(b[64+12*i+8:]))
 		}
 		got = append(got, line)
 		at += end
@@ -186,42 +187,7 @@ func FuzzBlock(f *testing.F) {
 	f.Add([]byte("SBLK"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if _, payload, err := checkBlock(b); err == nil {
-			_ = codec.Decompress(codec.ID(b[5]), make([]byte, min(le.Uint32(b[36:]), MaxBlock)), payload)
-		}
-	})
-}
-
-func FuzzFooter(f *testing.F) {
-	f.Add(footer{1, 64, 10, 10, 5, 6}.encode(), int64(64+10+64))
-	f.Fuzz(func(t *testing.T, b []byte, size int64) {
-		if len(b) == ShardFooter { // let some of them through the checksum
-			le.PutUint64(b[56:], xxh3.Hash(b[:56]))
-		}
-		x, err := decodeFooter(b, size)
-		if err == nil && (x.indexOffset < ShardHeader || int64(x.indexOffset+x.indexStored) != size-ShardFooter) {
-			t.Fatalf("%+v passed for a shard of %d bytes", x, size)
-		}
-		_, _ = decodeHeader(b)
-	})
-}
-
-func FuzzManifest(f *testing.F) {
-	f.Add(smallCheckpoint(f, 1, "none", testID).Text)
-	f.Add([]byte(`{"format": 2, "stasis": "x"}`))
-	f.Add([]byte(`{"format":1,"shards":[{"name":"img-0","size":1000000000000,"digest":""}],"checksum": "0123456789abcdef"}`))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		if at, err := checksumAt(text); err == nil { // let it through the checksum
-			copy(text[at:], noChecksum)
-			copy(text[at:], hexSum(xxh3.Hash(text)))
-		}
-		m, err := decodeManifest(text)
-		if err != nil {
-			return
-		}
-		if again, err := m.encode(); err != nil {
-			t.Fatal(err)
-		} else if _, err := decodeManifest(again); err != nil {
-			t.Fatalf("what was decoded can't be encoded: %v", err)
+			_ = codec.Decompress(codec.ID(b[5]), make([]byte, min(binary.LittleEndian.Uint32(b[36:]), MaxBlock)), payload)
 		}
 	})
 }
@@ -229,8 +195,7 @@ func FuzzManifest(f *testing.F) {
 // FuzzIndex opens checkpoints with arbitrary indexes whose checksums are right, and uses what opens.
 func FuzzIndex(f *testing.F) {
 	for _, codecName := range []string{"none", "gzip"} {
-		c := open(f, smallCheckpoint(f, 1, codecName, testID))
-		shard := c.src.(*storetest.Memory).Files["img-0"]
+		shard := smallCheckpoint(f, 1, codecName, testID).Files["img-0"]
 		foot, err := decodeFooter(shard[len(shard)-ShardFooter:], int64(len(shard)))
 		if err != nil {
 			f.Fatal(err)

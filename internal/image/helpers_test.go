@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -124,3 +125,30 @@ func (r *failingReader) Read(p []byte) (int, error) {
 }
 
 var _ io.Reader = (*failingReader)(nil)
+
+// smallCheckpoint has every kind of thing in it, and no block that is superseded altogether: all bytes of it matter.
+func smallCheckpoint(tb testing.TB, shards int, codecName string, id [16]byte) *storetest.Memory {
+	tb.Helper()
+	m := storetest.NewMemory()
+	w, err := NewWriter(m, WriterOptions{Shards: shards, Codec: newCodec(tb, codecName), ID: id})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	put(tb, w, 0, 7, tagged(1, 3), Extent{0x10000, 2}, Extent{0x40000, 1})
+	put(tb, w, 1, 7, tagged(9, 1), Extent{0x11000, 1})
+	put(tb, w, 0, 8, make([]byte, 2*PageSize), Extent{0x10000, 2})
+	put(tb, w, 0, 8, tagged(20, 1), Extent{0x20000, 1})
+	putFile(tb, w, "core-7.img", []byte("CRIU knows what is in here"))
+	putFile(tb, w, "empty.img", nil)
+	finish(tb, w, map[int][]Range{7: {pagesOf(0x10000, 2), pagesOf(0x40000, 1)}, 8: {pagesOf(0x10000, 1), pagesOf(0x20000, 1)}})
+	return m
+}
+
+// use opens a checkpoint and reads all of it, as verify does.
+func use(src store.Source) error {
+	c, err := Open(src)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.Verify(context.Background(), 1, nil), c.Close())
+}

@@ -2,7 +2,6 @@ package image
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -90,56 +89,29 @@ type FileInfo struct {
 	Size int64 // bytes
 }
 
-// DamageError says that a checkpoint can't be used as it is. Every kind of damage ends in one.
-type DamageError struct {
-	Checkpoint string // its path or address
-	Shard      string // the file that is damaged
-	Offset     int64  // where, in bytes
-	Why        string
-	Err        error // what led to it, may be nil
+// Run is a run of pages of a process that are kept in the same way.
+type Run struct {
+	Range
+	Zero   bool // it is all zeros; the rest means nothing then
+	Origin int  // 0: this checkpoint has it; else the number of an ancestor in the manifest's origins, counted from 1
+	Delta  bool // it is stored as differences from other pages
 }
 
-// newDamage makes a DamageError; err, which may be nil, becomes part of the reason.
-func newDamage(checkpoint, shard string, offset int64, why string, err error) *DamageError {
-	if err != nil {
-		why += ": " + err.Error()
-	}
-	return &DamageError{checkpoint, shard, offset, why, err}
+// FilePiece is a piece of one of CRIU's image files.
+type FilePiece struct {
+	Offset, Len int64 // in the file, in bytes
+	Origin      int   // 0: this checkpoint has it; else the number of an ancestor, as in Run
 }
 
-func (e *DamageError) Error() string {
-	return fmt.Sprintf("checkpoint %s is damaged: %s at offset %d: %s: use a good copy of that file or another checkpoint (verify lists all damage)",
-		e.Checkpoint, e.Shard, e.Offset, e.Why)
-}
-
-func (e *DamageError) Unwrap() error { return e.Err }
-
-// VersionError says that a checkpoint is of a format that this Stasis can't read.
-type VersionError struct {
-	Checkpoint string
-	Format     int    // the checkpoint's
-	Stasis     string // the version that wrote it, may be empty
-}
-
-func (e *VersionError) Error() string {
-	by := "a newer Stasis"
-	if e.Stasis != "" {
-		by = "Stasis " + e.Stasis
-	}
-	return fmt.Sprintf("checkpoint %s was written by %s in format %d, and this Stasis reads formats up to %d: use %s or a newer one",
-		e.Checkpoint, by, e.Format, FormatVersion, by)
-}
-
-// MissingError says that pages that are to be in a checkpoint were never captured.
-type MissingError struct {
-	PID   int
-	First Range  // the first gap
-	Pages uint64 // in all gaps of this process
-}
-
-func (e *MissingError) Error() string {
-	return fmt.Sprintf("%d pages of process %d were not captured, the first at %#x-%#x: dump again, and report this as a fault of Stasis",
-		e.Pages, e.PID, e.First.Start, e.First.End)
+// Use is a block that a checkpoint needs: of its own shards, or of those of an ancestor. What of a shard is in no Use of any
+// checkpoint that refers to it, and is not its header, index or footer, is needed by nobody.
+type Use struct {
+	Origin int    // 0: this checkpoint; else the number of an ancestor in the manifest's origins, counted from 1
+	Shard  int    // number of the shard there
+	Offset int64  // where the block begins in the shard, in bytes
+	Len    int64  // of the whole block with its header and padding, in bytes
+	File   bool   // it is a piece of one of CRIU's images
+	Pages  uint64 // bit i: page i of the block is needed; 0 for pieces of files, which are needed as a whole
 }
 
 // ShardName is the file name of a shard.
@@ -185,6 +157,3 @@ func coalesce(ranges []Range) ([]Range, error) {
 	}
 	return out, nil
 }
-
-// ErrLost says that the checkpoint would need a part of its parent that can't be read.
-var ErrLost = errors.New("the parent is damaged")

@@ -71,8 +71,7 @@ func (m *mover) addDelta(from base, at uint64, of base) error {
 			return err
 		}
 	}
-	begin, end := m.delta.span(int(from.page))
-	d.addEncoded(at, of, m.delta.numbers[begin.number:end.number], m.delta.literals[begin.literal:end.literal])
+	d.addEncoded(at, of, &m.delta, int(from.page))
 	m.fromOf = append(m.fromOf, from)
 	return nil
 }
@@ -92,7 +91,7 @@ func (m *mover) flushPages() error {
 
 func (m *mover) flushDeltas() error {
 	d := &m.s.delta
-	m.s.packed = append(append(m.s.packed[:0], d.numbers...), d.literals...)
+	m.s.packed = d.appendPayload(m.s.packed[:0])
 	err := m.put(deltaBlock, d.extents, m.s.packed, m.fromOf)
 	d.reset()
 	m.fromOf = m.fromOf[:0]

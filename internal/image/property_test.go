@@ -3,12 +3,18 @@ package image
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"stasis/internal/codec"
+	"stasis/internal/store"
 )
 
 // model is what a checkpoint must hold: of each page of each process the tag that it was last put with; 0 is a zero page.
@@ -136,7 +142,7 @@ func checkBlocks(t *testing.T, c *Checkpoint, want model) {
 					t.Fatalf("page %d of %d is there twice", page, p.PID)
 				}
 				at := (uint64(p.First) + n) * PageSize
-				tag := le.Uint64(data[at:])
+				tag := binary.LittleEndian.Uint64(data[at:])
 				if !bytes.Equal(data[at:at+PageSize], tagged(tag, 1)) {
 					t.Fatalf("page %d of %d has wrong content", page, p.PID)
 				}
@@ -204,7 +210,7 @@ func checkLookups(t *testing.T, c *Checkpoint, want model) {
 				continue
 			}
 			data, err := c.ReadBlock(block, new(Buffer))
-			if err != nil || le.Uint64(data[at*PageSize:]) != tag {
+			if err != nil || binary.LittleEndian.Uint64(data[at*PageSize:]) != tag {
 				t.Fatalf("page %d of %d was not found where Find says (%v)", page, pid, err)
 			}
 		}
@@ -236,5 +242,64 @@ func checkFigures(t *testing.T, c *Checkpoint, w *Writer, want model) {
 	}
 	if size != stored || f.BytesSuperseded < 0 || f.BytesSuperseded > stored {
 		t.Errorf("the shards have %d bytes instead of %d; superseded are %d", size, stored, f.BytesSuperseded)
+	}
+}
+
+// TestManyWriters puts pages and files from many goroutines at once, to disk.
+func TestManyWriters(t *testing.T) {
+	for _, codecName := range codec.Names() {
+		t.Run(codecName, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "checkpoint")
+			target, err := store.CreateFolder(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := NewWriter(target, WriterOptions{Shards: 3, Codec: newCodec(t, codecName), ID: testID})
+			if err != nil {
+				t.Fatal(err)
+			}
+			const workers, blocks, pages = 6, 12, 20
+			want, present := model{}, map[int][]Range{}
+			var crew sync.WaitGroup
+			errs := make([]error, 2*workers)
+			for k := range workers {
+				for i := range blocks {
+					start := uint64(k*blocks+i) * pages
+					present[7] = append(present[7], pagesOf(start*PageSize, pages))
+					for p := range uint64(pages) {
+						want.put(7, start+p, start+p+1)
+					}
+				}
+				crew.Go(func() {
+					for i := range blocks {
+						start := uint64(k*blocks+i) * pages
+						b := PageBlock{7, []Extent{{start * PageSize, pages}}, tagged(start+1, pages)}
+						errs[k] = errors.Join(errs[k], w.PutPages(0, b))
+					}
+				})
+				crew.Go(func() {
+					errs[workers+k] = w.PutFile(fmt.Sprintf("core-%d.img", k), bytes.NewReader(tagged(uint64(k), 100)))
+				})
+			}
+			crew.Wait()
+			if err := errors.Join(errs...); err != nil {
+				t.Fatal(err)
+			}
+			finish(t, w, present)
+			src, err := store.OpenFolder(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := open(t, src)
+			checkBlocks(t, c, want)
+			for k := range workers {
+				if !bytes.Equal(fileOf(t, c, fmt.Sprintf("core-%d.img", k)), tagged(uint64(k), 100)) {
+					t.Errorf("file %d differs", k)
+				}
+			}
+			if entries, _ := os.ReadDir(dir); len(entries) != 4 {
+				t.Errorf("there are %d files", len(entries))
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -209,8 +210,8 @@ func (c *Checkpoint) headOf(k *block, pages *[MaxPages]uint64) (pid uint32, err 
 	n := 0
 	for i := range int(k.heads) {
 		at := blockSize + i*extentSize
-		page := le.Uint64(head[at:]) / PageSize
-		for range le.Uint32(head[at+8:]) {
+		page := binary.LittleEndian.Uint64(head[at:]) / PageSize
+		for range binary.LittleEndian.Uint32(head[at+8:]) {
 			if n == len(pages) {
 				return 0, errIndex
 			}
@@ -219,5 +220,5 @@ func (c *Checkpoint) headOf(k *block, pages *[MaxPages]uint64) (pid uint32, err 
 			n++
 		}
 	}
-	return le.Uint32(head[16:]), nil
+	return binary.LittleEndian.Uint32(head[16:]), nil
 }

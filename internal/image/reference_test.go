@@ -3,27 +3,17 @@ package image
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
 )
-
-// withPages is a memory of one process.
-func withPages(pid int, first uint64, data []byte) memory {
-	m := memory{}
-	for i := range len(data) / PageSize {
-		m.set(pid, first+uint64(i), data[i*PageSize:(i+1)*PageSize])
-	}
-	return m
-}
 
 // blocksSize is the size of all blocks in a checkpoint's own shards.
 func blocksSize(tb testing.TB, c *Checkpoint) int64 {
 	tb.Helper()
 	total := int64(0)
 	for i, s := range c.Manifest().Shards {
-		total += s.Size - ShardHeader - c.tails[i]
+		total += s.Size - ShardHeader - c.tail(i)
 	}
 	return total
 }
@@ -228,58 +218,6 @@ func TestParentsThatCannotBe(t *testing.T) {
 		err = w.Finish(map[int][]Range{7: {pagesOf(0, 2)}, 8: {pagesOf(0, 1)}}, m)
 		if (err == nil) != (kind == KindPreDump) || err == nil && m.Figures.BytesMemory != PageSize {
 			t.Errorf("a %s with pages that nobody has: %v, %+v", kind, err, m.Figures)
-		}
-	}
-}
-
-func TestRebase(t *testing.T) {
-	for _, x := range [][3]string{
-		{"../a", "../b", "../a"}, {"a", "../b", "../b/a"}, {"/x/a", "../b", "/x/a"}, {"../a", "/x/b", "/x/a"},
-		{"", "../b", ""}, {"s3://bucket/a", "../b", "s3://bucket/a"},
-		{"../a", "", ""}, {"../a", "s3://bucket/x/b", "s3://bucket/x/a"},
-	} {
-		if got := rebase(x[0], x[1]); got != x[2] {
-			t.Errorf("%s seen from %s is %s instead of %s", x[0], x[1], got, x[2])
-		}
-	}
-}
-
-// TestPageTable fills the table beyond its size.
-func TestPageTable(t *testing.T) {
-	table, r := newPageTable(), rand.New(rand.NewPCG(1, 1))
-
-	for i := range 100_000 {
-		f := []fate{{at: pageAt{block: uint32(i)}}}
-		f[0].hash.Lo, f[0].hash.Hi = r.Uint64(), r.Uint64()
-		table.add(f)
-		again := []fate{{hash: f[0].hash}, {hash: f[0].hash}}
-		again[1].hash.Hi++
-		table.find(again, &[MaxPages]int{1, 1})
-		if again[0].kind != elsewhere || again[0].at != f[0].at || again[1].kind != kept {
-			t.Fatalf("%+v was found as %+v", f, again)
-		}
-	}
-}
-
-// TestFewPagesShareOne puts one content in very many pages: no block may bring all of them.
-func TestFewPagesShareOne(t *testing.T) {
-	var c chain
-	const pages = 40 * MaxPages
-	data := bytes.Repeat([]byte{0x5a}, pages*PageSize)
-	want := withPages(7, 0, data)
-	c.add(t, WriterOptions{}, KindFull, want, map[int][]Range{7: {pagesOf(0, pages)}}, func(w *Writer) {
-		for i := range uint64(40) {
-			put(t, w, 0, 7, data[:MaxBlock], Extent{i * MaxBlock, MaxPages})
-		}
-	})
-	p := c.open(t, 0)
-	checkMemory(t, p, want)
-	if p.Blocks() != pages/maxShares {
-		t.Errorf("there are %d blocks", p.Blocks())
-	}
-	for i := range p.Blocks() {
-		if n := len(p.Block(i).Pieces); n > maxShares {
-			t.Errorf("block %d has %d pieces", i, n)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package image
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"testing"
 )
@@ -33,13 +32,13 @@ func TestResolveAgainstNaive(t *testing.T) {
 		var present []Range
 		for range r.IntN(6) {
 			start := r.Uint64N(space + 10)
-			present = append(present, pagesOf(start*PageSize, r.IntN(20)))
+			present = append(present, runOf(start, r.Uint64N(20)))
 		}
 		if r.IntN(2) == 0 { // only what is there, so that nothing is missing
 			present = nil
 			for p := range newest {
 				if r.IntN(4) > 0 {
-					present = append(present, pagesOf(p*PageSize, 1))
+					present = append(present, runOf(p, 1))
 				}
 			}
 		}
@@ -89,14 +88,4 @@ func TestResolveAgainstNaive(t *testing.T) {
 	}
 }
 
-func TestCoalesce(t *testing.T) {
-	got, err := coalesce([]Range{{0x5000, 0x6000}, {0x1000, 0x3000}, {0x9000, 0x9000}, {0x3000, 0x4000}, {0x2000, 0x3000}})
-	if want := "[{4096 16384} {20480 24576}]"; err != nil || fmt.Sprint(got) != want {
-		t.Errorf("%v (%v) instead of %s", got, err, want)
-	}
-	for _, bad := range []Range{{0x1001, 0x2000}, {0x1000, 0x2001}, {0x2000, 0x1000}, {0, maxAddr + PageSize}} {
-		if _, err := coalesce([]Range{bad}); err == nil {
-			t.Errorf("%v passed", bad)
-		}
-	}
-}
+func runOf(page, pages uint64) Range { return Range{page * PageSize, (page + pages) * PageSize} }

@@ -5,14 +5,6 @@ import (
 	"slices"
 )
 
-// Run is a run of pages of a process that are kept in the same way.
-type Run struct {
-	Range
-	Zero   bool // it is all zeros; the rest means nothing then
-	Origin int  // 0: this checkpoint has it; else the number of an ancestor in the manifest's origins, counted from 1
-	Delta  bool // it is stored as differences from other pages
-}
-
 // Runs visits all pages of a process that are in the checkpoint, by address. Neighbours that are kept alike are one run. Nothing but
 // the index is needed for it.
 func (t *Tables) Runs(pid int) iter.Seq[Run] {
@@ -54,12 +46,6 @@ func (t *Tables) Runs(pid int) iter.Seq[Run] {
 			yield(last)
 		}
 	}
-}
-
-// FilePiece is a piece of one of CRIU's image files.
-type FilePiece struct {
-	Offset, Len int64 // in the file, in bytes
-	Origin      int   // 0: this checkpoint has it; else the number of an ancestor, as in Run
 }
 
 // FilePieces lists the pieces of one of CRIU's image files, in order; nil for a name that is not there.

@@ -6,17 +6,6 @@ import (
 	"slices"
 )
 
-// Use is a block that a checkpoint needs: of its own shards, or of those of an ancestor. What of a shard is in no Use of any
-// checkpoint that refers to it, and is not its header, index or footer, is needed by nobody.
-type Use struct {
-	Origin int    // 0: this checkpoint; else the number of an ancestor in the manifest's origins, counted from 1
-	Shard  int    // number of the shard there
-	Offset int64  // where the block begins in the shard, in bytes
-	Len    int64  // of the whole block with its header and padding, in bytes
-	File   bool   // it is a piece of one of CRIU's images
-	Pages  uint64 // bit i: page i of the block is needed; 0 for pieces of files, which are needed as a whole
-}
-
 // Uses lists all blocks that the checkpoint needs, each once, sorted by origin, shard and offset. Pages that are only the base of
 // a difference are needed as well. Every block is needed as a whole to be read, since its checksum covers all of it; Pages says
 // what would have to be kept of it.

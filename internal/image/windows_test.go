@@ -1,7 +1,6 @@
 package image
 
 import (
-	"slices"
 	"testing"
 )
 
@@ -9,7 +8,7 @@ import (
 func TestWindows(t *testing.T) {
 	const edge = bucketPages
 	var c chain
-	small := func(w *Writer) { w.records.windowRuns = 3 }
+	small := func(w *Writer) { setWindowRuns(w, 3) }
 	first := memory{}
 	set := func(m memory, pid, page int, content []byte) { m.set(pid, uint64(page), content) }
 	content := noise(40 * PageSize)
@@ -38,30 +37,12 @@ func TestWindows(t *testing.T) {
 	c.add(t, WriterOptions{Shards: 2}, KindFull, second, second.present(), func(w *Writer) {
 		small(w)
 		put(t, w, 0, 7, page(39), Extent{edge * PageSize, 1})
-		put(t, w, 0, 7, zeroPage[:], Extent{(5*edge + 1) * PageSize, 1})
+		put(t, w, 0, 7, make([]byte, PageSize), Extent{(5*edge + 1) * PageSize, 1})
 	})
 	for i := range c {
 		p := c.open(t, i)
 		checkMemory(t, p, c[i].memory)
 		checkOrigins(t, c, i, p)
 		checkUses(t, p)
-	}
-}
-
-func TestDivide(t *testing.T) {
-	const end = maxAddr / PageSize
-	count := map[bucket]int{{7, 0}: 2, {7, 1}: 2, {7, 5}: 9, {7, 6}: 1, {8, 4}: 100, {9, 3}: 1}
-	got := divideWindows([]int{7, 9, 11}, count, 4)
-	for pid, want := range map[int][]window{
-		7:  {{0, 5 * bucketPages, 4}, {5 * bucketPages, 6 * bucketPages, 9}, {6 * bucketPages, end, 1}},
-		9:  {{0, end, 1}},
-		11: {{0, end, 0}},
-	} {
-		if !slices.Equal(got[pid], want) {
-			t.Errorf("process %d: %v, want %v", pid, got[pid], want)
-		}
-	}
-	if len(got) != 3 {
-		t.Errorf("windows of %d processes", len(got))
 	}
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -18,13 +19,13 @@ func BenchmarkPutPart(b *testing.B) {
 	fresh := heapPages(4096, 9)
 	rewritten := func(p int, to []byte) {
 		copy(to, fresh[p%4096*PageSize:][:PageSize])
-		le.PutUint64(to, uint64(p)<<20|2)
+		binary.LittleEndian.PutUint64(to, uint64(p)<<20|2)
 	}
 	for _, codecName := range []string{"none", "lz4"} {
-		parent, page := heapParent(b, size, codecName)
+		_, parent, page := heapParent(b, size, codecName)
 		little := func(p int, to []byte) {
 			page(p, to)
-			le.PutUint64(to[p*64%PageSize:], uint64(p)<<20|1)
+			binary.LittleEndian.PutUint64(to[p*64%PageSize:], uint64(p)<<20|1)
 		}
 		mixed := func(p int, to []byte) {
 			if p/stretch%2 == 0 {

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -85,8 +86,8 @@ func NewWriter(t store.Target, o WriterOptions) (*Writer, error) {
 	w := &Writer{target: t, codec: o.Codec, id: o.ID, parent: o.Parent, insteadOf: o.InsteadOf, noCompare: o.NoCompare, noDelta: o.NoDelta, worth: newWorth()}
 	w.records.windowRuns = windowRuns
 	if p := o.Parent; p != nil {
-		w.records.parent, w.records.parentID, w.records.parentPath = p.Tables, p.id, o.ParentPath
-		w.records.parentOrigins = p.manifest.Origins
+		w.records.parent, w.records.parentID, w.records.parentPath = p.Tables, p.ID(), o.ParentPath
+		w.records.parentOrigins = p.Manifest().Origins
 	}
 	w.maxOrigins = o.MaxOrigins
 	if w.maxOrigins <= 0 {
@@ -106,7 +107,7 @@ func (w *Writer) start(shards int) error {
 	if shards < 1 || shards > MaxShards {
 		return fmt.Errorf("a checkpoint can't have %d shards: choose 1 to %d", shards, MaxShards)
 	}
-	if w.parent != nil && w.parent.id == w.id {
+	if w.parent != nil && w.parent.ID() == w.id {
 		return fmt.Errorf("a checkpoint can't have its own id %x as that of its parent: choose a new one", w.id)
 	}
 	if w.codec == nil {
@@ -186,7 +187,7 @@ func (w *Writer) put(s *scratch, head blockHead, data []byte, order uint64) (pag
 			return pageAt{}, w.fail(err)
 		}
 	}
-	to.records.note(&head, le.Uint64(s.head[56:]), order, s.delta.bases)
+	to.records.note(&head, binary.LittleEndian.Uint64(s.head[56:]), order, s.delta.bases)
 	n := int64(len(s.head) + len(payload))
 	to.off += n
 	w.stored.Add(n)

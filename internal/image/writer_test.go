@@ -3,10 +3,8 @@ package image
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,65 +14,6 @@ import (
 	"stasis/internal/store"
 	"stasis/internal/store/storetest"
 )
-
-// TestManyWriters puts pages and files from many goroutines at once, to disk.
-func TestManyWriters(t *testing.T) {
-	for _, codecName := range codec.Names() {
-		t.Run(codecName, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "checkpoint")
-			target, err := store.CreateFolder(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w, err := NewWriter(target, WriterOptions{Shards: 3, Codec: newCodec(t, codecName), ID: testID})
-			if err != nil {
-				t.Fatal(err)
-			}
-			const workers, blocks, pages = 6, 12, 20
-			want, present := model{}, map[int][]Range{}
-			var crew sync.WaitGroup
-			errs := make([]error, 2*workers)
-			for k := range workers {
-				for i := range blocks {
-					start := uint64(k*blocks+i) * pages
-					present[7] = append(present[7], pagesOf(start*PageSize, pages))
-					for p := range uint64(pages) {
-						want.put(7, start+p, start+p+1)
-					}
-				}
-				crew.Go(func() {
-					for i := range blocks {
-						start := uint64(k*blocks+i) * pages
-						b := PageBlock{7, []Extent{{start * PageSize, pages}}, tagged(start+1, pages)}
-						errs[k] = errors.Join(errs[k], w.PutPages(0, b))
-					}
-				})
-				crew.Go(func() {
-					errs[workers+k] = w.PutFile(fmt.Sprintf("core-%d.img", k), bytes.NewReader(tagged(uint64(k), 100)))
-				})
-			}
-			crew.Wait()
-			if err := errors.Join(errs...); err != nil {
-				t.Fatal(err)
-			}
-			finish(t, w, present)
-			src, err := store.OpenFolder(dir)
-			if err != nil {
-				t.Fatal(err)
-			}
-			c := open(t, src)
-			checkBlocks(t, c, want)
-			for k := range workers {
-				if !bytes.Equal(fileOf(t, c, fmt.Sprintf("core-%d.img", k)), tagged(uint64(k), 100)) {
-					t.Errorf("file %d differs", k)
-				}
-			}
-			if entries, _ := os.ReadDir(dir); len(entries) != 4 {
-				t.Errorf("there are %d files", len(entries))
-			}
-		})
-	}
-}
 
 // TestWriterFails makes the target fail at every operation: the error must come out, nothing may be published, and Abort must
 // reach the target.
@@ -164,7 +103,7 @@ func TestBadPuts(t *testing.T) {
 	tests := map[string]error{
 		"no pid":          w.PutPages(0, PageBlock{0, []Extent{{0x1000, 1}}, page}),
 		"negative round":  w.PutPages(-1, PageBlock{7, []Extent{{0x1000, 1}}, page}),
-		"huge round":      w.PutPages(maxRound+1, PageBlock{7, []Extent{{0x1000, 1}}, page}),
+		"huge round":      w.PutPages(mostRounds+1, PageBlock{7, []Extent{{0x1000, 1}}, page}),
 		"no pages":        w.PutPages(0, PageBlock{7, nil, nil}),
 		"empty extent":    w.PutPages(0, PageBlock{7, []Extent{{0x1000, 1}, {0x2000, 0}}, page}),
 		"unaligned":       w.PutPages(0, PageBlock{7, []Extent{{0x1001, 1}}, page}),
@@ -242,29 +181,6 @@ func TestRandomDataIsStoredRaw(t *testing.T) {
 		if err != nil || !bytes.Equal(got, data) {
 			t.Errorf("%s: it differs (%v)", codecName, err)
 		}
-	}
-}
-
-func TestZeroPages(t *testing.T) {
-	data := make([]byte, MaxBlock)
-	if got := zeroPages(data); got != ^uint64(0) {
-		t.Errorf("all zero: %x", got)
-	}
-	for i := range data[:5*PageSize] {
-		if i%61 != 0 && i%PageSize > 8 && i%PageSize < PageSize-8 {
-			continue // every page's ends, and some of the middle
-		}
-		data[i] = 1
-		if got := zeroPages(data); got != ^(uint64(1) << (i / PageSize)) {
-			t.Fatalf("byte %d is not zero: %x", i, got)
-		}
-		data[i] = 0
-	}
-	if got := zeroPages(data[:3*PageSize]); got != 7 {
-		t.Errorf("three pages: %x", got)
-	}
-	if got := zeroPages(nil); got != 0 {
-		t.Errorf("no page: %x", got)
 	}
 }
 

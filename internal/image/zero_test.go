@@ -1,0 +1,28 @@
+package image
+
+import (
+	"testing"
+)
+
+func TestZeroPages(t *testing.T) {
+	data := make([]byte, MaxBlock)
+	if got := zeroPages(data); got != ^uint64(0) {
+		t.Errorf("all zero: %x", got)
+	}
+	for i := range data[:5*PageSize] {
+		if i%61 != 0 && i%PageSize > 8 && i%PageSize < PageSize-8 {
+			continue // every page's ends, and some of the middle
+		}
+		data[i] = 1
+		if got := zeroPages(data); got != ^(uint64(1) << (i / PageSize)) {
+			t.Fatalf("byte %d is not zero: %x", i, got)
+		}
+		data[i] = 0
+	}
+	if got := zeroPages(data[:3*PageSize]); got != 7 {
+		t.Errorf("three pages: %x", got)
+	}
+	if got := zeroPages(nil); got != 0 {
+		t.Errorf("no page: %x", got)
+	}
+}
