@@ -27,7 +27,7 @@ func (w *Writer) compare(s *scratch, b PageBlock, order uint64) error {
 			w.unread(block, &s.oldPage, err)
 			continue
 		}
-		if bytes.Equal(b.content(i), s.oldPage.content) {
+		if bytes.Equal(content(&b, i), s.oldPage.content) {
 			f.kind, f.at = elsewhere, pageAt{uint32(block), inParent, uint8(page)}
 			w.worth.gained(b.PID, s.pages[i], afterEqual)
 			continue
@@ -49,7 +49,7 @@ func (w *Writer) compare(s *scratch, b PageBlock, order uint64) error {
 // differ makes the i-th page a difference from a full page of the parent, where it is small.
 func (w *Writer) differ(s *scratch, b PageBlock, i int, order uint64) error {
 	f, full := &s.fates[i], s.oldPage.full
-	runs, ok := diff(s.runs[:0], s.oldPage.base, b.content(i), w.deltaLimit(&w.parent.blocks[full.block]))
+	runs, ok := diff(s.runs[:0], s.oldPage.base, content(&b, i), w.deltaLimit(&w.parent.blocks[full.block]))
 	s.runs = runs
 	if !ok {
 		return nil
@@ -64,7 +64,7 @@ func (w *Writer) differ(s *scratch, b PageBlock, i int, order uint64) error {
 		}
 	}
 	f.kind = differs
-	s.delta.add(s.pages[i], full, runs, b.content(i))
+	s.delta.add(s.pages[i], full, runs, content(&b, i))
 	return nil
 }
 

@@ -98,11 +98,6 @@ func (r *reference) index() indexBlock {
 	return b
 }
 
-// index is the form that the block has in an index.
-func (b *block) index() indexBlock {
-	return indexBlock{off: b.off, sum: b.sum, stored: b.stored, raw: b.raw, kind: b.kind, codec: b.codec, heads: b.heads, pages: b.pages}
-}
-
 // renumber makes the list of the ancestors that are used, the parent first where it is, and returns the new number of each of
 // the parent's origins.
 func (p *plan) renumber(used []ancestorShard) ([]uint32, error) {

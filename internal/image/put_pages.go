@@ -15,7 +15,7 @@ func (w *Writer) PutPages(round int, b PageBlock) error {
 	if err := w.usable(); err != nil {
 		return err
 	}
-	if err := b.check(round); err != nil {
+	if err := checkPutBlock(&b, round); err != nil {
 		return err
 	}
 	w.raw.Add(int64(len(b.Data)))
@@ -69,7 +69,7 @@ func (s *scratch) begin(b PageBlock) {
 }
 
 // content is the i-th page of a block.
-func (b *PageBlock) content(i int) []byte { return b.Data[i*PageSize : (i+1)*PageSize] }
+func content(b *PageBlock, i int) []byte { return b.Data[i*PageSize : (i+1)*PageSize] }
 
 // putKept writes a block of the pages that are kept, where there are any, and says where their first one is.
 func (w *Writer) putKept(s *scratch, b PageBlock, order uint64) (pageAt, error) {
@@ -79,7 +79,7 @@ func (w *Writer) putKept(s *scratch, b PageBlock, order uint64) (pageAt, error) 
 		for i, f := range s.fates {
 			if f.kind == kept {
 				s.extents = appendPage(s.extents, s.pages[i])
-				s.packed = append(s.packed, b.content(i)...)
+				s.packed = append(s.packed, content(&b, i)...)
 			}
 		}
 		extents, data = s.extents, s.packed
@@ -167,7 +167,7 @@ func checkPut(round, pid int) error {
 	return nil
 }
 
-func (b *PageBlock) check(round int) error {
+func checkPutBlock(b *PageBlock, round int) error {
 	if err := checkPut(round, b.PID); err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func (c *Checkpoint) readPayload(k *block, b *Buffer, mapped bool) ([]byte, erro
 		return nil, err
 	}
 	c.count(k.len())
-	data, err := k.read(f, b, mapped)
+	data, err := readBlock(k, f, b, mapped)
 	if err != nil {
 		return nil, c.blockDamage(k, "a block there can't be used", err)
 	}
@@ -75,13 +75,13 @@ func (c *Checkpoint) count(n int64) {
 	}
 }
 
-func (b *block) read(f *shardFile, buf *Buffer, mapped bool) (data []byte, err error) {
+func readBlock(b *block, f *shardFile, buf *Buffer, mapped bool) (data []byte, err error) {
 	defer f.guard(&err)()
 	stored, err := f.bytes(b.off, int(b.len()), &buf.stored, mapped)
 	if err != nil {
 		return nil, fmt.Errorf("reading it: %w", err)
 	}
-	payload, err := b.check(stored)
+	payload, err := checkedPayload(b, stored)
 	if err != nil || b.codec == codec.None {
 		return payload, err
 	}
@@ -95,9 +95,9 @@ func (b *block) read(f *shardFile, buf *Buffer, mapped bool) (data []byte, err e
 	return buf.raw, nil
 }
 
-// check sees that stored is the block that the index means, and returns its payload. The index's checksum covers the header,
+// checkedPayload sees that stored is the block that the index means, and returns its payload. The index's checksum covers the header,
 // which has the block's place and lengths; so a good block of another place does not pass.
-func (b *block) check(stored []byte) ([]byte, error) {
+func checkedPayload(b *block, stored []byte) ([]byte, error) {
 	sum, payload, err := checkBlock(stored)
 	if err != nil {
 		return nil, err

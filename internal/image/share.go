@@ -43,7 +43,7 @@ func (w *Writer) share(s *scratch, b PageBlock) {
 		if f.kind != kept {
 			continue
 		}
-		f.hash = xxh3.Hash128Seed(b.content(i), w.table.seed)
+		f.hash = xxh3.Hash128Seed(content(&b, i), w.table.seed)
 		at := f.hash.Lo % uint64(len(mine))
 		for mine[at] != 0 && s.fates[mine[at]-1].hash != f.hash {
 			at = (at + 1) % uint64(len(mine))

@@ -57,3 +57,8 @@ type filePiece struct {
 	block
 	where int64
 }
+
+// index is the form that the block has in an index.
+func (b *block) index() indexBlock {
+	return indexBlock{off: b.off, sum: b.sum, stored: b.stored, raw: b.raw, kind: b.kind, codec: b.codec, heads: b.heads, pages: b.pages}
+}
