@@ -10,6 +10,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // A page server of Stasis writes the memory that CRIU sends into a checkpoint: that of processes into blocks, by their pids, and
@@ -17,14 +18,14 @@ import (
 
 // block is a block of a checkpoint.
 type block struct {
-	from   *image.Checkpoint
+	from   *reader.Checkpoint
 	number int
 }
 
 // besideReader is a buffer with the block that was read into it last: neighbours mostly want the same one.
 type besideReader struct {
-	buffer image.Buffer
-	from   *image.Checkpoint
+	buffer reader.Buffer
+	from   *reader.Checkpoint
 	number int
 	data   []byte
 }
@@ -47,7 +48,7 @@ func (b block) readPages(p []byte, at int64) error {
 }
 
 // besideStretches lists the pages that a checkpoint has of a process, in order.
-func besideStretches(c *image.Checkpoint, pid int) []stretch {
+func besideStretches(c *reader.Checkpoint, pid int) []stretch {
 	var list []stretch
 	for _, r := range c.Ranges(pid) {
 		for at := r.Start; at < r.End; at += pageSize {

@@ -1,4 +1,4 @@
-package image
+package image_test
 
 import (
 	"bytes"
@@ -10,12 +10,15 @@ import (
 	"testing"
 
 	"stasis/internal/codec"
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/writer"
 )
 
 // world is the processes that chains are made of in tests.
 type world struct {
 	r    *rand.Rand
-	now  memory
+	now  imagetest.Memory
 	used [][]byte // contents that were made
 }
 
@@ -29,16 +32,16 @@ func (w *world) content(old []byte) []byte {
 	case k < 6 && old != nil:
 		b := bytes.Clone(old)
 		for range 1 + w.r.IntN(6) {
-			at := w.r.IntN(PageSize - 16)
+			at := w.r.IntN(image.PageSize - 16)
 			for i := range w.r.IntN(16) {
 				b[at+i] = byte(w.r.Uint32())
 			}
 		}
 		return b
 	case k == 6:
-		return bytes.Repeat([]byte{byte(1 + w.r.IntN(255))}, PageSize)
+		return bytes.Repeat([]byte{byte(1 + w.r.IntN(255))}, image.PageSize)
 	}
-	b := tagged(w.r.Uint64()|1, 1)
+	b := imagetest.Tagged(w.r.Uint64()|1, 1)
 	w.used = append(w.used, b)
 	return b
 }
@@ -54,16 +57,16 @@ func (w *world) step() {
 			w.now[pid] = map[uint64][]byte{}
 		}
 	}
-	for _, pid := range w.now.pids() {
+	for _, pid := range w.now.PIDs() {
 		if w.r.IntN(3) == 0 {
 			start, n := w.r.Uint64N(space), w.r.Uint64N(120)
 			for page := start; page < start+n; page++ {
-				w.now.set(pid, page, w.content(nil))
+				w.now.Set(pid, page, w.content(nil))
 			}
 		}
 		for range w.r.IntN(40) {
 			if page := w.r.Uint64N(space); w.now[pid][page] != nil {
-				w.now.set(pid, page, w.content(w.now[pid][page]))
+				w.now.Set(pid, page, w.content(w.now[pid][page]))
 			}
 		}
 		for range w.r.IntN(10) {
@@ -73,20 +76,20 @@ func (w *world) step() {
 }
 
 // put puts pages of a process, in blocks of random sizes.
-func (w *world) put(tb testing.TB, to *Writer, round, pid int, pages []uint64, content func(page uint64) []byte) {
+func (w *world) put(tb testing.TB, to *writer.Writer, round, pid int, pages []uint64, content func(page uint64) []byte) {
 	tb.Helper()
 	slices.Sort(pages)
 	for len(pages) > 0 {
-		var b PageBlock
-		for n := 1 + w.r.IntN(MaxPages); n > 0 && len(pages) > 0; n-- {
-			if k := len(b.Extents); k > 0 && b.Extents[k-1].Addr/PageSize+uint64(b.Extents[k-1].Pages) == pages[0] {
+		var b image.PageBlock
+		for n := 1 + w.r.IntN(image.MaxPages); n > 0 && len(pages) > 0; n-- {
+			if k := len(b.Extents); k > 0 && b.Extents[k-1].Addr/image.PageSize+uint64(b.Extents[k-1].Pages) == pages[0] {
 				b.Extents[k-1].Pages++
 			} else {
-				b.Extents = append(b.Extents, Extent{pages[0] * PageSize, 1})
+				b.Extents = append(b.Extents, image.Extent{Addr: pages[0] * image.PageSize, Pages: 1})
 			}
 			page := content(pages[0])
 			if page == nil {
-				page = make([]byte, PageSize)
+				page = make([]byte, image.PageSize)
 			}
 			b.Data = append(b.Data, page...)
 			pages = pages[1:]
@@ -102,10 +105,10 @@ func (w *world) put(tb testing.TB, to *Writer, round, pid int, pages []uint64, c
 // fill writes a checkpoint of the world over that of before. A full one has all that differs, a pre-dump some of it. Pages are
 // put in two rounds, some of them with other content in the first; some are put that did not change. What the checkpoint must
 // have is returned.
-func (w *world) fill(tb testing.TB, to *Writer, before memory, full bool) memory {
+func (w *world) fill(tb testing.TB, to *writer.Writer, before imagetest.Memory, full bool) imagetest.Memory {
 	tb.Helper()
-	want := w.now.clone()
-	for _, pid := range w.now.pids() {
+	want := w.now.Clone()
+	for _, pid := range w.now.PIDs() {
 		var first, second []uint64
 		for page, content := range w.now[pid] {
 			old, had := before[pid][page]
@@ -115,7 +118,7 @@ func (w *world) fill(tb testing.TB, to *Writer, before memory, full bool) memory
 			case !full && w.r.IntN(3) == 0:
 				delete(want[pid], page)
 				if had {
-					want.set(pid, page, old)
+					want.Set(pid, page, old)
 				}
 			default:
 				if w.r.IntN(3) == 0 {
@@ -135,55 +138,55 @@ func TestChainsAgainstModel(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
-			world := &world{r: r, now: memory{1: {}}}
-			var c chain
+			world := &world{r: r, now: imagetest.Memory{1: {}}}
+			var c imagetest.Chain
 			files, limits := map[int][]byte{}, []int{1, 4, 100}
 			for depth := range 12 + r.IntN(6) {
 				for range 1 + r.IntN(2) {
 					world.step()
 				}
-				before := memory{}
+				before := imagetest.Memory{}
 				if depth > 0 {
-					before = c[depth-1].memory
+					before = c[depth-1].Content
 				}
-				kind := KindFull
+				kind := image.KindFull
 				if r.IntN(3) == 0 {
-					kind = KindPreDump
+					kind = image.KindPreDump
 				}
-				files[depth] = append(tagged(4, 100), tagged(r.Uint64(), 3)...)
+				files[depth] = append(imagetest.Tagged(4, 100), imagetest.Tagged(r.Uint64(), 3)...)
 				if depth > 1 && r.IntN(2) == 0 {
 					files[depth] = files[depth-1]
 				}
-				var want memory
-				o := WriterOptions{Shards: 1 + r.IntN(4), Codec: newCodec(t, codec.Names()[r.IntN(5)]), MaxOrigins: limits[seed%3]}
-				c.add(t, o, kind, nil, world.now.present(), func(w *Writer) {
-					want = world.fill(t, w, before, kind == KindFull)
-					putFile(t, w, "pages.img", files[depth])
+				var want imagetest.Memory
+				o := writer.Options{Shards: 1 + r.IntN(4), Codec: imagetest.NewCodec(t, codec.Names()[r.IntN(5)]), MaxOrigins: limits[seed%3]}
+				c.Add(t, o, kind, nil, world.now.Present(), func(w *writer.Writer) {
+					want = world.fill(t, w, before, kind == image.KindFull)
+					imagetest.PutFile(t, w, "pages.img", files[depth])
 				})
-				c[depth].memory = want
+				c[depth].Content = want
 			}
-			var all Figures
+			var all image.Figures
 			for i := range c {
-				p := c.open(t, i)
-				checkMemory(t, p, c[i].memory)
+				p := c.Open(t, i)
+				imagetest.CheckMemory(t, p, c[i].Content)
 				f := &p.Manifest().Figures
 				all.BytesReferenced += f.BytesReferenced
 				all.BytesShared += f.BytesShared
 				all.BytesDelta += f.BytesDelta
-				if f.BytesReferenced+f.BytesShared+f.BytesDelta+f.ZeroPages*PageSize > f.BytesMemory || f.BytesSuperseded < 0 {
+				if f.BytesReferenced+f.BytesShared+f.BytesDelta+f.ZeroPages*image.PageSize > f.BytesMemory || f.BytesSuperseded < 0 {
 					t.Errorf("figures are %+v", f)
 				}
 				if err := p.Verify(context.Background(), 2, nil); err != nil {
 					t.Fatal(err)
 				}
-				if !bytes.Equal(fileOf(t, p, "pages.img"), files[i]) {
+				if !bytes.Equal(imagetest.FileOf(t, p, "pages.img"), files[i]) {
 					t.Error("a file differs")
 				}
-				checkOrigins(t, c, i, p)
+				imagetest.CheckOrigins(t, c, i, p)
 				if n := len(p.Manifest().Origins); n > limits[seed%3] {
 					t.Errorf("checkpoint %d refers to %d ancestors, and may to %d", i, n, limits[seed%3])
 				}
-				checkUses(t, p)
+				imagetest.CheckUses(t, p)
 			}
 			checkUsesSuffice(t, c)
 			if all.BytesReferenced == 0 || all.BytesShared == 0 || all.BytesDelta == 0 {
@@ -194,11 +197,11 @@ func TestChainsAgainstModel(t *testing.T) {
 }
 
 // checkUsesSuffice wipes everything out of the ancestors that the last checkpoint does not need, and reads that one.
-func checkUsesSuffice(t *testing.T, c chain) {
+func checkUsesSuffice(t *testing.T, c imagetest.Chain) {
 	t.Helper()
 	top := len(c) - 1
-	p := c.open(t, top)
-	wiped := make(chain, len(c))
+	p := c.Open(t, top)
+	wiped := make(imagetest.Chain, len(c))
 	for i, l := range c {
 		wiped[i] = l
 		if i == top {
@@ -206,24 +209,24 @@ func checkUsesSuffice(t *testing.T, c chain) {
 		}
 		wiped[i].Memory = l.Copy()
 		for name, file := range l.Files {
-			wiped[i].Files[name] = append(bytes.Clone(file[:ShardHeader]), bytes.Repeat([]byte{0xee}, len(file)-ShardHeader)...)
+			wiped[i].Files[name] = append(bytes.Clone(file[:image.ShardHeader]), bytes.Repeat([]byte{0xee}, len(file)-image.ShardHeader)...)
 		}
 	}
 	for _, u := range p.Uses() {
 		if u.Origin == 0 {
 			continue
 		}
-		at := slices.IndexFunc(c, func(l link) bool { return hex.EncodeToString(l.id[:]) == p.Manifest().Origins[u.Origin-1].ID })
-		name := ShardName(u.Shard)
+		at := slices.IndexFunc(c, func(l imagetest.Link) bool { return hex.EncodeToString(l.ID[:]) == p.Manifest().Origins[u.Origin-1].ID })
+		name := image.ShardName(u.Shard)
 		copy(wiped[at].Files[name][u.Offset:u.Offset+u.Len], c[at].Files[name][u.Offset:])
 	}
-	again := wiped.open(t, top)
-	checkMemory(t, again, c[top].memory)
+	again := wiped.Open(t, top)
+	imagetest.CheckMemory(t, again, c[top].Content)
 	if err := again.Verify(context.Background(), 2, nil); err != nil {
 		t.Error(err)
 	}
 	for _, f := range p.Files() {
-		if !bytes.Equal(fileOf(t, again, f.Name), fileOf(t, p, f.Name)) {
+		if !bytes.Equal(imagetest.FileOf(t, again, f.Name), imagetest.FileOf(t, p, f.Name)) {
 			t.Errorf("%s differs", f.Name)
 		}
 	}

@@ -14,8 +14,8 @@ type DamageError struct {
 	Err        error // what led to it, may be nil
 }
 
-// newDamage makes a DamageError; err, which may be nil, becomes part of the reason.
-func newDamage(checkpoint, shard string, offset int64, why string, err error) *DamageError {
+// NewDamage makes a DamageError; err, which may be nil, becomes part of the reason.
+func NewDamage(checkpoint, shard string, offset int64, why string, err error) *DamageError {
 	if err != nil {
 		why += ": " + err.Error()
 	}

@@ -25,11 +25,11 @@ const (
 	// ShardFooter is the length of what ends a shard, in bytes.
 	ShardFooter = 64
 
-	// plainVersion is the format of checkpoints that refer to no differences. It is what every Stasis reads.
-	plainVersion = 1
+	// PlainVersion is the format of checkpoints that refer to no differences. It is what every Stasis reads.
+	PlainVersion = 1
 
-	// maxAddr ends the user's part of the address space on every machine that Linux runs on with 4 KiB pages (5-level tables).
-	maxAddr = 1 << 57
+	// MaxAddr ends the user's part of the address space on every machine that Linux runs on with 4 KiB pages (5-level tables).
+	MaxAddr = 1 << 57
 )
 
 // Extent is a run of pages of one process.
@@ -117,8 +117,8 @@ type Use struct {
 // ShardName is the file name of a shard.
 func ShardName(shard int) string { return fmt.Sprintf("img-%d", shard) }
 
-// appendPage lengthens the last extent by a page, or begins another one.
-func appendPage(to []Extent, page uint64) []Extent {
+// AppendPage lengthens the last extent by a page, or begins another one.
+func AppendPage(to []Extent, page uint64) []Extent {
 	if n := len(to); n > 0 && to[n-1].Addr/PageSize+uint64(to[n-1].Pages) == page {
 		to[n-1].Pages++
 		return to
@@ -126,27 +126,27 @@ func appendPage(to []Extent, page uint64) []Extent {
 	return append(to, Extent{page * PageSize, 1})
 }
 
-func (r Range) check() error {
-	if r.Start >= r.End || r.End > maxAddr || r.Start%PageSize != 0 || r.End%PageSize != 0 {
+func (r Range) Check() error {
+	if r.Start >= r.End || r.End > MaxAddr || r.Start%PageSize != 0 || r.End%PageSize != 0 {
 		return fmt.Errorf("%#x-%#x is no range of pages", r.Start, r.End)
 	}
 	return nil
 }
 
-func (e Extent) check() error {
-	if e.Pages == 0 || e.Addr%PageSize != 0 || e.Addr >= maxAddr || uint64(e.Pages) > (maxAddr-e.Addr)/PageSize {
+func (e Extent) Check() error {
+	if e.Pages == 0 || e.Addr%PageSize != 0 || e.Addr >= MaxAddr || uint64(e.Pages) > (MaxAddr-e.Addr)/PageSize {
 		return fmt.Errorf("%d pages at %#x are no possible part of an address space", e.Pages, e.Addr)
 	}
 	return nil
 }
 
-// coalesce returns ranges sorted, with those that overlap or touch joined. Empty ranges vanish.
-func coalesce(ranges []Range) ([]Range, error) {
+// Coalesce returns ranges sorted, with those that overlap or touch joined. Empty ranges vanish.
+func Coalesce(ranges []Range) ([]Range, error) {
 	sorted := slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool { return r.Start == r.End })
 	slices.SortFunc(sorted, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
 	out := sorted[:0]
 	for _, r := range sorted {
-		if err := r.check(); err != nil {
+		if err := r.Check(); err != nil {
 			return nil, fmt.Errorf("cannot finish the checkpoint: %w", err)
 		}
 		if n := len(out); n > 0 && out[n-1].End >= r.Start {

@@ -173,8 +173,8 @@ const (
 	noChecksum  = "0000000000000000"
 )
 
-// encode makes the JSON text, with its checksum.
-func (m *Manifest) encode() ([]byte, error) {
+// Encode makes the JSON text, with its checksum.
+func (m *Manifest) Encode() ([]byte, error) {
 	m.Checksum = noChecksum
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
@@ -185,7 +185,7 @@ func (m *Manifest) encode() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Checksum = hexSum(xxh3.Hash(text))
+	m.Checksum = HexSum(xxh3.Hash(text))
 	copy(text[at:], m.Checksum)
 	return text, nil
 }
@@ -199,11 +199,11 @@ func checksumAt(text []byte) (int, error) {
 	return at + len(checksumKey), nil
 }
 
-func hexSum(sum uint64) string { return fmt.Sprintf("%016x", sum) }
+func HexSum(sum uint64) string { return fmt.Sprintf("%016x", sum) }
 
-// decodeManifest reads a manifest. A newer format is a *VersionError, whatever else is in it; everything else that is not as
+// DecodeManifest reads a manifest. A newer format is a *VersionError, whatever else is in it; everything else that is not as
 // it was written is damage, whose reason it returns.
-func decodeManifest(text []byte) (*Manifest, error) {
+func DecodeManifest(text []byte) (*Manifest, error) {
 	m := new(Manifest)
 	err := json.Unmarshal(text, m)
 	if err != nil || m.Format > FormatVersion {
@@ -222,7 +222,7 @@ func decodeManifest(text []byte) (*Manifest, error) {
 	}
 	blank := bytes.Clone(text)
 	copy(blank[at:], noChecksum)
-	if want, got := hexSum(xxh3.Hash(blank)), string(text[at:at+len(noChecksum)]); want != got {
+	if want, got := HexSum(xxh3.Hash(blank)), string(text[at:at+len(noChecksum)]); want != got {
 		return nil, fmt.Errorf("its checksum is %s and should be %s: it was changed after it was written", want, got)
 	}
 	return m, m.check()
@@ -230,7 +230,7 @@ func decodeManifest(text []byte) (*Manifest, error) {
 
 // check sees that what readers rely on is there and within bounds.
 func (m *Manifest) check() error {
-	if m.Format < plainVersion || m.Format > FormatVersion {
+	if m.Format < PlainVersion || m.Format > FormatVersion {
 		return fmt.Errorf("its format is %d, which never was", m.Format)
 	}
 	if _, err := ParseID(m.ID); err != nil {
@@ -277,7 +277,7 @@ func ReadManifest(src store.Source) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := decodeManifest(text)
+	m, err := DecodeManifest(text)
 	if err == nil {
 		return m, nil
 	}
@@ -286,5 +286,5 @@ func ReadManifest(src store.Source) (*Manifest, error) {
 		version.Checkpoint = src.Name()
 		return nil, version
 	}
-	return nil, newDamage(src.Name(), store.ManifestName, 0, "it can't be used", err)
+	return nil, NewDamage(src.Name(), store.ManifestName, 0, "it can't be used", err)
 }

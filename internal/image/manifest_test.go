@@ -20,15 +20,15 @@ func FuzzManifest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if at, err := checksumAt(text); err == nil { // let it through the checksum
 			copy(text[at:], noChecksum)
-			copy(text[at:], hexSum(xxh3.Hash(text)))
+			copy(text[at:], HexSum(xxh3.Hash(text)))
 		}
-		m, err := decodeManifest(text)
+		m, err := DecodeManifest(text)
 		if err != nil {
 			return
 		}
-		if again, err := m.encode(); err != nil {
+		if again, err := m.Encode(); err != nil {
 			t.Fatal(err)
-		} else if _, err := decodeManifest(again); err != nil {
+		} else if _, err := DecodeManifest(again); err != nil {
 			t.Fatalf("what was decoded can't be encoded: %v", err)
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // Kind is what memory is used for.
@@ -100,7 +101,7 @@ const maxImage = 32 << 20
 
 // Of looks at a checkpoint, and makes at most so many cells of its memory. What cannot be found out of a checkpoint that gave memory up,
 // or is damaged, is left out, with a note.
-func Of(c *image.Checkpoint, cells int) *Map {
+func Of(c *reader.Checkpoint, cells int) *Map {
 	m := new(Map)
 	r := &looker{checkpoint: c, sizes: c.Files(), files: make(map[uint32]string), segments: make(map[uint64]bool)}
 	r.readFiles()
@@ -168,7 +169,7 @@ func (m *Map) shorten() {
 
 // reader reads what a checkpoint says of its memory.
 type looker struct {
-	checkpoint *image.Checkpoint
+	checkpoint *reader.Checkpoint
 	sizes      []image.FileInfo
 	files      map[uint32]string // path of each file by CRIU's number
 	segments   map[uint64]bool   // of shared memory, that were counted already
