@@ -126,6 +126,7 @@ func AppendPage(to []Extent, page uint64) []Extent {
 	return append(to, Extent{page * PageSize, 1})
 }
 
+// Check sees that the range can be part of an address space.
 func (r Range) Check() error {
 	if r.Start >= r.End || r.End > MaxAddr || r.Start%PageSize != 0 || r.End%PageSize != 0 {
 		return fmt.Errorf("%#x-%#x is no range of pages", r.Start, r.End)
@@ -133,6 +134,7 @@ func (r Range) Check() error {
 	return nil
 }
 
+// Check sees that the extent can be part of an address space.
 func (e Extent) Check() error {
 	if e.Pages == 0 || e.Addr%PageSize != 0 || e.Addr >= MaxAddr || uint64(e.Pages) > (MaxAddr-e.Addr)/PageSize {
 		return fmt.Errorf("%d pages at %#x are no possible part of an address space", e.Pages, e.Addr)

@@ -199,6 +199,7 @@ func checksumAt(text []byte) (int, error) {
 	return at + len(checksumKey), nil
 }
 
+// HexSum is a checksum as the manifest has it.
 func HexSum(sum uint64) string { return fmt.Sprintf("%016x", sum) }
 
 // DecodeManifest reads a manifest. A newer format is a *VersionError, whatever else is in it; everything else that is not as
@@ -271,7 +272,7 @@ func ParseID(s string) (id [16]byte, err error) {
 	return [16]byte(b), nil
 }
 
-// ReadManifest reads and checks a checkpoint's manifest alone, which is enough to list it. Errors are those of [Open].
+// ReadManifest reads and checks a checkpoint's manifest alone, which is enough to list it. An error is a *DamageError or a *VersionError.
 func ReadManifest(src store.Source) (*Manifest, error) {
 	text, err := src.Manifest()
 	if err != nil {

@@ -54,6 +54,7 @@ type Builder struct {
 // the pages waits for all of these.
 const MaxBases = 16
 
+// Reset begins another block.
 func (d *Builder) Reset() {
 	d.Extents, d.Bases, d.blocks, d.numbers, d.literals = d.Extents[:0], d.Bases[:0], 0, d.numbers[:0], d.literals[:0]
 }

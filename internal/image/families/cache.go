@@ -30,7 +30,7 @@ const maxDeltas = 32 << 20
 
 func (d *keptDeltas) size() int {
 	const beside = 250 // the struct and its place in map and list
-	return beside + d.Pages.Size()
+	return beside + d.Size()
 }
 
 // take returns a block that has a page, which is going to be used; nil where it is not here.

@@ -14,7 +14,7 @@ import (
 
 // Families is the memory of a checkpoint for whoever reads all of it, or much. It numbers not blocks but families: the pages of a
 // block, and those that are differences from pages of it. So each block is read and decompressed once, where ReadBlock of a
-// [Checkpoint] reads for each block of differences all blocks that these differ from: in a long chain, whose differences are from
+// [reader.Checkpoint] reads for each block of differences all blocks that these differ from: in a long chain, whose differences are from
 // pages here and there, that is a hundred times the memory.
 //
 // Its methods are those of the checkpoint, with families for blocks, and may be called from any number of goroutines. It ends with
@@ -23,8 +23,8 @@ type Families struct {
 	c        *reader.Checkpoint
 	families []family // sorted by process and lowest address
 	riders   []rider  // family by family, in the order of their blocks
-	slots    []uint32 // where a page of differences is, by the number of its base in Checkpoint.bases: its position in riders
-	ofBlock  []uint32 // the family that has the pages of a block; noBlock for blocks that have none
+	slots    []uint32 // where a page of differences is, by the number of its base in Tables.Bases: its position in riders
+	ofBlock  []uint32 // the family that has the pages of a block; ondisk.NoBlock for blocks that have none
 	wanted   []uint64 // of each block, a bit for each of its pages that is somewhere in memory
 	deltas   deltaCache
 }
@@ -84,7 +84,7 @@ func (f *Families) gather() (riders []rider, starts []uint32) {
 	return riders, starts
 }
 
-// lowest lists the blocks that families are made of, by their lowest place in Checkpoint.extents, which is sorted by address.
+// lowest lists the blocks that families are made of, by their lowest place in Tables.Extents, which is sorted by address.
 func (f *Families) lowest(byBase []rider, starts []uint32) []radix.Item {
 	c := f.c
 	out := make([]radix.Item, 0, len(c.BlockTable))
@@ -105,7 +105,7 @@ func (f *Families) lowest(byBase []rider, starts []uint32) []radix.Item {
 	return out
 }
 
-// places calls visit with the position in Checkpoint.extents of each place where a rider belongs.
+// places calls visit with the position in Tables.Extents of each place where a rider belongs.
 func (f *Families) places(r rider, visit func(at uint32)) {
 	c := f.c
 	for _, at := range c.ByBlock[c.Firsts[r.block]:c.Firsts[r.block+1]] {
@@ -153,7 +153,7 @@ func (f *Families) Block(i int) image.BlockInfo {
 	return info
 }
 
-// Pieces is [Checkpoint.Pieces].
+// Pieces is [reader.Checkpoint.Pieces].
 func (f *Families) Pieces(i int, list []image.Piece) []image.Piece {
 	one, c := &f.families[i], f.c
 	begin := len(list)
@@ -173,7 +173,7 @@ func (f *Families) Pieces(i int, list []image.Piece) []image.Piece {
 	return list
 }
 
-// Bytes is [Checkpoint.Bytes].
+// Bytes is [reader.Checkpoint.Bytes].
 func (f *Families) Bytes(i int) int64 {
 	one, n := &f.families[i], int64(0)
 	if int(one.block) < f.c.Live && !one.rest {
@@ -222,16 +222,16 @@ func (f *Families) Find(pid int, addr uint64) (number int, page uint32, kind ima
 	return number, uint32(f.riders[at].slot), image.Data
 }
 
-// PIDs is [Checkpoint.PIDs].
+// PIDs is [reader.Checkpoint.PIDs].
 func (f *Families) PIDs() []int { return f.c.PIDs() }
 
-// Ranges is [Checkpoint.Ranges].
+// Ranges is [reader.Checkpoint.Ranges].
 func (f *Families) Ranges(pid int) []image.Range { return f.c.Ranges(pid) }
 
-// ZeroRanges is [Checkpoint.ZeroRanges].
+// ZeroRanges is [reader.Checkpoint.ZeroRanges].
 func (f *Families) ZeroRanges(pid int) []image.Range { return f.c.ZeroRanges(pid) }
 
-// ReadBlock reads, checks and decompresses a family's block, and makes its other pages of it. Otherwise it is [Checkpoint.ReadBlock].
+// ReadBlock reads, checks and decompresses a family's block, and makes its other pages of it. Otherwise it is [reader.Checkpoint.ReadBlock].
 // Pages of the data that nobody wants have any content.
 func (f *Families) ReadBlock(i int, b *reader.Buffer) ([]byte, error) {
 	one := &f.families[i]

@@ -20,6 +20,7 @@ import (
 // Content is what processes have in their pages; nil is a zero page. Contents are never changed once they are in it.
 type Memory map[int]map[uint64][]byte
 
+// Set gives a page its content; nil: zeros.
 func (m Memory) Set(pid int, page uint64, content []byte) {
 	if m[pid] == nil {
 		m[pid] = map[uint64][]byte{}
@@ -27,6 +28,7 @@ func (m Memory) Set(pid int, page uint64, content []byte) {
 	m[pid][page] = content
 }
 
+// Clone is a copy that shares the content of pages.
 func (m Memory) Clone() Memory {
 	out := Memory{}
 	for pid, pages := range m {
@@ -38,6 +40,7 @@ func (m Memory) Clone() Memory {
 	return out
 }
 
+// Present is what Finish is told: all pages.
 func (m Memory) Present() map[int][]image.Range {
 	out := map[int][]image.Range{}
 	for pid, pages := range m {
@@ -49,6 +52,7 @@ func (m Memory) Present() map[int][]image.Range {
 	return out
 }
 
+// PIDs lists the processes, ascending.
 func (m Memory) PIDs() []int {
 	var out []int
 	for pid := range m {
@@ -69,6 +73,7 @@ type Link struct {
 // Chain is checkpoints, each the parent of the next.
 type Chain []Link
 
+// Resolve is the reader.Resolver of the chain.
 func (c Chain) Resolve(id [16]byte) (store.Source, error) {
 	for _, l := range c {
 		if l.ID == id {
@@ -78,6 +83,7 @@ func (c Chain) Resolve(id [16]byte) (store.Source, error) {
 	return nil, fmt.Errorf("there is no checkpoint %x", id)
 }
 
+// Open opens the i-th checkpoint until the end of the test.
 func (c Chain) Open(tb testing.TB, i int) *reader.Checkpoint {
 	tb.Helper()
 	p, err := reader.OpenChain(c[i].Memory, c.Resolve)

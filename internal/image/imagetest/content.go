@@ -17,13 +17,20 @@ type Discard struct{}
 
 type discardWriter struct{}
 
+// Create implements [store.Target].
 func (Discard) Create(string) (store.Writer, error) { return discardWriter{}, nil }
-func (Discard) Commit([]byte) error                 { return nil }
-func (Discard) Abort() error                        { return nil }
-func (discardWriter) Write(p []byte) (int, error)   { return len(p), nil }
-func (discardWriter) Finish() error                 { return nil }
-func (discardWriter) Abort() error                  { return nil }
 
+// Commit implements [store.Target].
+func (Discard) Commit([]byte) error { return nil }
+
+// Abort implements [store.Target].
+func (Discard) Abort() error { return nil }
+
+func (discardWriter) Write(p []byte) (int, error) { return len(p), nil }
+func (discardWriter) Finish() error               { return nil }
+func (discardWriter) Abort() error                { return nil }
+
+// Noise is n bytes that do not compress, always the same.
 func Noise(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{3}).Read(b)
@@ -33,6 +40,7 @@ func Noise(n int) []byte {
 // Stamps makes pages that no other has.
 type Stamps uint64
 
+// On makes every page of data another one than all before, and returns data.
 func (s *Stamps) On(data []byte) []byte {
 	for i := 0; i < len(data); i += image.PageSize {
 		*s++

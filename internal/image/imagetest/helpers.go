@@ -16,8 +16,10 @@ import (
 	"stasis/internal/store/storetest"
 )
 
+// ID is that of checkpoints that Begin makes.
 var ID = [16]byte{0xc0, 0xff, 0xee, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}
 
+// NewCodec is the codec of that name.
 func NewCodec(tb testing.TB, name string) codec.Codec {
 	tb.Helper()
 	c, err := codec.New(name, 0)
@@ -38,6 +40,7 @@ func Begin(tb testing.TB, shards int, codecName string) (*writer.Writer, *storet
 	return w, m
 }
 
+// Put puts pages that have to be taken.
 func Put(tb testing.TB, w *writer.Writer, round, pid int, data []byte, extents ...image.Extent) {
 	tb.Helper()
 	if err := w.PutPages(round, image.PageBlock{PID: pid, Extents: extents, Data: data}); err != nil {
@@ -45,6 +48,7 @@ func Put(tb testing.TB, w *writer.Writer, round, pid int, data []byte, extents .
 	}
 }
 
+// PutFile puts one of CRIU's images that has to be taken.
 func PutFile(tb testing.TB, w *writer.Writer, name string, content []byte) {
 	tb.Helper()
 	if err := w.PutFile(name, bytes.NewReader(content)); err != nil {
@@ -55,6 +59,7 @@ func PutFile(tb testing.TB, w *writer.Writer, name string, content []byte) {
 // Manifest is one as a dump fills it in before Finish.
 func Manifest() *image.Manifest { return &image.Manifest{Stasis: "1.2.3", Kind: image.KindFull} }
 
+// Finish publishes a checkpoint.
 func Finish(tb testing.TB, w *writer.Writer, present map[int][]image.Range) {
 	tb.Helper()
 	if err := w.Finish(present, Manifest()); err != nil {
@@ -62,6 +67,7 @@ func Finish(tb testing.TB, w *writer.Writer, present map[int][]image.Range) {
 	}
 }
 
+// Open opens a checkpoint until the end of the test.
 func Open(tb testing.TB, src store.Source) *reader.Checkpoint {
 	tb.Helper()
 	c, err := reader.Open(src)
@@ -89,6 +95,7 @@ func Tagged(tag uint64, n int) []byte {
 	return b
 }
 
+// PagesOf is the range of n pages.
 func PagesOf(addr uint64, n int) image.Range {
 	return image.Range{Start: addr, End: addr + uint64(n)*image.PageSize}
 }
@@ -105,6 +112,7 @@ func DamageIn(tb testing.TB, err error, shard string, offset int, what string) {
 	}
 }
 
+// FileOf is the content of one of CRIU's images.
 func FileOf(tb testing.TB, c *reader.Checkpoint, name string) []byte {
 	tb.Helper()
 	var b bytes.Buffer

@@ -28,7 +28,7 @@ type Index struct {
 
 // ZeroRange is a run of zero pages of a process.
 type ZeroRange struct {
-	Proc        uint32 // position in index.pids
+	Proc        uint32 // position in Index.PIDs
 	Page, Pages uint64
 }
 
@@ -36,10 +36,10 @@ type ZeroRange struct {
 type Group struct {
 	Origin, Shard uint32
 	Blocks        []IndexBlock
-	Pieces        []Piece // of all blocks, one after the other; decodeBlocks fills it where there are differences
+	Pieces        []Piece // of all blocks, one after the other; DecodeBlocks fills it where there are differences
 	Bases         []Base  // of those pages of blocks of differences that are in pieces, one after the other
 
-	// As decodeBlocks leaves it:
+	// As DecodeBlocks leaves it:
 
 	columns []byte // the pieces as they are stored
 	Count   int    // of pieces
@@ -55,17 +55,18 @@ type IndexBlock struct {
 	Codec  codec.ID
 	Heads  uint8  // number of extents in its header, which says how long that is
 	Pages  uint8  // how many it holds; 0 for files
-	Pieces uint32 // how many of group.pieces are its own; 0 for files
+	Pieces uint32 // how many of Group.Pieces are its own; 0 for files
 	File   uint32
 	Where  uint64 // in the file
 }
 
+// Len is the length of the whole block in its shard, in bytes.
 func (b *IndexBlock) Len() int64 { return BlockLen(int(b.Heads), b.Stored) }
 
 // Base is the page that a page of differences differs from. In an index its block is counted through all blocks of all indexes, in
 // their order.
 type Base struct {
-	Block uint32 // noBlock: there is none, because nobody needs the page
+	Block uint32 // NoBlock: there is none, because nobody needs the page
 	Page  uint8
 }
 

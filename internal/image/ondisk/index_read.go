@@ -109,7 +109,7 @@ func (r *indexReader) bytes(n int, what string) []byte {
 }
 
 // DecodeIndex reads what encode wrote. What it returns is within all bounds by itself; how it fits the shards and the other
-// indexes is for assemble to see.
+// indexes is for package tables to see.
 func DecodeIndex(b []byte) (*Index, error) {
 	x, err := DecodeBlocks(b)
 	if err != nil {
@@ -128,7 +128,7 @@ func DecodeIndex(b []byte) (*Index, error) {
 	return x, nil
 }
 
-// DecodeBlocks is decodeIndex without the pieces, which take nearly all of the time, where nothing behind them depends on them.
+// DecodeBlocks is DecodeIndex without the pieces, which take nearly all of the time, where nothing behind them depends on them.
 func DecodeBlocks(b []byte) (*Index, error) {
 	r := indexReader{column: column{b: b}}
 	x := new(Index)
@@ -291,7 +291,7 @@ func (b *IndexBlock) possible() bool {
 	ok := b.Raw > 0 && b.Stored > 0 && b.Stored <= b.Raw && b.Codec.Valid() && (b.Codec != codec.None || b.Stored == b.Raw)
 	switch b.Kind {
 	case KindPages:
-		return ok && b.Raw%image.PageSize == 0 && b.Heads > 0 && b.Heads <= image.MaxPages // without pieces it must be a base: see assemble
+		return ok && b.Raw%image.PageSize == 0 && b.Heads > 0 && b.Heads <= image.MaxPages // without pieces it must be a base: see package tables
 	case KindDifferences:
 		return ok && b.Heads > 0 && b.Heads <= b.Pages && b.Pages <= image.MaxPages && b.Pieces > 0
 	case KindFile:

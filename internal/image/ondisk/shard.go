@@ -39,6 +39,7 @@ type Header struct {
 	ID            [16]byte
 }
 
+// Encode makes the bytes of the header.
 func (h Header) Encode() []byte {
 	b := make([]byte, image.ShardHeader)
 	copy(b, headerMagic)
@@ -51,6 +52,7 @@ func (h Header) Encode() []byte {
 	return b
 }
 
+// DecodeHeader reads a header and checks it by itself.
 func DecodeHeader(b []byte) (h Header, err error) {
 	switch {
 	case len(b) != image.ShardHeader:
@@ -76,6 +78,7 @@ type Footer struct {
 	ID                    uint64 // short form
 }
 
+// Encode makes the bytes of the footer.
 func (f Footer) Encode() []byte {
 	b := make([]byte, image.ShardFooter)
 	copy(b, footerMagic)
@@ -116,6 +119,7 @@ func ShortID(id [16]byte) uint64 { return le.Uint64(id[:8]) }
 // BlockKind says what a block holds. The numbers are part of the format.
 type BlockKind uint8
 
+// The kinds of blocks.
 const (
 	KindPages       BlockKind = 1
 	KindFile        BlockKind = 2

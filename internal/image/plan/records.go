@@ -67,10 +67,10 @@ func (r *Records) Forget() {
 type blockRec struct {
 	sum     uint64
 	off     uint64
-	order   uint64 // pages: see Writer.stamp. files: where in the file the piece belongs
+	order   uint64 // pages: see Stamp. files: where in the file the piece belongs
 	owner   uint32 // pid, or number of the file
-	extent  uint32 // first of its extents in shard.extents
-	base    uint32 // differences: first of its bases in shard.bases
+	extent  uint32 // first of its extents in ShardRecords.extents
+	base    uint32 // differences: first of its bases in ShardRecords.bases
 	stored  uint32
 	raw     uint32
 	kind    ondisk.BlockKind
@@ -102,10 +102,11 @@ type RefRec struct {
 // PageAt is a page of a block.
 type PageAt struct {
 	Block uint32 // number among those of the shard, or of the parent
-	Home  int16  // number of our shard, or inParent
+	Home  int16  // number of our shard, or InParent
 	Page  uint8  // in the block's data
 }
 
+// InParent is the home of pages that the parent has.
 const InParent = -1
 
 // After is the page that many pages further.
@@ -126,6 +127,9 @@ type packedExtent uint64
 func pack(e image.Extent) packedExtent {
 	return packedExtent(e.Addr/image.PageSize<<8 | uint64(e.Pages))
 }
-func (p packedExtent) page() uint64        { return uint64(p) >> 8 }
-func (p packedExtent) pages() uint32       { return uint32(p & 0xff) }
+
+func (p packedExtent) page() uint64  { return uint64(p) >> 8 }
+func (p packedExtent) pages() uint32 { return uint32(p & 0xff) }
+
+// Stamp is the order of what was put in a round, as the count-th of all.
 func Stamp(round int, count uint64) uint64 { return uint64(round)<<44 | count }

@@ -6,7 +6,7 @@ import (
 )
 
 // BlockCache keeps the payloads of the last few blocks that were read. It belongs to one goroutine at a time. The zero
-// blockCache is ready.
+// BlockCache is ready.
 type BlockCache struct {
 	slots [4]cachedBlock
 	turn  int // of whom it is to be replaced

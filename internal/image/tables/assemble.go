@@ -110,7 +110,7 @@ func (t *Tables) gather(indexes []*ondisk.Index) (all []ondisk.Piece, blocks []B
 	return all, blocks, errors.Join(errs...)
 }
 
-// addPageBlocks fills extents, blocks, byBlock and firsts. Blocks are numbered by the lowest address that they have; those that
+// addPageBlocks fills Extents, BlockTable, ByBlock and Firsts. Blocks are numbered by the lowest address that they have; those that
 // have none come last. It returns the number of each block in the order in which the indexes have them. It takes all over.
 func (t *Tables) addPageBlocks(all []ondisk.Piece, blocks []Block) (number []uint32) {
 	sortExtents(all)

@@ -91,7 +91,7 @@ func compareExtents(items []ondisk.Piece) (differ uint64, sorted bool) {
 	return ones &^ zeros, sorted
 }
 
-// sortFew is radixSort for extents, with space for a copy of them.
+// sortFew is what package radix does, for extents, with space for a copy of them.
 func sortFew(items, spare []ondisk.Piece) {
 	const digit = 8
 	if len(items) < 64 {

@@ -19,7 +19,7 @@ type Tables struct {
 	Live       int           // how many of blocks have pages
 	Bases      []ondisk.Base // of the pages of blocks of differences
 	ByBlock    []uint32      // positions in extents, block by block
-	Firsts     []uint32      // of each block in byBlock, and one more
+	Firsts     []uint32      // of each block in ByBlock, and one more
 
 	FileTable  []image.FileInfo
 	PieceTable [][]FileBlock // of files, in order
@@ -33,9 +33,9 @@ func New(format int, damaged func(shard int, why string) error) *Tables {
 // AncestorShard names a shard of an ancestor.
 type AncestorShard struct{ Origin, Shard uint16 }
 
-// proc is what a process has in the tables of a Checkpoint.
+// proc is what a process has in the tables of a checkpoint.
 type proc struct {
-	From, To int           // in extents
+	From, To int           // in Tables.Extents
 	Zeros    []image.Range // sorted, not touching
 }
 
@@ -45,7 +45,7 @@ type Block struct {
 	Sum    uint64
 	Stored uint32
 	Raw    uint32
-	Base   uint32 // differences: first of its bases in Checkpoint.bases
+	Base   uint32 // differences: first of its bases in Tables.Bases
 	Shard  uint16
 	Origin uint16
 	Codec  codec.ID
@@ -54,6 +54,7 @@ type Block struct {
 	Pages  uint8 // 0 for files
 }
 
+// Len is the length of the whole block in its shard, in bytes.
 func (b *Block) Len() int64 { return ondisk.BlockLen(int(b.Heads), b.Stored) }
 
 // FileBlock is a block of one of CRIU's image files.

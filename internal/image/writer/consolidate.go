@@ -17,7 +17,7 @@ import (
 // it needs least of is written once more, into its own shards. A difference stays one, from the same base, so that it costs its few
 // bytes. As many ancestors go at once, each page is moved a number of times that grows with the logarithm of the chain's length only.
 
-// MaxOrigins is the most ancestors that a checkpoint refers to, unless WriterOptions say otherwise. Only where a part of one
+// MaxOrigins is the most ancestors that a checkpoint refers to, unless Options say otherwise. Only where a part of one
 // can't be read it may be more: what can't be read can't be moved. When it would be more, half as many stay.
 const MaxOrigins = 32
 

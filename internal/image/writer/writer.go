@@ -161,7 +161,7 @@ type scratch struct {
 }
 
 // put compresses a block and writes it to whichever shard is free, and says where its first page is. The order is that of
-// blockRec.
+// package plan.
 func (w *Writer) put(s *scratch, head ondisk.BlockHead, data []byte, order uint64) (plan.PageAt, error) {
 	payload, id := data, codec.None
 	out, ok, err := w.codec.Compress(s.out[:0], data)
