@@ -169,7 +169,7 @@ func (f *folder) layOutProcess(pid int) (*layout, error) {
 		pagesID = f.nextPages
 		f.nextPages++
 	}
-	blocks := subtract(c.Ranges(pid), c.ZeroRanges(pid)) // a page that is in no run is zero
+	blocks := image.Subtract(c.Ranges(pid), c.ZeroRanges(pid)) // a page that is in no run is zero
 	var inherited []image.Range
 	if f.parent != nil {
 		inherited = f.inherited(pid)

@@ -51,7 +51,7 @@ func (f *folder) inherited(pid int) []image.Range {
 		}
 		return h
 	}
-	for _, r := range subtract(f.checkpoint.Ranges(pid), f.checkpoint.ZeroRanges(pid)) {
+	for _, r := range image.Subtract(f.checkpoint.Ranges(pid), f.checkpoint.ZeroRanges(pid)) {
 		for addr := r.Start; addr < r.End; addr += pageSize {
 			block, page, _ := f.checkpoint.Find(pid, addr)
 			other, otherPage, kind := f.parent.checkpoint.Find(pid, addr)

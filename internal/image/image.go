@@ -1,9 +1,7 @@
 package image
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 
 	"stasis/internal/codec"
 )
@@ -44,14 +42,6 @@ type PageBlock struct {
 	Extents []Extent
 	Data    []byte // the pages of all extents, one after the other
 }
-
-// Range is a range of addresses of one process, in bytes. Both ends are multiples of PageSize.
-type Range struct {
-	Start, End uint64 // End is not part of it
-}
-
-// Len is the range's length in bytes.
-func (r Range) Len() uint64 { return r.End - r.Start }
 
 // Kind says what a checkpoint knows of a page.
 type Kind uint8
@@ -126,36 +116,10 @@ func AppendPage(to []Extent, page uint64) []Extent {
 	return append(to, Extent{page * PageSize, 1})
 }
 
-// Check sees that the range can be part of an address space.
-func (r Range) Check() error {
-	if r.Start >= r.End || r.End > MaxAddr || r.Start%PageSize != 0 || r.End%PageSize != 0 {
-		return fmt.Errorf("%#x-%#x is no range of pages", r.Start, r.End)
-	}
-	return nil
-}
-
 // Check sees that the extent can be part of an address space.
 func (e Extent) Check() error {
 	if e.Pages == 0 || e.Addr%PageSize != 0 || e.Addr >= MaxAddr || uint64(e.Pages) > (MaxAddr-e.Addr)/PageSize {
 		return fmt.Errorf("%d pages at %#x are no possible part of an address space", e.Pages, e.Addr)
 	}
 	return nil
-}
-
-// Coalesce returns ranges sorted, with those that overlap or touch joined. Empty ranges vanish.
-func Coalesce(ranges []Range) ([]Range, error) {
-	sorted := slices.DeleteFunc(slices.Clone(ranges), func(r Range) bool { return r.Start == r.End })
-	slices.SortFunc(sorted, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
-	out := sorted[:0]
-	for _, r := range sorted {
-		if err := r.Check(); err != nil {
-			return nil, fmt.Errorf("cannot finish the checkpoint: %w", err)
-		}
-		if n := len(out); n > 0 && out[n-1].End >= r.Start {
-			out[n-1].End = max(out[n-1].End, r.End)
-		} else {
-			out = append(out, r)
-		}
-	}
-	return out, nil
 }
