@@ -205,11 +205,7 @@ func (d *dump) copyRound(ctx context.Context, to next) (err error) {
 	begun, round := time.Now(), d.round
 	d.spans.begin("dump.round", attribute.Int("stasis.round", round))
 	defer func() { d.spans.end(err, attribute.Int64("stasis.bytes", bytes)) }()
-	sink := d.sinkFor(round)
-	if to == intoRAM {
-		sink = d.keepOf(round)
-	}
-	copier := capture.New(ctx, sink, capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
+	copier := capture.New(ctx, d.sinkFor(round, to), capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
 	err = d.visitWritten(copier.Add)
 	copied, copyErr := copier.Wait()
 	d.dropped = append(d.dropped, copier.Dropped()...)
@@ -249,11 +245,15 @@ func roundFigures(bytes int64, took time.Duration) image.Round {
 	return image.Round{Pages: bytes / image.PageSize, Bytes: bytes, US: took.Microseconds()}
 }
 
-// sinkFor writes blocks of a round into the checkpoint.
-func (d *dump) sinkFor(round int) capture.Sink {
+// sinkFor writes blocks of a round into the checkpoint, or keeps them in RAM.
+func (d *dump) sinkFor(round int, to next) capture.Sink {
+	put := d.keepOf(round)
+	if to == intoCheckpoint {
+		put = func(b image.PageBlock) error { return d.writer.PutPages(round, b) }
+	}
 	total := d.memoryBytes()
 	return func(b image.PageBlock) error {
-		if err := d.writer.PutPages(round, b); err != nil {
+		if err := put(b); err != nil {
 			return err
 		}
 		if d.opts.Progress != nil {
