@@ -16,6 +16,7 @@ import (
 	"stasis/internal/image"
 	"stasis/internal/image/reader"
 	"stasis/internal/pager"
+	"stasis/internal/proc"
 	"stasis/internal/settings"
 	"stasis/internal/store"
 	"stasis/internal/track"
@@ -143,6 +144,7 @@ type restore struct {
 
 	applier       settings.Applier
 	eventfds      []criu.Eventfd          // that CRIU is to make in another way
+	guards        map[int][]proc.Range    // that CRIU cannot install; by the pid inside
 	personalities map[int]*image.Settings // of processes that need a call for them; by the pid inside
 
 	guardStarts func() (*guard.Guard, error) // nil before there is a checkpoint
