@@ -52,16 +52,25 @@ func someArgs(missing string) cobra.PositionalArgs {
 
 func (a *app) runRm(args []string, o chain.Options) error {
 	dirs := make([]string, len(args))
+	var gone []string
 	for i, arg := range args {
 		dir, err := a.locate(arg)
 		if err != nil {
 			return err
 		}
 		dirs[i] = dir
+		if !hasManifest(dir) {
+			gone = append(gone, arg)
+		}
 	}
 	report, err := chain.Remove(dirs, o)
 	if err != nil {
 		return err
+	}
+	if a.output != outputJSON && !a.quiet {
+		for _, arg := range gone {
+			fmt.Fprintf(a.err, "%s was removed already; what is left of it goes with the last checkpoint that needs it\n", printable(arg))
+		}
 	}
 	return a.showReport(report, o.DryRun, "")
 }
