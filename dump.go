@@ -120,7 +120,7 @@ type DumpResult struct {
 // effect, up to the moment of the publication.
 //
 // The error wraps ErrInput, ErrProcess, ErrBusy, or ErrDamaged where it is the
-// parent that is damaged.
+// parent that is damaged or incomplete.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
 	if errors.Is(err, errFlagsChanged) && opts.Target == nil {

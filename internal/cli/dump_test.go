@@ -316,6 +316,21 @@ func TestStuckReader(t *testing.T) {
 	}
 }
 
+// TestDumpTellsOfAutoDedup, which costs checkpoints.
+func TestDumpTellsOfAutoDedup(t *testing.T) {
+	b := newBench(t)
+	b.dump = func(_ context.Context, o stasis.DumpOptions) (*stasis.DumpResult, error) {
+		return &stasis.DumpResult{Dir: o.Dir, After: stasis.AfterRun, Manifest: testManifest(), Freed: 3 << 20, GivenUp: []string{"/srv/one", "/srv/two"}}, nil
+	}
+	dir := filepath.Join(t.TempDir(), "three")
+	b.shows([]string{"dump", "process", "4711", "--dir", dir, "-R"}, "it runs on; 3.0 MiB of ancestors given back, and one, two can't be restored any more\n")
+	var r dumpReport
+	b.run("dump", "process", "4711", "--dir", dir, "-R", "-o", "json")
+	if b.document(&r); r.Freed != 3<<20 || len(r.GivenUp) != 2 {
+		t.Errorf("as JSON: %+v", r)
+	}
+}
+
 // TestBarOnATerminalWithoutSize, as behind some serial lines: it is drawn all the same.
 func TestBarOnATerminalWithoutSize(t *testing.T) {
 	for name, size := range map[string]unix.Winsize{"80x24": {Col: 80, Row: 24}, "0x0": {}} {

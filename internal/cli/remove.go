@@ -95,8 +95,11 @@ func (a *app) showReport(r *chain.Report, dry bool, top string) error {
 	for _, i := range r.Marked {
 		fmt.Fprintf(a.out, "%s %s: it can't be restored any more\n", printable(i.Dir), done("deduplicated"))
 	}
+	earlier := func(k chain.Kept) bool { // it was removed before, which its owner was told then
+		return len(r.Removed) > 0 && !slices.ContainsFunc(r.Removed, func(i chain.Item) bool { return i.Dir == k.Dir })
+	}
 	for _, k := range r.Kept {
-		if top == "" && k.Bytes > 0 {
+		if top == "" && k.Bytes > 0 && !earlier(k) {
 			fmt.Fprintf(a.out, "  %s of %s %s for %s\n", inBytes(k.Bytes), printable(k.Dir), done("kept"), users(k.For))
 		}
 	}
