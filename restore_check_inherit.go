@@ -51,10 +51,14 @@ func (r *restore) inheritable(m *Manifest) (has, pipes map[string]bool, err erro
 			}
 		}
 	}
-	external := r.criuOpts.External
+	dumped, err := criuOptionsOf(m) // a job's console is in these alone, and stays a key when the job has closed it
+	if err != nil {
+		return nil, nil, err
+	}
+	external := slices.Concat(dumped.External, r.criuOpts.External)
 	for _, line := range r.criuOpts.Raw {
 		if name, value, _ := strings.Cut(strings.TrimSpace(line), " "); name == "external" {
-			external = append(slices.Clip(external), strings.TrimSpace(value))
+			external = append(external, strings.TrimSpace(value))
 		}
 	}
 	for _, resource := range external {

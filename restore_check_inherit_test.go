@@ -22,6 +22,7 @@ func TestInheritedForNothing(t *testing.T) {
 	}
 	m := treeOf(4711)
 	m.RootPID, m.Kind = 4711, image.KindFull
+	m.Options = map[string]string{optionsOfCRIU: `{"external": ["pipe:[79]"]}`} // a console that the tree has closed
 	m.Processes[0].Files = []image.OpenFile{{FD: 1, Path: "pipe:[77]"}, {FD: 2, Path: "/var/log/job.log (deleted)"}}
 	if err := w.Finish(nil, m); err != nil {
 		t.Fatal(err)
@@ -42,6 +43,7 @@ func TestInheritedForNothing(t *testing.T) {
 		{"pipe:[77]", nil},
 		{"var/log/job.log", nil},
 		{"/var/log/job.log", nil},
+		{"pipe:[79]", nil},
 		{"tty[8801:1]", nil},
 		{"socket:[123]", nil},
 		{"blue", nil},
