@@ -105,6 +105,10 @@ type DumpResult struct {
 	After    After     `json:"after"`
 	Manifest *Manifest `json:"manifest"`
 	Notes    []string  `json:"notes,omitempty"` // what went another way than was asked for
+
+	// Freed is how many bytes of disk AutoDedup gave back, and GivenUp has the folders of the checkpoints that can't be restored any more by it.
+	Freed   int64    `json:"bytes_freed,omitempty"`
+	GivenUp []string `json:"given_up,omitempty"`
 }
 
 // Dump makes a checkpoint of a process tree.
@@ -116,7 +120,7 @@ type DumpResult struct {
 // effect, up to the moment of the publication.
 //
 // The error wraps ErrInput, ErrProcess, ErrBusy, or ErrDamaged where it is the
-// parent that is damaged.
+// parent that is damaged or incomplete.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
 	result, err := dumpOnce(ctx, opts, false)
 	if errors.Is(err, errFlagsChanged) && opts.Target == nil {
@@ -159,7 +163,7 @@ func dumpOnce(ctx context.Context, opts DumpOptions, exact bool) (_ *DumpResult,
 }
 
 func (d *dump) result() *DumpResult {
-	return &DumpResult{Dir: d.opts.Dir, After: d.opts.After, Manifest: d.manifest, Notes: d.notes}
+	return &DumpResult{Dir: d.opts.Dir, After: d.opts.After, Manifest: d.manifest, Notes: d.notes, Freed: d.freed, GivenUp: d.givenUp}
 }
 
 // dumpState lets CRIU freeze and dump the tree. Stasis does its part at CRIU's

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sort"
 	"time"
@@ -32,6 +33,9 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 	if d.opts.Parent == "" {
 		return nil
 	}
+	if sameFolder(d.opts.Parent, d.opts.Dir) {
+		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the new checkpoint and its parent are to be in one folder, %s: choose another folder for the new one", d.opts.Dir))
+	}
 	if d.parentLock, err = chain.LockShared(ctx, d.opts.Parent); err == nil {
 		d.parent, err = d.parentLock.Open()
 	}
@@ -39,17 +43,25 @@ func (d *dump) openParent(ctx context.Context) (err error) {
 	case isDamage(err):
 		return d.fail(StepPrepare, nil, err)
 	case err != nil:
-		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent: %w", err))
+		return d.fail(StepPrepare, kindOfFinding(err), fmt.Errorf("the parent: %w", err))
 	}
 	m := d.parent.Manifest()
 	if m.RootPID != d.tree[0].NSPID {
 		return d.fail(StepPrepare, ErrInput, fmt.Errorf("the parent %s is a checkpoint of process %d, and this is process %d: leave the parent out", d.opts.Parent, m.RootPID, d.tree[0].NSPID))
 	}
 	if limit := d.opts.MaxChain; limit > 0 && m.Depth+1 >= limit {
-		d.note("the chain has reached the limit of checkpoints, %d: this one begins a new chain", m.Depth+1)
+		d.note("the chain has %s, and its limit is %d (--max-chain): this checkpoint has no parent and begins a new chain", checkpoints(m.Depth+1), limit)
 		return d.leaveParent()
 	}
 	return d.parentThere(StepPrepare)
+}
+
+// checkpoints counts them for people.
+func checkpoints(n int) string {
+	if n == 1 {
+		return "1 checkpoint"
+	}
+	return fmt.Sprintf("%d checkpoints", n)
 }
 
 // leaveParent closes the parent and lets go of it.
@@ -78,6 +90,12 @@ func (d *dump) autoDedup(ctx context.Context) {
 		var report *chain.Report
 		report, err = chain.AutoDedup(ctx, d.opts.Dir)
 		if err == nil {
+			d.freed = max(report.Freed, 0)
+			for _, i := range report.Marked {
+				if i.Kind != image.KindPreDump { // which never could
+					d.givenUp = append(d.givenUp, i.Dir)
+				}
+			}
 			for _, later := range report.Later {
 				d.note("the space of the parent is given back in part only: %s", later.Why)
 			}
@@ -170,9 +188,22 @@ func (d *dump) distrust(state *keeper.State) string {
 	case state.Armed == "":
 		return "a dump that used the tracker did not succeed"
 	case state.Armed != d.parent.Manifest().ID:
+		if sameFolder(state.Dir, d.opts.Parent) {
+			return fmt.Sprintf("the checkpoint in %s is not the one any more that the tracker was armed for (it was replaced, or written anew by compact or dedup --thorough)", state.Dir)
+		}
 		return fmt.Sprintf("the tracker knows what was written since %s, which is not the parent", state.Dir)
 	}
 	return ""
+}
+
+// sameFolder says whether two paths lead to one folder.
+func sameFolder(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
 }
 
 // startTracker gives a process a tracker: the one that was kept, or a new one,
@@ -376,7 +407,11 @@ func (d *dump) keepTrackers() {
 		}
 	}
 	if len(fds) == 0 {
-		d.note("no process of the tree can be tracked: the next dump compares all memory with this one")
+		why := "no process of the tree can be tracked"
+		if d.trackerKind == track.KindNone {
+			why = "nothing tracks what is written from now on (tracker none)"
+		}
+		d.note("%s: the next dump compares all memory with this one", why)
 		return
 	}
 	if err := keeper.Put(state, fds); err != nil {

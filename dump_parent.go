@@ -23,7 +23,7 @@ func (d *dump) parentThere(step Step) error {
 		near = d.opts.Parent
 	}
 	for _, missing := range chain.Missing(&image.Manifest{Origins: d.ancestors()}, near) {
-		return d.withoutParent(step, missing)
+		return d.withoutParent(step, fmt.Errorf("%s of %s: put its folder back, there or beside %[2]s", missing.Lost(), d.opts.Parent))
 	}
 	for _, shard := range d.parent.Manifest().Shards {
 		info, err := os.Stat(filepath.Join(d.opts.Parent, shard.Name))
@@ -38,7 +38,7 @@ func (d *dump) parentThere(step Step) error {
 }
 
 func (d *dump) withoutParent(step Step, err error) error {
-	return d.fail(step, ErrInput, fmt.Errorf("the parent is not whole, and the checkpoint could not be restored without it: %w; or dump without a parent", err))
+	return d.fail(step, ErrDamaged, fmt.Errorf("the parent is not whole, and the checkpoint could not be restored without it: %w; or dump without a parent", err))
 }
 
 // ancestors are all that the new checkpoint may refer to, with the paths that

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -35,6 +36,8 @@ type dump struct {
 
 	preDump bool     // memory only, with nothing frozen
 	notes   []string // for the result
+	freed   int64    // bytes of disk that were given back, for the result
+	givenUp []string // folders of checkpoints that can't be restored any more, for the result
 
 	reporting sync.Mutex // held while opts.Progress runs
 	spans     *spans     // that are open; nil where nobody listens
@@ -230,6 +233,13 @@ func (o *DumpOptions) complete() error {
 	o.Track = o.Track && o.After != AfterKill // nothing will be left to track
 	if !slices.Contains([]After{AfterKill, AfterRun, AfterStop}, o.After) {
 		return fmt.Errorf("after the dump %q: it is %s, %s or %s", o.After, AfterKill, AfterRun, AfterStop)
+	}
+	if o.CRIU.Root != "" {
+		if info, err := os.Stat(o.CRIU.Root); err != nil {
+			return fmt.Errorf("--root: %w: give the folder that is the root of the tree's mount namespace", err)
+		} else if !info.IsDir() {
+			return fmt.Errorf("--root %s: it is no folder: give the one that is the root of the tree's mount namespace", o.CRIU.Root)
+		}
 	}
 	return o.CRIU.Validate()
 }

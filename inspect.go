@@ -17,6 +17,9 @@ type Inspection struct {
 	Shards   []ShardUse  `json:"shards"`
 	Codecs   []CodecUse  `json:"codecs"` // of the blocks of memory, by name
 	Files    []StateFile `json:"files"`  // CRIU's images
+
+	// Unusable says why it can't be restored or dumped on any more, where it was deduplicated.
+	Unusable string `json:"unusable,omitempty"`
 }
 
 // ShardUse says what is in a shard.
@@ -58,6 +61,9 @@ func Inspect(ctx context.Context, dir string) (*Inspection, error) {
 	found := sumUp(checkpoint)
 	if found.Dir, err = filepath.Abs(dir); err != nil {
 		found.Dir = dir
+	}
+	if deduped := chain.Deduplicated(dir); deduped != nil {
+		found.Unusable = deduped.Error()
 	}
 	return found, nil
 }

@@ -158,7 +158,7 @@ func (r *restore) open(ctx context.Context) error {
 	}
 	m := r.checkpoint.Manifest()
 	if m.Kind == image.KindPreDump {
-		return r.fail(StepOpen, ErrInput, fmt.Errorf("%s is a pre-dump: it holds memory only; restore a dump that was made on top of it", src.Name()))
+		return r.fail(StepOpen, ErrInput, errors.New(whyNoProcesses(src.Name(), m)))
 	}
 	if n := len(m.Shards); r.opts.Streams != 0 && r.opts.Streams != n {
 		return r.fail(StepOpen, ErrInput, fmt.Errorf("%s has %d streams, not %d: say --stream %d, or leave it out", src.Name(), n, r.opts.Streams, n))
@@ -199,26 +199,34 @@ func (r *restore) openCheckpoint(ctx context.Context) (src store.Source, err err
 			missing = chain.Missing(r.checkpoint.Manifest(), near, r.opts.Near...)
 		}
 	}
-	var deduped *chain.DedupedError
 	switch {
-	case errors.As(err, &deduped):
-		return nil, r.fail(StepOpen, ErrInput, err)
 	case err != nil:
 		return nil, r.fail(StepOpen, ErrDamaged, err)
 	case len(missing) > 0:
-		return nil, r.fail(StepOpen, ErrInput, missing[0])
+		return nil, r.fail(StepOpen, ErrDamaged, missing[0])
 	}
 	return src, nil
 }
 
 // kindOfOpening tells a checkpoint that cannot be read from one that is not there.
 func kindOfOpening(err error) error {
-	var damage *image.DamageError
 	var version *image.VersionError
-	if errors.As(err, &damage) || errors.As(err, &version) {
+	if errors.As(err, &version) {
 		return ErrDamaged
 	}
+	if kind := kindOfReading(err); kind != nil {
+		return kind
+	}
 	return ErrInput
+}
+
+// whyNoProcesses says why there is nothing to restore in a folder with memory alone.
+func whyNoProcesses(dir string, m *Manifest) string {
+	if m.Engine == string(EngineCRIU) { // a pre-dump by Stasis leaves memory to no CRIU
+		return fmt.Sprintf("%s holds memory only, which a page server took: copy CRIU's other images of that dump to it, make a checkpoint of both by "+
+			"\"stasis import %[1]s\", and restore that", dir)
+	}
+	return fmt.Sprintf("%s is a pre-dump: it holds memory only; restore a dump that was made on top of it", dir)
 }
 
 // none is the result of work that has none.

@@ -47,6 +47,9 @@ func (r *restore) check(ctx context.Context) error {
 	if err := r.checkFiles(found, m, m.Host.Hostname == here.Hostname); err != nil {
 		return r.fail(StepCheck, ErrDamaged, err)
 	}
+	if err := r.checkInherited(found, m); err != nil {
+		return r.fail(StepCheck, ErrDamaged, err)
+	}
 	if err := found.checkPIDs(ctx, m); err != nil {
 		return err
 	}

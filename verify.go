@@ -42,12 +42,12 @@ func Verify(ctx context.Context, opts VerifyOptions) (*VerifyResult, error) {
 	defer lock.Unlock() //nolint:errcheck // closing a folder loses nothing
 	checkpoint, err := lock.Open()
 	if err != nil {
-		return nil, ofKind(kindOfFinding(err), err)
+		return nil, ofKind(kindOfFinding(err), onlyMissing(err))
 	}
 	defer checkpoint.Close()
 	meter := meter{step: StepVerify, tell: opts.Progress}
 	if err := checkpoint.Verify(ctx, runtime.NumCPU(), meter.show); err != nil {
-		return nil, ofKind(kindOfReading(err), err)
+		return nil, ofKind(kindOfReading(err), onlyMissing(err))
 	}
 	return &VerifyResult{
 		Manifest: checkpoint.Manifest(), Blocks: checkpoint.Blocks(), Bytes: meter.total, Took: time.Since(begun),
@@ -71,6 +71,14 @@ func (m *meter) show(done, total int64) {
 	if m.tell != nil {
 		m.tell(Progress{Step: m.step, Done: m.done, Total: m.total})
 	}
+}
+
+// onlyMissing is the missing ancestor that an error is about, which says all that is in the text around it.
+func onlyMissing(err error) error {
+	if missing := (*chain.MissingError)(nil); errors.As(err, &missing) {
+		return missing
+	}
+	return err
 }
 
 // kindOfFinding is the kind of an error of opening a checkpoint.

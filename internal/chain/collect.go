@@ -196,7 +196,7 @@ func punch(path string, keep []span, o *Options) (int64, error) {
 	for _, s := range append(keep[:len(keep):len(keep)], span{end, end}) {
 		from, to := (at+hole-1)&^(hole-1), s.from&^(hole-1)
 		if from < to && o.DryRun {
-			would += to - from
+			would += dataIn(f, from, to)
 		} else if from < to {
 			err := o.step("punch "+path, func() error {
 				return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from)
@@ -211,6 +211,30 @@ func punch(path string, keep []span, o *Options) (int64, error) {
 		return min(would, before), nil
 	}
 	return before - onDisk(f), nil
+}
+
+// dataIn is how much of a stretch of a file is no hole already, in bytes: that alone can be given back. Where a file system does not tell, all
+// of it is.
+func dataIn(f *os.File, from, to int64) (total int64) {
+	for at := from; at < to; {
+		data, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO): // there is nothing but holes behind it
+			return total
+		case err != nil:
+			return total + to - at
+		}
+		if data = max(data, at); data >= to {
+			return total
+		}
+		end, err := unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE)
+		if err != nil || end <= data {
+			return total + to - data
+		}
+		total += min(end, to) - data
+		at = end
+	}
+	return total
 }
 
 // checkHoles sees that the file system of a folder can take parts out of files, before anything is given up for that.

@@ -56,7 +56,7 @@ func List(root string, roots ...string) ([]Info, error) {
 	}
 	var list []Info
 	for _, e := range f.entries {
-		if filepath.Dir(e.dir) == root && staleFor(e.dir) == "" {
+		if filepath.Dir(e.dir) == root && (e.removed || staleFor(e.dir) == "") {
 			list = append(list, f.describe(e))
 		}
 	}

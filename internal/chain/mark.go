@@ -70,3 +70,6 @@ func checkDeduped(dir string) error {
 	}
 	return &DedupedError{Dir: dir, Top: mark.Top, Path: mark.Path, When: mark.When}
 }
+
+// Deduplicated says for whose sake the checkpoint in dir gave up memory; nil where it did not.
+func Deduplicated(dir string) error { return checkDeduped(realPath(absolute(dir))) }

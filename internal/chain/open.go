@@ -99,8 +99,12 @@ type MissingError struct {
 }
 
 func (e *MissingError) Error() string {
-	return fmt.Sprintf("the ancestor %s of %s is missing: looked for it %s: put its folder back, or beside %s, or name the folder that has it",
-		e.ID, e.Near, strings.Join(e.Looked, ", "), e.Near)
+	return fmt.Sprintf("%s builds on %s: put its folder back, there or beside %[1]s, or name the folder that has it (--also)", e.Near, e.Lost())
+}
+
+// Lost says what is missing and where that was looked for.
+func (e *MissingError) Lost() string {
+	return fmt.Sprintf("the checkpoint with the id %s, which is missing (looked for it %s)", e.ID, strings.Join(e.Looked, ", "))
 }
 
 // finder looks for checkpoints by id. The folders beside dir, beside the places that the manifest names, and in the roots are read

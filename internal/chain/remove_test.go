@@ -245,6 +245,13 @@ func TestDedup(t *testing.T) {
 		delete(w.ckpts, dir)
 	}
 	w.check("after deduplication")
+	// What is a hole already can't be given back again, and is not foretold.
+	if r, err := Dedup(t.Context(), line[2], Options{DryRun: true}, nil); err != nil || len(r.Marked) > 0 || r.Freed != 0 {
+		t.Errorf("dry, twice: %+v, %v", r, err)
+	}
+	if r, err := Remove(line[:1], Options{DryRun: true}); err != nil || r.Freed != 0 {
+		t.Errorf("dry, a removal of what others need: %+v, %v", r, err)
+	}
 	if r, err := AutoDedup(t.Context(), line[2]); err != nil || len(r.Marked) > 0 || r.Freed != 0 {
 		t.Errorf("twice: %+v, %v", r, err)
 	}

@@ -134,6 +134,7 @@ func TestRm(t *testing.T) {
 	b.says(exitInput, []string{"verify", "one"}, "it was removed")
 	b.shows([]string{"verify", "three"}, "three is whole")
 	b.shows([]string{"checkpoints", "--all"}, "removed")
+	b.says(exitOK, []string{"rm", "one"}, "one was removed already")
 	var r chain.Report
 	b.run("rm", "three", "two3", "pre2", "-o", "json")
 	if b.document(&r); len(r.Removed) != 3 || r.Freed == 0 || r.Later == nil {
@@ -151,7 +152,7 @@ func TestVerifyLooksForAncestors(t *testing.T) {
 	if err := os.Rename(filepath.Join(b.dir, "one"), filepath.Join(away, "uno")); err != nil {
 		t.Fatal(err)
 	}
-	b.says(exitDamaged, []string{"verify", "three"}, "needs its ancestor", "is missing", filepath.Join(b.dir, "one"), "put its folder back")
+	b.says(exitDamaged, []string{"verify", "three"}, "builds on the checkpoint with the id", "is missing", filepath.Join(b.dir, "one"), "put its folder back")
 	b.shows([]string{"checkpoints"}, "unreadable: 1 ancestor")
 	b.shows([]string{"verify", "three", "--also", away}, "three is whole")
 	b.shows([]string{"compact", "three", "--also", filepath.Join(away, "uno")}, "needs no others now")
@@ -201,9 +202,14 @@ func TestDedup(t *testing.T) {
 	b.shows([]string{"dedup", "three", "--yes"}, "it can't be restored any more", "given back")
 	b.says(exitDamaged, []string{"verify", "one"}, "was deduplicated", filepath.Join(b.dir, "three"))
 	b.shows([]string{"verify", "three"}, "whole")
-	b.shows([]string{"inspect", "one"}, "redis-server")
+	b.shows([]string{"inspect", "one"}, "redis-server", "was deduplicated")
+	b.shows([]string{"inspect", "pre2"}, "pre-dump", "(../one)")
+	if out := b.out.String(); strings.Contains(out, "frozen") {
+		t.Errorf("a pre-dump that froze something:\n%s", out)
+	}
 	b.shows([]string{"checkpoints"}, "deduplicated")
 	b.shows([]string{"dedup", "three"}, "0 B given back") // nothing is lost any more, so nobody is asked
+	b.says(exitOK, []string{"dedup", "three"}, "is needed, at least in part")
 }
 
 func TestThoroughDedup(t *testing.T) {
@@ -279,4 +285,48 @@ func TestCompact(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	b.says(exitConflict, []string{"compact", "three", "--name", "alone"}, "exists")
+}
+
+// TestCheckpointsListWhatCompactLeaves: it takes space, so people have to be able to find it.
+func TestCheckpointsListWhatCompactLeaves(t *testing.T) {
+	b := newBench(t)
+	b.three()
+	b.shows([]string{"compact", "one"}, "kept for")
+	b.says(exitOK, []string{"checkpoints"}, "2 more not shown")
+	b.shows([]string{"checkpoints", "--all"}, ".one.", "removed")
+	b.shows([]string{"rm", "pre2", "two3", "three"}, "removed")
+	b.shows([]string{"checkpoints", "--all"}, "one ")
+	if out := b.out.String(); strings.Contains(out, ".one.") {
+		t.Errorf("it stayed:\n%s", out)
+	}
+}
+
+// TestVerifyListsDamageOnce: what to do stands above the places, which are sorted by file and offset.
+func TestVerifyListsDamageOnce(t *testing.T) {
+	b := newBench(t)
+	b.layer("one", "", image.KindFull, time.Now())
+	dir := filepath.Join(b.dir, "one")
+	shard := filepath.Join(dir, "img-0")
+	c, err := chain.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(shard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range c.Blocks() {
+		k := c.Block(i)
+		content[k.Offset+int64(k.Stored)/2] ^= 1
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(shard, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.says(exitDamaged, []string{"verify", "one"}, dir+" is damaged in 2 places: put good copies", "\n  checkpoint "+dir+":\n    img-0 at offset 64: ")
+	if text := b.err.String(); strings.Count(text, "good cop") != 1 || strings.Count(text, "checksum does not match") != 2 {
+		t.Errorf("it says %q", text)
+	}
 }

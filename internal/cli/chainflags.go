@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -21,6 +24,7 @@ type chainFlags struct {
 
 func (f *chainFlags) add(cmd *cobra.Command) {
 	f.addParent(cmd)
+	f.addTracker(cmd)
 	flags := cmd.Flags()
 	flags.BoolVar(&f.track, "track-mem", false, "keep track of what is written afterwards, for a dump on top of this one")
 	flags.BoolVar(&f.autoDedup, "auto-dedup", false, "give back the space of what the parent holds and this checkpoint replaces; the parent cannot be restored then")
@@ -32,8 +36,12 @@ func (f *chainFlags) addParent(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.parent, "parent", "", "write only what differs from this checkpoint or pre-dump: `DIR` or name")
 	flags.StringVar(&f.prevImagesDir, "prev-images-dir", "", "the same as CRIU has it: a `DIR` relative to that of the new checkpoint, or absolute")
-	flags.Var(oneOf{&f.tracker, track.Kinds()}, "tracker", "`HOW` writes are tracked: auto, userfaultfd, soft-dirty or none (default auto)")
 	must(cmd.RegisterFlagCompletionFunc("parent", completeParent))
+}
+
+// addTracker adds the flag that says how to track, for those who copy memory themselves.
+func (f *chainFlags) addTracker(cmd *cobra.Command) {
+	cmd.Flags().Var(oneOf{&f.tracker, track.Kinds()}, "tracker", "`HOW` writes are tracked: auto, userfaultfd, soft-dirty or none (default auto)")
 	must(cmd.RegisterFlagCompletionFunc("tracker", cobra.FixedCompletions(track.Kinds(), cobra.ShellCompDirectiveNoFileComp)))
 }
 
@@ -51,7 +59,12 @@ func (a *app) parentDir(f *chainFlags, dir string) (string, error) {
 		if filepath.IsAbs(f.prevImagesDir) || dir == "" {
 			return a.locate(f.prevImagesDir)
 		}
-		return a.locate(filepath.Join(dir, f.prevImagesDir))
+		parent := filepath.Join(dir, f.prevImagesDir)
+		if _, err := os.Stat(parent); errors.Is(err, fs.ErrNotExist) {
+			return "", badInput("the parent: --prev-images-dir %s: there is no folder %s: a relative path begins at the folder of the new checkpoint, "+
+				"as with CRIU (../NAME is one beside it); correct it, or use --parent", f.prevImagesDir, parent)
+		}
+		return a.locate(parent)
 	case f.parent != "":
 		return a.locate(f.parent)
 	}

@@ -27,7 +27,7 @@ func (a *app) checkpointsCommand() *cobra.Command {
 many checkpoints the chain has below it; NEEDED BY is how many others hold no copy of memory that this one has. DISK is what its
 folder takes.
 
-Pre-dumps and what is left of removed checkpoints are shown with --all. Checkpoints of jobs are in folders of their own: --job lists them.
+Pre-dumps and what is left of removed checkpoints, also by compact (.NAME.ID), are shown with --all. Checkpoints of jobs are in folders of their own: --job lists them.
 
 A user who is not root has no access to the default folder, and gets from the daemon the list of his own, those of his jobs included.`,
 		Example: "  stasis checkpoints\n  stasis checkpoints --job simulate\n  stasis checkpoints /srv/checkpoints --all -o json",
@@ -158,6 +158,9 @@ func checkpointRows(shown, all []chain.Info) [][]string {
 
 // withoutFolder drops the folder of the program from a command.
 func withoutFolder(command string) string {
+	if command == "" {
+		return "–" // a page server sees no command
+	}
 	program, arguments, _ := strings.Cut(command, " ")
 	return strings.TrimSpace(filepath.Base(program) + " " + arguments)
 }

@@ -125,3 +125,12 @@ func TestImportAndExportRefuse(t *testing.T) {
 		t.Errorf("%d things in the folder, should be the checkpoint alone: %v", len(entries), err)
 	}
 }
+
+// TestImportOfACheckpoint has nothing to import, and says what can be done with it.
+func TestImportOfACheckpoint(t *testing.T) {
+	b := newBench(t)
+	dir := filepath.Join(t.TempDir(), "one")
+	checkpoint(t, dir, nil)
+	b.says(exitInput, []string{"import", dir}, "is a checkpoint of Stasis already", "restore process --path "+dir)
+	b.says(exitInput, []string{"import", dir + "-none"}, "there is no "+dir+"-none: give")
+}

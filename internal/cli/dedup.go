@@ -58,6 +58,9 @@ func (a *app) runDedup(ctx context.Context, arg string, o chain.Options, yes boo
 	if err := a.showReport(report, o.DryRun, dir); err != nil || a.output == outputJSON || a.quiet {
 		return err
 	}
+	if len(report.Marked) == 0 && report.Freed <= 0 && len(report.Later) == 0 {
+		fmt.Fprintf(a.err, "every block that ancestors of %s hold is needed, at least in part: all of them stay as they are\n", printable(arg))
+	}
 	if !o.Thorough && partly > worthwhile {
 		fmt.Fprintf(a.err, "about %s more are in blocks that are needed in part: --thorough gives them back\n", inBytes(partly))
 	}
@@ -82,7 +85,7 @@ func (a *app) confirmDedup(p *chain.DedupPlan) error {
 	if !terminal(a.in) || a.output == outputJSON {
 		return badInput("%s can't be restored any more afterwards (about %s would be given back): say --yes if that is meant", list, inBytes(p.Bytes))
 	}
-	fmt.Fprintf(a.err, "About %s will be given back, and can't be restored any more afterwards: %s. Go on? [y/N] ", inBytes(p.Bytes), list)
+	fmt.Fprintf(a.err, "%s can't be restored any more afterwards; about %s will be given back. Go on? [y/N] ", list, inBytes(p.Bytes))
 	answer, err := bufio.NewReader(a.in).ReadString('\n')
 	if err != nil && answer == "" {
 		return badInput("no answer: nothing was done")

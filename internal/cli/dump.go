@@ -236,6 +236,8 @@ type dumpReport struct {
 	Parent         string        `json:"parent,omitempty"`
 	Kind           string        `json:"kind"`
 	Notes          []string      `json:"notes,omitempty"`
+	Freed          int64         `json:"bytes_freed,omitempty"` // bytes of disk that --auto-dedup gave back
+	GivenUp        []string      `json:"given_up,omitempty"`    // folders of checkpoints that can't be restored any more by it
 	Figures        image.Figures `json:"figures"`
 }
 
@@ -244,7 +246,7 @@ func reportOfDump(pid int, result *stasis.DumpResult, took time.Duration) dumpRe
 	r := dumpReport{
 		ID: m.ID, Name: m.Name, PID: pid, Command: commandOf(m), After: result.After, Engine: m.Engine, Compression: m.Codec,
 		Streams: len(m.Shards), TookUS: took.Microseconds(), BytesPerSecond: perSecond(m.Figures.BytesMemory, took), Figures: m.Figures,
-		Parent: m.Parent, Kind: m.Kind, Notes: result.Notes,
+		Parent: m.Parent, Kind: m.Kind, Notes: result.Notes, Freed: result.Freed, GivenUp: result.GivenUp,
 	}
 	if result.Dir != "" {
 		r.Dir = result.Dir
@@ -284,5 +286,17 @@ func (r *dumpReport) sentence() string {
 	return fmt.Sprintf("dumped %s (%d) to %s: paused for %s; %s of memory and %s of state in %s (%s, %s), %s, %s, in %s (%s); %s",
 		printable(r.Command), r.PID, where, span(micros(g.PauseUS)),
 		inBytes(g.BytesMemory), inBytes(g.BytesFiles), inBytes(g.BytesStored), percent(g.BytesStored, g.BytesMemory+g.BytesFiles), r.Compression,
-		plural(r.Streams, "stream"), plural(len(g.Rounds), "round"), span(micros(r.TookUS)), rate(g.BytesMemory, micros(r.TookUS)), after)
+		plural(r.Streams, "stream"), plural(len(g.Rounds), "round"), span(micros(r.TookUS)), rate(g.BytesMemory, micros(r.TookUS)), after+r.deduplicated())
+}
+
+// deduplicated tells what --auto-dedup did.
+func (r *dumpReport) deduplicated() string {
+	if r.Freed == 0 && len(r.GivenUp) == 0 {
+		return ""
+	}
+	text := "; " + inBytes(r.Freed) + " of ancestors given back"
+	if len(r.GivenUp) > 0 {
+		text += ", and " + users(r.GivenUp) + " can't be restored any more"
+	}
+	return text
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stasis"
 	"stasis/internal/image/reader"
@@ -310,5 +313,60 @@ func TestStuckReader(t *testing.T) {
 	cancel()
 	if err := <-failed; !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the write ended by %v", err)
+	}
+}
+
+// TestDumpTellsOfAutoDedup, which costs checkpoints.
+func TestDumpTellsOfAutoDedup(t *testing.T) {
+	b := newBench(t)
+	b.dump = func(_ context.Context, o stasis.DumpOptions) (*stasis.DumpResult, error) {
+		return &stasis.DumpResult{Dir: o.Dir, After: stasis.AfterRun, Manifest: testManifest(), Freed: 3 << 20, GivenUp: []string{"/srv/one", "/srv/two"}}, nil
+	}
+	dir := filepath.Join(t.TempDir(), "three")
+	b.shows([]string{"dump", "process", "4711", "--dir", dir, "-R"}, "it runs on; 3.0 MiB of ancestors given back, and one, two can't be restored any more\n")
+	var r dumpReport
+	b.run("dump", "process", "4711", "--dir", dir, "-R", "-o", "json")
+	if b.document(&r); r.Freed != 3<<20 || len(r.GivenUp) != 2 {
+		t.Errorf("as JSON: %+v", r)
+	}
+}
+
+// TestBarOnATerminalWithoutSize, as behind some serial lines: it is drawn all the same.
+func TestBarOnATerminalWithoutSize(t *testing.T) {
+	for name, size := range map[string]unix.Winsize{"80x24": {Col: 80, Row: 24}, "0x0": {}} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			master, slave := openTerminal(t)
+			if err := unix.IoctlSetWinsize(int(slave.Fd()), unix.TIOCSWINSZ, &size); err != nil {
+				t.Fatal(err)
+			}
+			b.app.err = slave
+			seen := make(chan error, 1)
+			go func() {
+				var all []byte
+				buffer := make([]byte, 4096)
+				for !bytes.Contains(all, []byte("working")) || !bytes.Contains(all, []byte("=>")) || !bytes.Contains(all, []byte("256 B of 512 B")) {
+					n, err := master.Read(buffer)
+					if err != nil {
+						seen <- fmt.Errorf("%w after %q", err, all)
+						return
+					}
+					all = append(all, buffer[:n]...)
+				}
+				seen <- nil
+				_, _ = io.Copy(io.Discard, master)
+			}()
+			view := b.progress()
+			defer view.Close()
+			view.show("working", 256, 512)
+			select {
+			case err := <-seen:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(time.Minute):
+				t.Error("no bar")
+			}
+		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -103,7 +104,14 @@ func (a *app) runImport(ctx context.Context, from string, f *importFlags) error 
 		return a.importStream(ctx, a.in, f)
 	}
 	if _, err := os.Stat(from); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return badInput("there is no %s: give the folder with CRIU's images, an archive of a container engine, or - for a stream", from)
+		}
 		return badInput("%w: give the folder with CRIU's images, an archive of a container engine, or - for a stream", err)
+	}
+	if hasManifest(from) && !hasImages(from) {
+		return badInput("%s is a checkpoint of Stasis already, or memory that a page server took without CRIU's other images: restore it as it is "+
+			"(stasis restore process --path %[1]s), or copy those images to it first", from)
 	}
 	if stream := openStream(from); stream != nil {
 		defer stream.Close()
@@ -160,7 +168,7 @@ func (a *app) showImport(report *importReport) error {
 	}
 	if !a.quiet {
 		for _, note := range report.Notes {
-			fmt.Fprintf(a.err, "stasis: note: %s\n", printable(note))
+			fmt.Fprintf(a.err, "note: %s\n", printable(note))
 		}
 		fmt.Fprintln(a.out, report.sentence())
 	}

@@ -65,7 +65,7 @@ func treeRows(m *image.Manifest) [][]string {
 	add = func(parent, depth int) {
 		for _, p := range children[parent] {
 			command := strings.TrimSpace(strings.Join(p.Cmdline, " "))
-			if command == "" {
+			if command == "" && p.Comm != "" {
 				command = "[" + p.Comm + "]"
 			}
 			rows = append(rows, []string{

@@ -78,9 +78,22 @@ func (r inspectReport) general() [][]string {
 	}
 	rows = append(rows, []string{"  stored", stored})
 	if m.Parent != "" {
-		rows = append(rows, []string{"  parent", m.Parent})
+		rows = append(rows, []string{"  parent", parentLine(m)})
+	}
+	if r.Unusable != "" {
+		rows = append(rows, []string{"  note", printable(r.Unusable)})
 	}
 	return rows
+}
+
+// parentLine is the id of the parent, and where it was at the time of the dump.
+func parentLine(m *image.Manifest) string {
+	for _, o := range m.Origins {
+		if o.ID == m.Parent && o.Path != "" {
+			return fmt.Sprintf("%s (%s)", m.Parent, printable(o.Path))
+		}
+	}
+	return m.Parent
 }
 
 // memoryRows sums the mappings of all processes up by kind, largest first.
@@ -152,12 +165,12 @@ func (r inspectReport) codecRows() [][]string {
 	return rows
 }
 
-// roundRows lists the copies of the memory. The last was made while the tree was frozen.
+// roundRows lists the copies of the memory. The last of a dump was made while the tree was frozen; a pre-dump freezes nothing.
 func roundRows(m *image.Manifest) [][]string {
 	var rows [][]string
 	for i, round := range m.Figures.Rounds {
 		name := strconv.Itoa(i + 1)
-		if i == len(m.Figures.Rounds)-1 {
+		if i == len(m.Figures.Rounds)-1 && m.Kind != image.KindPreDump {
 			name = "frozen"
 		}
 		took := micros(round.US)

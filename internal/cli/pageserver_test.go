@@ -49,7 +49,7 @@ func TestPageServerBadInput(t *testing.T) {
 		{[]string{"-D", dir, "--lazy-pages"}, []string{"no checkpoint"}},
 		{[]string{"-D", dir, "--lazy-pages", "--parent", "x"}, []string{"--lazy-pages gives"}},
 		{[]string{"-D", dir, "--auto-dedup"}, []string{"--parent"}},
-		{[]string{"-D", dir, "--prev-images-dir", "../none"}, []string{"the parent", "no checkpoint"}},
+		{[]string{"-D", dir, "--prev-images-dir", "../none"}, []string{"the parent", "there is no folder", "--parent"}},
 		{[]string{"-D", dir, "--parent", "x", "--prev-images-dir", "y"}, []string{"choose one"}},
 		{[]string{"-D", filepath.Join(dir, "a", "b")}, []string{"make it first"}},
 		{[]string{"-D", dir, "extra"}, []string{"unexpected argument"}},

@@ -87,6 +87,7 @@ func (f *preDumpFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	f.chain.addParent(cmd)
+	f.chain.addTracker(cmd)
 	f.write.addConfigured(cmd)
 	flags.IntVar(&f.maxRounds, "max-rounds", 0, "copy memory at most `N` times (default 1); what is written meanwhile is left to the dump")
 }

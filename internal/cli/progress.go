@@ -2,11 +2,14 @@ package cli
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"sync"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/sys/unix"
 
 	"stasis"
 )
@@ -34,9 +37,20 @@ func (a *app) progress() *progressView {
 	if a.quiet || a.output == outputJSON || !terminal(a.err) {
 		return v
 	}
-	container := mpb.New(mpb.WithOutput(a.err), mpb.WithRefreshRate(refresh))
+	container := mpb.New(append(drawnOn(a.err), mpb.WithRefreshRate(refresh))...)
 	v.done.Go(func() { v.draw(container) })
 	return v
+}
+
+// drawnOn are the options for a terminal. One that has no size, as behind some serial lines and programs that drive others, has room for 80
+// columns: the bar would have no width there.
+func drawnOn(terminal io.Writer) []mpb.ContainerOption {
+	if file, ok := terminal.(*os.File); ok {
+		if size, err := unix.IoctlGetWinsize(int(file.Fd()), unix.TIOCGWINSZ); err == nil && (size.Col == 0 || size.Row == 0) {
+			return []mpb.ContainerOption{mpb.WithOutput(struct{ io.Writer }{file}), mpb.WithAutoRefresh()}
+		}
+	}
+	return []mpb.ContainerOption{mpb.WithOutput(terminal)}
 }
 
 // Close takes the bar away. It may be called again.

@@ -52,16 +52,25 @@ func someArgs(missing string) cobra.PositionalArgs {
 
 func (a *app) runRm(args []string, o chain.Options) error {
 	dirs := make([]string, len(args))
+	var gone []string
 	for i, arg := range args {
 		dir, err := a.locate(arg)
 		if err != nil {
 			return err
 		}
 		dirs[i] = dir
+		if !hasManifest(dir) {
+			gone = append(gone, arg)
+		}
 	}
 	report, err := chain.Remove(dirs, o)
 	if err != nil {
 		return err
+	}
+	if a.output != outputJSON && !a.quiet {
+		for _, arg := range gone {
+			fmt.Fprintf(a.err, "%s was removed already; what is left of it goes with the last checkpoint that needs it\n", printable(arg))
+		}
 	}
 	return a.showReport(report, o.DryRun, "")
 }
@@ -86,8 +95,11 @@ func (a *app) showReport(r *chain.Report, dry bool, top string) error {
 	for _, i := range r.Marked {
 		fmt.Fprintf(a.out, "%s %s: it can't be restored any more\n", printable(i.Dir), done("deduplicated"))
 	}
+	earlier := func(k chain.Kept) bool { // it was removed before, which its owner was told then
+		return len(r.Removed) > 0 && !slices.ContainsFunc(r.Removed, func(i chain.Item) bool { return i.Dir == k.Dir })
+	}
 	for _, k := range r.Kept {
-		if top == "" && k.Bytes > 0 {
+		if top == "" && k.Bytes > 0 && !earlier(k) {
 			fmt.Fprintf(a.out, "  %s of %s %s for %s\n", inBytes(k.Bytes), printable(k.Dir), done("kept"), users(k.For))
 		}
 	}

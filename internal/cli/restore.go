@@ -92,7 +92,7 @@ func (f *restoreFlags) add(cmd *cobra.Command) {
 	flags.BoolVarP(&f.detach, "detach", "d", false, "return when the restore is complete, and print the process id (also --restore-detached)")
 	flags.BoolVar(&f.force, "force", false, "restore although a check found a conflict that can be coped with, such as another kernel or a changed file")
 	flags.BoolVar(&f.trust, "trust", false, "restore although somebody else could have written the checkpoint, who then decides as whom its processes run")
-	flags.BoolVar(&f.track, "track-mem", false, "keep track of what is written from the first instruction on, for a dump on top of this checkpoint")
+	flags.BoolVar(&f.track, "track-mem", false, "keep track of what is written from the first instruction on, for a dump on top of this checkpoint; not with --lazy")
 	flags.StringArrayVar(&f.near, "also", nil, "also look in `DIR` for the checkpoints that this one builds on; may be repeated")
 	flags.StringVar(&f.pidfile, "pidfile", "", "write the process id of the root to `FILE`")
 	flags.StringArrayVar(&f.inherit, "inherit-fd", nil, "descriptor N of this command for an external resource, `fd[N]:KEY`; may be repeated")

@@ -43,7 +43,7 @@ func TestVerify(t *testing.T) {
 	b := newBench(t)
 	dir := filepath.Join(t.TempDir(), "one")
 	checkpoint(t, dir, nil)
-	if code := b.run("verify", dir); code != exitOK || !strings.Contains(b.out.String(), "redis-one is whole") {
+	if code := b.run("verify", dir); code != exitOK || !strings.Contains(b.out.String(), dir+" is whole") {
 		t.Errorf("exit code %d: %s%s", code, b.out.String(), b.err.String())
 	}
 	var r verifyReport

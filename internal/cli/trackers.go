@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -79,7 +80,7 @@ func (a *app) runTrackers() error {
 		}
 		since, age := "-", "-"
 		if r.Armed != "" {
-			since, age = printable(r.Dir), units.HumanDuration(time.Since(r.Since))
+			since, age = printable(r.Dir), strings.ToLower(units.HumanDuration(time.Since(r.Since)))
 		}
 		fmt.Fprintf(table, "%d\t%s\t%d\t%s\t%s\t%s (%d)\t%s\n", r.PID, printable(r.Command), r.Processes, since, age, r.Tracker, r.Keeper, inBytes(r.Memory))
 	}

@@ -1,12 +1,16 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"stasis"
+	"stasis/internal/image"
 )
 
 func (a *app) verifyCommand() *cobra.Command {
@@ -53,7 +57,7 @@ func (a *app) runVerify(ctx context.Context, arg string, ancestors []string) err
 	})
 	view.Close()
 	if err != nil {
-		return err //nolint:wrapcheck // it says all there is to say
+		return a.damageFound(dir, err)
 	}
 	m := result.Manifest
 	report := verifyReport{ID: m.ID, Name: m.Name, OK: true, Blocks: result.Blocks, TookUS: result.Took.Microseconds(), Bytes: result.Bytes}
@@ -62,8 +66,48 @@ func (a *app) runVerify(ctx context.Context, arg string, ancestors []string) err
 		return a.writeJSON(report)
 	}
 	if !a.quiet {
-		fmt.Fprintf(a.out, "checkpoint %s is whole: %s, %s in %s, read in %s (%s)\n", printable(m.Name),
+		what := "checkpoint"
+		if m.Kind == image.KindPreDump {
+			what = "pre-dump"
+		}
+		fmt.Fprintf(a.out, "%s %s is whole: %s, %s in %s, read in %s (%s)\n", what, printable(arg),
 			plural(report.Blocks, "block"), inBytes(report.Bytes), plural(len(m.Shards), "stream"), span(result.Took), rate(report.Bytes, result.Took))
 	}
 	return nil
 }
+
+// damageFound lists damage by the checkpoint that it is in, with what to do once. Programs get the error as it is.
+func (a *app) damageFound(dir string, err error) error {
+	list := damages(err)
+	if len(list) < 2 || a.output == outputJSON {
+		return err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s is damaged in %d places", dir, len(list))
+	if len(list) == listedDamage {
+		b.WriteString(" or more")
+	}
+	b.WriteString(": put good copies of these files there, or use another checkpoint")
+	slices.SortStableFunc(list, func(x, y damage) int { // blocks are read by many at once
+		return cmp.Or(strings.Compare(x.Checkpoint, y.Checkpoint), strings.Compare(x.File, y.File), cmp.Compare(x.Offset, y.Offset))
+	})
+	for i, d := range list {
+		if i == 0 || list[i-1].Checkpoint != d.Checkpoint {
+			fmt.Fprintf(&b, "\ncheckpoint %s:", d.Checkpoint)
+		}
+		fmt.Fprintf(&b, "\n  %s at offset %d: %s", d.File, d.Offset, d.Why)
+	}
+	return &listedError{text: b.String(), err: err}
+}
+
+// listedDamage is how many places the library lists at most.
+const listedDamage = 20
+
+// listedError is an error in other words.
+type listedError struct {
+	text string
+	err  error
+}
+
+func (e *listedError) Error() string { return e.text }
+func (e *listedError) Unwrap() error { return e.err }

@@ -284,6 +284,8 @@ func (i *importing) addDescriptor(d *image.Process, fd *fdinfo.FdinfoEntry) {
 	case fdinfo.FdTypes_NETLINKSK, fdinfo.FdTypes_PACKETSK:
 		protocol := map[fdinfo.FdTypes]string{fdinfo.FdTypes_NETLINKSK: "netlink", fdinfo.FdTypes_PACKETSK: "packet"}[fd.GetType()]
 		d.Sockets = append(d.Sockets, image.Socket{FD: number, Protocol: protocol})
+	case fdinfo.FdTypes_PIPE: // as /proc/PID/fd shows it, and --inherit-fd wants it
+		d.Files = append(d.Files, image.OpenFile{FD: number, Path: fmt.Sprintf("pipe:[%d]", file.GetPipe().GetPipeId())})
 	case fdinfo.FdTypes_REG:
 		d.Files = append(d.Files, image.OpenFile{FD: number, Path: file.GetReg().GetName()})
 	default:

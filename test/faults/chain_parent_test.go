@@ -43,7 +43,7 @@ func TestParentGone(t *testing.T) {
 	back()
 	back = c.away(first)
 	_, err = c.try(second)
-	c.refuses(err, stasis.ErrInput, filepath.Base(first.dir), "is missing", "dump without a parent")
+	c.refuses(err, stasis.ErrDamaged, filepath.Base(first.dir), "is missing", "dump without a parent")
 	back()
 	third := c.on(second)
 	c.relied(third)
@@ -73,7 +73,11 @@ func TestParentGoneDuringADump(t *testing.T) {
 				defer os.Remove(first.dir)
 			}
 			w.goOn()
-			c.wantFailure(w, "input", first.dir, "parent")
+			kind := "damaged" // the new checkpoint would lack memory
+			if test.point == "prepare" {
+				kind = "input" // there is no parent yet
+			}
+			c.wantFailure(w, kind, first.dir, "parent")
 		})
 	}
 	second := c.on(first)
@@ -91,7 +95,7 @@ func TestParentReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := c.on(parent)
-	c.compared(next, "not the parent")
+	c.compared(next, "is not the one any more")
 	c.right(next)
 }
 
