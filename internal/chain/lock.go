@@ -150,7 +150,7 @@ func (l *Lock) Open() (*reader.Checkpoint, error) {
 	return reader.OpenWith(l.top, l.manifest, l.resolve)
 }
 
-// OpenEarly is Open for whoever wants CRIU's images before memory: see [image.OpenEarly].
+// OpenEarly is Open for whoever wants CRIU's images before memory: see [reader.OpenEarly].
 func (l *Lock) OpenEarly() (*reader.Checkpoint, error) {
 	if err := checkDeduped(l.top.Name()); err != nil {
 		return nil, err

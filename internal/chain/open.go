@@ -19,7 +19,7 @@ import (
 
 // Open opens the checkpoint in the folder dir together with its ancestors, which are looked for when they are needed: where the
 // manifest says, then beside dir and beside those places, then in roots, each of which is a checkpoint's folder or a folder of those. Errors are those of
-// [store.OpenFolder] and [image.Open], and [*DedupedError]. The caller closes the checkpoint.
+// [store.OpenFolder] and [reader.Open], and [*DedupedError]. The caller closes the checkpoint.
 func Open(dir string, roots ...string) (*reader.Checkpoint, error) {
 	src, err := store.OpenFolder(dir)
 	if err != nil {

@@ -159,7 +159,7 @@ type pattern struct {
 
 	mu      sync.Mutex
 	read    map[int]int               // how often a block was read
-	buffers map[*reader.Buffer][]byte // image.Buffer is opaque, so its space is here
+	buffers map[*reader.Buffer][]byte // reader.Buffer is opaque, so its space is here
 }
 
 func newPattern(pages, perBlock int) *pattern {
