@@ -101,12 +101,13 @@ func Watch(root int) {
 		}()
 	})
 	nursery.Lock()
-	defer nursery.Unlock()
 	for _, pid := range Tree(root) {
 		if s, err := readStat(pid); err == nil {
 			nursery.start[pid] = s.start
 		}
 	}
+	nursery.Unlock()
+	reap() // the signal of one that is dead already has been
 }
 
 // WatchSession is Watch for a tree whose processes come and go: whatever is in
