@@ -244,7 +244,7 @@ func (r *restore) unpack(context.Context) error {
 			return err
 		}
 	}
-	if err := r.mendImages(); err != nil {
+	if err := errors.Join(r.mendImages(), r.removeGhosts()); err != nil {
 		return err
 	}
 	if !r.hasMemory() {

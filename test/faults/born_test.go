@@ -1,9 +1,11 @@
 package faults
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -96,6 +98,22 @@ func TestStasisKilledBeforeItKnowsTheRootOfANamespace(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestADeletedFileThatAKilledRestoreHasLeft: CRIU gives a deleted file a name for
+// the moment in which it opens it.
+func TestADeletedFileThatAKilledRestoreHasLeft(t *testing.T) {
+	s := newSceneOf(t, "deleted")
+	s.dump(stasis.AfterKill)
+	s.gone()
+	left := filepath.Join(s.p.Dir, "deleted.cr.1.ghost") // the first that a checkpoint has
+	if err := os.WriteFile(left, []byte("a part"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.restore(false)
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there (%v)", left, err)
+	}
 }
 
 // stop takes the worker off the CPU until it is killed.
