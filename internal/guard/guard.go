@@ -6,8 +6,8 @@
 // If Stasis is killed in the middle of a restore, the kernel closes its
 // userfaultfds and hands out zero pages for memory that has not come yet, and
 // CRIU takes a controller that is gone for "done" and lets the tree run. The
-// guard is a small process that holds copies of those descriptors and knows
-// which processes are being restored. When its socket to Stasis ends without a
+// guard is a small process that holds copies of those descriptors, and of the
+// connection with CRIU, and knows which processes are being restored. When its socket to Stasis ends without a
 // word, it kills them and their descendants, waits for their end, and only then
 // lets go of the descriptors.
 //
