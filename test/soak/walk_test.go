@@ -96,7 +96,7 @@ func (w *walk) moves() []move {
 		{name: "killed restore", weight: 3, do: w.killedRestore},
 		{name: "two dumps at once", weight: 2, do: w.twoAtOnce},
 		{name: "tracker killed", weight: 3, do: w.killTracker},
-		{name: "somebody else's userfaultfd", weight: 2, do: w.foreign},
+		{name: "somebody else's userfaultfd", weight: 2, do: w.foreign, long: true},
 		{name: "parent damaged", weight: 3, do: w.damage},
 		{name: "parent gone", weight: 2, do: w.gone},
 	}
