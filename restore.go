@@ -14,7 +14,9 @@ import (
 	"stasis/internal/criu"
 	"stasis/internal/guard"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/pager"
+	"stasis/internal/proc"
 	"stasis/internal/settings"
 	"stasis/internal/store"
 	"stasis/internal/track"
@@ -127,7 +129,7 @@ type restore struct {
 	spans *spans // that are open; nil where nobody listens
 
 	lock       *chain.Lock // nil when the checkpoint is not in a folder
-	checkpoint *image.Checkpoint
+	checkpoint *reader.Checkpoint
 	criuOpts   CRIUOptions
 	criu       *criu.Binary
 	work       *workdir.Dir
@@ -142,6 +144,7 @@ type restore struct {
 
 	applier       settings.Applier
 	eventfds      []criu.Eventfd          // that CRIU is to make in another way
+	guards        map[int][]proc.Range    // that CRIU cannot install; by the pid inside
 	personalities map[int]*image.Settings // of processes that need a call for them; by the pid inside
 
 	guardStarts func() (*guard.Guard, error) // nil before there is a checkpoint

@@ -12,10 +12,13 @@ import (
 	"testing"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -44,7 +47,7 @@ func TestImportAgainstAMap(t *testing.T) {
 			t.Errorf("manifest: %+v", m)
 		}
 		out := filepath.Join(root, "out")
-		if _, err := Export(t.Context(), []*image.Checkpoint{c}, out, ExportOptions{Workers: 3}); err != nil {
+		if _, err := Export(t.Context(), []*reader.Checkpoint{c}, out, ExportOptions{Workers: 3}); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		for pid, memory := range want {
@@ -90,6 +93,27 @@ func TestImportReadsArguments(t *testing.T) {
 	}
 	if got := imported.Manifest.Processes[0].Cmdline; !slices.Equal(got, []string{"worker", "-x"}) {
 		t.Errorf("arguments %q", got)
+	}
+}
+
+// TestImportOfGuards: guard pages are listed behind the mappings, and are no mappings.
+func TestImportOfGuards(t *testing.T) {
+	dir := t.TempDir()
+	putState(t, dir, 9)
+	list, err := decodeImage[mm.MmEntry](dir, "mm-9.img", criu.MagicMM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list[0].Vmas = append(list[0].Vmas, area(oursFrom+5, oursFrom+6, 0, criu.AreaGuard), area(oursFrom+5, oursFrom+6, 0, criu.AreaGuard))
+	put(t, dir, "mm-9.img", encodeImage(t, criu.MagicMM, list[0]))
+	want := memory{4: pageOf(1), 6: pageOf(2)}
+	putLayer(t, dir, 9, 1, want, nil)
+	imported, err := importTo(t, dir, filepath.Join(t.TempDir(), "checkpoint"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := imported.Manifest.Processes[0].Mappings; got["anonymous"].Count != 2 || len(got) != 3 {
+		t.Errorf("its mappings are %v", got)
 	}
 }
 
@@ -235,7 +259,7 @@ func TestImportTakesACheckpointBeside(t *testing.T) {
 	random := rand.New(rand.NewPCG(8, 9))
 	from, want := putLayers(t, random, root, 2, 70, 71)
 	dir := filepath.Join(root, "d")
-	w := newWriter(t, dir, image.WriterOptions{Shards: 1})
+	w := newWriter(t, dir, writer.Options{Shards: 1})
 	present := map[int][]image.Range{}
 	for pid, memory := range want {
 		for n, page := range memory {
@@ -289,14 +313,14 @@ func copyInto(t *testing.T, from, to, name string) {
 	put(t, to, name, text)
 }
 
-func newWriter(tb testing.TB, dir string, o image.WriterOptions) *image.Writer {
+func newWriter(tb testing.TB, dir string, o writer.Options) *writer.Writer {
 	tb.Helper()
 	target, err := store.CreateFolder(dir)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	o.ID = newID()
-	w, err := image.NewWriter(target, o)
+	w, err := writer.New(target, o)
 	if err != nil {
 		tb.Fatal(err)
 	}
