@@ -255,7 +255,7 @@ func (r *restore) unpack(context.Context) error {
 			return err
 		}
 	}
-	if err := r.mendImages(); err != nil {
+	if err := errors.Join(r.mendImages(), r.removeGhosts()); err != nil {
 		return err
 	}
 	if !r.hasMemory() {
@@ -309,7 +309,10 @@ func (r *restore) restoreState(ctx context.Context) error {
 	}
 }
 
-func (r *restore) restoreOnce(ctx context.Context) error {
+func (r *restore) restoreOnce(ctx context.Context) (err error) {
+	if r.guard, err = r.guardStarts(); err != nil {
+		return err
+	}
 	if err := r.startPager(); err != nil {
 		return err
 	}
@@ -317,16 +320,16 @@ func (r *restore) restoreOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.guard != nil {
-		if err := r.guard.Watch(session.PID()); err != nil {
-			session.Abandon()
-			return errors.Join(err, session.Close())
-		}
+	// CRIU has no request yet, and ends if this process does. From here on it waits
+	// for the guard then, and lets nobody go.
+	if err := errors.Join(r.guard.Watch(session.PID()), session.Keep(r.guard.Hold)); err != nil {
+		session.Abandon()
+		return errors.Join(err, session.Close())
 	}
 	pid, err := session.Restore(ctx, func(ctx context.Context, at criu.Notification, pid int) error {
 		switch at {
 		case criu.PreRestore:
-			return r.expectRoot(session)
+			return r.expectRoot()
 		case criu.NamespacesMade, criu.PostRestore: // the first only where namespaces are made
 			return r.rootIs(pid)
 		case criu.PreResume:
@@ -350,22 +353,16 @@ func (r *restore) restoreOnce(ctx context.Context) error {
 	return r.fail(StepRestore, nil, err)
 }
 
-// expectRoot tells the guard of the root before it is born. Where the tree has a
-// pid namespace of its own CRIU tells its pid early, and this finds nobody.
-func (r *restore) expectRoot(session *criu.Session) error {
-	if r.guard == nil {
-		return nil
-	}
-	return r.guard.Expect(r.checkpoint.Manifest().RootPID, fmt.Sprintf("/proc/%d/exe", session.PID()))
+// expectRoot tells the guard of the tree before it is born: all processes of it
+// have CRIU's log open until CRIU has told who the root is.
+func (r *restore) expectRoot() error {
+	return r.guard.Expect(filepath.Join(r.work.Path(), restoreLog))
 }
 
 // rootIs notes the root of the tree, whose memory is not filled yet, and puts
 // the tree under guard.
 func (r *restore) rootIs(pid int) error {
 	r.result.PID = pid
-	if r.guard == nil {
-		return nil
-	}
 	return r.guard.Watch(pid)
 }
 
@@ -413,12 +410,10 @@ func (r *restore) finish() (*RestoreResult, error) {
 	if err := r.pagerFailed(); err != nil {
 		return nil, errors.Join(err, r.killTree())
 	}
-	if r.guard != nil {
-		if err := r.guard.Disarm(); err != nil {
-			return nil, errors.Join(r.fail(StepResume, nil, err), r.killTree())
-		}
-		r.guard = nil
+	if err := r.guard.Disarm(); err != nil {
+		return nil, errors.Join(r.fail(StepResume, nil, err), r.killTree())
 	}
+	r.guard = nil
 	r.keepTrackers()
 	r.done = true
 	r.result.Took = time.Since(r.begun)

@@ -17,16 +17,12 @@ import (
 	"stasis/internal/proc"
 )
 
-// startPager listens for the userfaultfds of the restored processes, with a
-// guard beside it that kills the tree should Stasis die: the kernel would hand
-// out zeros for the memory that is still to come.
-func (r *restore) startPager() error {
+// startPager listens for the userfaultfds of the restored processes. Should Stasis
+// die, the kernel would hand out zeros for the memory that is still to come: the
+// guard holds copies of them.
+func (r *restore) startPager() (err error) {
 	if !r.hasMemory() {
 		return nil
-	}
-	var err error
-	if r.guard, err = r.guardStarts(); err != nil {
-		return err
 	}
 	fire := r.guard.Fire // at once: a process that waits for a damaged page waits for good, and CRIU for it
 	r.pager, err = pager.ListenEarly(r.work.Path(), r.memory, pager.Options{
@@ -163,8 +159,8 @@ func (r *restore) killTree() error {
 // guard goes first when the restore failed: the tree must not be let go with
 // memory missing.
 func (r *restore) cleanUp() {
-	if r.guard == nil && r.guardStarts != nil && (!r.done || !r.hasMemory()) {
-		r.guard, _ = r.guardStarts() // it had nothing to watch: the restore failed before, or CRIU has all memory
+	if r.guard == nil && r.guardStarts != nil && !r.done {
+		r.guard, _ = r.guardStarts() // it had nothing to watch: the restore failed before
 	}
 	if r.guard != nil {
 		_ = r.guard.Fire() // it fires as well when it cannot be told

@@ -95,3 +95,35 @@ func HalfSockets(files []byte) (halves []uint64, err error) {
 	slices.Sort(halves)
 	return halves, nil
 }
+
+// Ghosts lists the temporary names that CRIU gives the deleted files of a tree in a
+// restore, from the content of the same two images as [Files]. It takes them away
+// again in the same restore, and a restore fails where one is there.
+func Ghosts(files, remaps []byte) (paths []string, err error) {
+	ids := make(map[uint32]uint32)
+	if err := decodeEntries(remaps, func(raw []byte) error {
+		var e remap.RemapFilePathEntry
+		if err := proto.Unmarshal(raw, &e); err != nil {
+			return err
+		}
+		if e.GetRemapType() == remap.RemapType_GHOST {
+			ids[e.GetOrigId()] = e.GetRemapId()
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("CRIU's image %s is damaged: %w", RemapsImage, err)
+	}
+	if err := decodeEntries(files, func(raw []byte) error {
+		var e fdinfo.FileEntry
+		if err := proto.Unmarshal(raw, &e); err != nil {
+			return err
+		}
+		if id, ghost := ids[e.GetReg().GetId()]; ghost && e.GetReg() != nil {
+			paths = append(paths, fmt.Sprintf("%s.cr.%x.ghost", e.GetReg().GetName(), id))
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("CRIU's image %s is damaged: %w", FilesImage, err)
+	}
+	return paths, nil
+}

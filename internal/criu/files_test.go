@@ -63,11 +63,28 @@ func TestFilesLeavesOutWhatCRIUHasItself(t *testing.T) {
 	}
 }
 
+func TestGhostsAreTheNamesOfDeletedFiles(t *testing.T) {
+	files := encodeImage(t, regularFile(1, "/read", unix.O_RDONLY, nil, false), regularFile(3, "/deleted", unix.O_RDWR, nil, false),
+		regularFile(4, "/linked", unix.O_RDWR, nil, false))
+	ghost, linked := remap.RemapType_GHOST, remap.RemapType_LINKED
+	remaps := encodeImage(t,
+		&remap.RemapFilePathEntry{OrigId: proto.Uint32(3), RemapId: proto.Uint32(26), RemapType: &ghost},
+		&remap.RemapFilePathEntry{OrigId: proto.Uint32(4), RemapId: proto.Uint32(2), RemapType: &linked},
+	)
+	if got, err := Ghosts(files, remaps); err != nil || !slices.Equal(got, []string{"/deleted.cr.1a.ghost"}) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := Ghosts(files[:len(files)-3], remaps); err == nil {
+		t.Errorf("a cut image gives %q", got)
+	}
+}
+
 func FuzzFiles(f *testing.F) {
 	f.Add(encodeImage(f, regularFile(1, "/read", 0, proto.Uint64(7), false)), encodeImage(f))
 	f.Add([]byte{}, []byte{1, 2, 3, 4})
 	f.Fuzz(func(_ *testing.T, files, remaps []byte) {
 		Files(files, remaps)
+		Ghosts(files, remaps)
 	})
 }
 

@@ -184,9 +184,15 @@ func (s *Session) Abandon() {
 	}
 }
 
+// Keep gives the connection with CRIU to somebody who keeps a copy of it. CRIU takes a controller that is gone for one that has nothing more to
+// say, and goes on; with the copy it waits, also when this process is killed. Only
+// Close ends that.
+func (s *Session) Keep(hold func(fd int) error) error { return hold(int(s.socket.Fd())) }
+
 // Close ends the session. CRIU, if it still works on something, finds its
 // controller gone, undoes it and ends.
 func (s *Session) Close() error {
+	_ = unix.Shutdown(int(s.socket.Fd()), unix.SHUT_RDWR) // whoever has a copy
 	s.socket.Close()
 	err := s.wait()
 	if s.kernelTemporary != "" {

@@ -6,8 +6,8 @@
 // If Stasis is killed in the middle of a restore, the kernel closes its
 // userfaultfds and hands out zero pages for memory that has not come yet, and
 // CRIU takes a controller that is gone for "done" and lets the tree run. The
-// guard is a small process that holds copies of those descriptors and knows
-// which processes are being restored. When its socket to Stasis ends without a
+// guard is a small process that holds copies of those descriptors, and of the
+// connection with CRIU, and knows which processes are being restored. When its socket to Stasis ends without a
 // word, it kills them and their descendants, waits for their end, and only then
 // lets go of the descriptors.
 //
@@ -17,8 +17,9 @@
 // own and ignores the signals that a terminal sends.
 //
 // Words: to *watch* a process means that it is killed if things go wrong; to
-// *disarm* is the good end, to *fire* the bad one on purpose. Watched processes
-// are known by pidfd: a pid that is used again later is nobody's business.
+// *expect* one is the same before it is born; to *disarm* is the good end, to
+// *fire* the bad one on purpose. Watched processes are known by pidfd: a pid that
+// is used again later is nobody's business.
 //
 // All methods may be called from several goroutines at once. Each waits for the
 // guard's answer: when Watch returns, the process is watched.
@@ -29,6 +30,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -42,7 +44,7 @@ var ErrEnded = errors.New("the guard has ended")
 // answer is empty text but for a null byte, or an error's text.
 const (
 	opWatch   = 'w' // with a pidfd
-	opExpect  = 'e' // a pid, and device and inode of a program
+	opExpect  = 'e' // device, inode and name of a file
 	opHold    = 'h' // with a descriptor
 	opRelease = 'r'
 	opDisarm  = 'd'
@@ -98,18 +100,21 @@ func (g *Guard) Watch(pid int) error {
 	return nil
 }
 
-// Expect names the pid that the root of the tree is about to get, and a program:
-// should the guard fire before that root is watched, it kills the process with
-// that pid if it runs that program and was born after the guard. CRIU makes a
-// root long before it tells of it; until the end of its restore the root runs
-// CRIU's own program.
-func (g *Guard) Expect(pid int, exe string) error {
+// Expect names a file that whoever is to be born has open. Should the guard fire,
+// it kills the processes that have it open for writing and were born after the
+// guard as if they had been watched, with their descendants.
+//
+// CRIU makes the root of a tree long before it tells of it, and not as its own
+// child; so when Stasis and then CRIU die, nothing but its open files connects the
+// root with the restore: by and by it takes over the program, the name and the
+// environment that the tree had. CRIU's log is the last to go.
+func (g *Guard) Expect(file string) error {
 	var st unix.Stat_t
-	if err := unix.Stat(exe, &st); err != nil {
-		return fmt.Errorf("cannot expect process %d: %s: %w", pid, exe, err)
+	if err := unix.Stat(file, &st); err != nil {
+		return fmt.Errorf("cannot expect processes that have %s open: %w", file, err)
 	}
-	if err := g.say(fmt.Appendf([]byte{opExpect}, "%d %d %d", pid, st.Dev, st.Ino), -1); err != nil {
-		return fmt.Errorf("cannot expect process %d: %w", pid, err)
+	if err := g.say(fmt.Appendf([]byte{opExpect}, "%d %d %s", st.Dev, st.Ino, filepath.Base(file)), -1); err != nil {
+		return fmt.Errorf("cannot expect processes that have %s open: %w", file, err)
 	}
 	return nil
 }

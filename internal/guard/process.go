@@ -40,7 +40,7 @@ func isSocket(fd int) bool {
 // watch is the guard's state.
 type watch struct {
 	watched  []process
-	expected []expected
+	expected []file // that marks who is watched too
 	held     []int
 }
 
@@ -113,11 +113,11 @@ func (w *watch) add(text string, fd int) error {
 }
 
 func (w *watch) expect(text string) error {
-	var e expected
-	if _, err := fmt.Sscan(text, &e.pid, &e.device, &e.inode); err != nil {
-		return fmt.Errorf("no process to expect in %q: %w", text, err)
+	var f file
+	if _, err := fmt.Sscan(text, &f.device, &f.inode, &f.name); err != nil {
+		return fmt.Errorf("no file to expect processes by in %q: %w", text, err)
 	}
-	w.expected = append(w.expected, e)
+	w.expected = append(w.expected, f)
 	return nil
 }
 

@@ -48,7 +48,7 @@ func Holders(numbers []int) ([]Holder, error) {
 	for _, n := range numbers {
 		wanted[n] = true
 	}
-	all, err := allProcesses()
+	all, err := All()
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,8 @@ func Holders(numbers []int) ([]Holder, error) {
 	return holders, nil
 }
 
-func allProcesses() ([]int, error) {
+// All lists the pids of all processes that this one can see.
+func All() ([]int, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil, err

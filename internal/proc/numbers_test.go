@@ -99,7 +99,7 @@ func TestHolders(t *testing.T) {
 
 // What the kernel holds is what /proc shows, and it may be more.
 func TestHeld(t *testing.T) {
-	all, err := allProcesses()
+	all, err := All()
 	if err != nil {
 		t.Fatal(err)
 	}

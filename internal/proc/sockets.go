@@ -196,7 +196,7 @@ func SocketOwners(inodes map[uint64]bool) map[uint64]Owner {
 	if len(inodes) == 0 {
 		return owners
 	}
-	pids, err := allProcesses()
+	pids, err := All()
 	if err != nil {
 		return owners
 	}
@@ -217,7 +217,7 @@ func SocketOwners(inodes map[uint64]bool) map[uint64]Owner {
 // the descriptors of all processes.
 func PipeUsers(wanted func(pid int, inode uint64, flags int) bool) map[uint64]Owner {
 	users := make(map[uint64]Owner)
-	pids, err := allProcesses()
+	pids, err := All()
 	if err != nil {
 		return users
 	}

@@ -130,6 +130,25 @@ func Threads(pid int) ([]int, error) {
 	return ids, nil
 }
 
+// States are the states of the threads of a process, as in [Task]; none when it is gone.
+func States(pid int) []byte {
+	tids, err := Threads(pid)
+	if err != nil {
+		return nil
+	}
+	states := make([]byte, 0, len(tids))
+	for _, tid := range tids {
+		stat, err := readFile(pid, filepath.Join("task", strconv.Itoa(tid), "stat"))
+		if err != nil {
+			continue // it has ended
+		}
+		if t, err := parseStat(stat); err == nil {
+			states = append(states, t.State)
+		}
+	}
+	return states
+}
+
 // Children lists the direct children of a process, of all its threads.
 func Children(pid int) ([]int, error) {
 	tids, err := Threads(pid)

@@ -101,12 +101,16 @@ func Watch(root int) {
 		}()
 	})
 	nursery.Lock()
-	defer nursery.Unlock()
 	for _, pid := range Tree(root) {
 		if s, err := readStat(pid); err == nil {
 			nursery.start[pid] = s.start
+			if s.state != 'Z' {
+				delete(nursery.ended, pid) // that was an earlier one with its number
+			}
 		}
 	}
+	nursery.Unlock()
+	reap() // the signal of one that is dead already has been
 }
 
 // WatchSession is Watch for a tree whose processes come and go: whatever is in
@@ -177,6 +181,33 @@ func alive(pid int) error {
 	default:
 		return fmt.Errorf("process %d is dead, it exited with %d", pid, status.ExitStatus())
 	}
+}
+
+// HowIs tells whether a process is there, in which state, or how it ended, for the
+// report of a failure.
+func HowIs(pid int) string {
+	if err := alive(pid); err != nil {
+		return err.Error()
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "process %d is there", pid)
+	for line := range strings.Lines(string(status)) {
+		switch key, value, _ := strings.Cut(line, ":"); key {
+		case "State", "TracerPid", "Threads", "SigPnd", "ShdPnd", "SigBlk":
+			fmt.Fprintf(&b, ", %s %s", key, strings.TrimSpace(value))
+		}
+	}
+	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, thread := range threads {
+		where, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/wchan", pid, thread.Name()))
+		call, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/syscall", pid, thread.Name()))
+		fmt.Fprintf(&b, "; thread %s at %s in system call %s", thread.Name(), where, bytes.TrimSpace(call))
+	}
+	return b.String()
 }
 
 // WaitGone waits until none of these processes exists any more, not even as a

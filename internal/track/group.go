@@ -53,22 +53,68 @@ func (w *WriteProtect) registerGroups(mappings []proc.Mapping) error {
 			continue
 		}
 		w.meanwhile(false)
-		if !w.registerGroup(&g) {
-			continue // somebody else's is there
-		}
-		w.meanwhile(true)
-		if w.cuts(g) {
-			// Each of its mappings is looked at once more.
-			if err := w.unlessGone(w.fd.Unregister(g.Start, g.Len())); err != nil {
-				return err
+		if !w.registerGroup(&g) { // somebody else's is there
+			for _, part := range w.parts(g) {
+				w.meanwhile(false)
+				if w.fd.Register(part.Start, part.Len(), uffd.RegisterWP) != nil {
+					continue
+				}
+				if err := w.note(part); err != nil {
+					return err
+				}
 			}
 			continue
 		}
-		for i, r := range g.listed {
-			w.grouped[r] = g.fresh[i]
+		w.meanwhile(true)
+		if err := w.note(g); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// note remembers what is registered with a group, unless that may have cut a
+// mapping.
+func (w *WriteProtect) note(g group) error {
+	if w.cuts(g) {
+		// Each of its mappings is looked at once more.
+		return w.unlessGone(w.fd.Unregister(g.Start, g.Len()))
+	}
+	for i, r := range g.listed {
+		w.grouped[r] = g.fresh[i]
+	}
+	return nil
+}
+
+// parts are what lies between those mappings of a group that are registered
+// already, somebody else's among them. A mapping of somebody else that grows into
+// a part makes the kernel refuse the part, and none of it is joined with one of
+// the part; so nothing is cut there.
+func (w *WriteProtect) parts(g group) (list []group) {
+	part := group{Range: proc.Range{Start: g.Start}, before: g.before}
+	end := func(at uint64, behind proc.Range) {
+		part.End, part.behind = at, behind
+		for i, r := range g.listed {
+			if part.Start <= r.Start && r.End <= part.End {
+				part.listed, part.fresh = append(part.listed, r), append(part.fresh, g.fresh[i])
+			}
+		}
+		if slices.Contains(part.fresh, true) {
+			list = append(list, part)
+		}
+	}
+	for at := g.Start; ; {
+		m, err := w.layout.At(at)
+		if err != nil || m.End <= at || m.Start >= g.End {
+			end(g.End, g.behind)
+			return list
+		}
+		if w.pagemap.Tracked(m.Start) {
+			end(max(part.Start, m.Start), m)
+			part = group{Range: proc.Range{Start: m.End}, before: m}
+		}
+		at = m.End
+	}
 }
 
 // registerGroup registers a group with the private memory that touches it, or

@@ -8,6 +8,7 @@ import (
 
 	"stasis/internal/proc"
 	"stasis/internal/subject"
+	"stasis/internal/uffd"
 )
 
 // Of the mapping that a mover has, in pages. There is free space around it, where
@@ -29,6 +30,8 @@ func mover(say func(string, ...any), hear func() (string, bool)) {
 	for order, ok := hear(); ok; order, ok = hear() {
 		var errno unix.Errno
 		switch order {
+		case "neighbour": // not far before
+			mapAt(start-4*proc.PageSize, proc.PageSize, unix.MAP_FIXED)
 		case "grow": // in place, into the free space behind
 			if _, _, errno = unix.Syscall6(unix.SYS_MREMAP, start, length, 2*length, 0, 0, 0); errno == 0 {
 				length *= 2
@@ -131,4 +134,57 @@ func movable(t *testing.T, pid int, start uint64) (list []proc.Mapping) {
 		}
 	}
 	return list
+}
+
+// TestAMappingBesideSomebodyElsesGrowsWhileItIsRegistered: what cannot be registered
+// in one call, as somebody else has a part of it, is registered in parts that a
+// program cannot grow out of.
+func TestAMappingBesideSomebodyElsesGrowsWhileItIsRegistered(t *testing.T) {
+	available(t, KindUserfaultfd)
+	s := subject.Start(t, "mover")
+	var start uint64
+	s.Scan(s.Hear(), &start)
+	tell := func(order string) {
+		t.Helper()
+		if answer := s.Ask(order); answer != "done" {
+			t.Errorf("the program says %q", answer)
+		}
+	}
+	tell("neighbour")
+	other, err := NewWriteProtect(s.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.fd.Register(start-4*proc.PageSize, proc.PageSize, uffd.RegisterWP); err != nil {
+		t.Fatal(err)
+	}
+	w, err := NewWriteProtect(s.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := w.layout.At(start); err != nil {
+		t.Skipf("%v: there are no groups without it", err)
+	}
+	calls := 0
+	w.about = func(registered bool) {
+		if calls++; calls == 2 && !registered { // the first was for the group as a whole
+			tell("grow")
+		}
+	}
+	maps := movable(t, s.PID, start-4*proc.PageSize)
+	maps = append(maps, movable(t, s.PID, start)...) // somebody else's is listed first
+	if err := w.Round(maps, func(proc.Run) {}); err != nil {
+		t.Fatal(err)
+	}
+	if calls < 2 {
+		t.Errorf("%d calls: nothing was registered in parts", calls)
+	}
+	if whole := (proc.Range{Start: start, End: start + 2*moverPages*proc.PageSize}); !w.pagemap.Tracked(start) {
+		t.Error("the mapping is not registered")
+	} else if now, err := w.layout.At(start); err != nil || now != whole {
+		t.Errorf("the mapping is %#x, and should be %#x (%v)", now, whole, err)
+	}
+	tell("move")
 }

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,16 +18,14 @@ import (
 
 // moments is how often a dump and a restore are killed at a moment of no
 // step's. More of them find rarer things.
-const moments = 16
-
-var rare = flag.Bool("rare", false, "also kill restores at moments of chance")
+var moments = flag.Int("moments", 16, "how often a dump and a restore are killed where no step begins")
 
 // TestStasisKilledAtAnyMoment: not only where a step begins.
 func TestStasisKilledAtAnyMoment(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	s := newScene(t)
 	var last *worker
-	for n := range moments {
+	for n := range *moments {
 		// Half of them while the trackers are armed.
 		limit := []time.Duration{10 * time.Millisecond, 200 * time.Millisecond}[n%2]
 		after := time.Duration(random.Int64N(int64(limit)))
@@ -60,41 +59,66 @@ func TestStasisKilledAtAnyMoment(t *testing.T) {
 }
 
 // TestStasisKilledAtAnyMomentOfARestore: all of the tree is there then, or
-// nothing. Between the birth of the root and its first userfaultfd the guard
-// does not know the root yet, so that one in some hundred kills on a busy machine
-// leaves a tree that waits for CRIU for good.
+// nothing, and nothing is in the way of the next restore. The moments are counted
+// by what CRIU has written to its log, so that they are spread over the restore on
+// any machine.
 func TestStasisKilledAtAnyMomentOfARestore(t *testing.T) {
-	if !*rare {
-		t.Skip("only with -rare: it finds a known gap now and then")
-	}
-	random := rand.New(rand.NewPCG(3, 4))
-	s := newScene(t)
+	s := newSceneOf(t, append(features, "deleted", "churn:threads=2,rate=500")...)
 	size := len(s.tree)
 	s.dump(stasis.AfterKill)
 	s.gone()
-	for n := range moments {
-		after := time.Duration(random.Int64N(int64(200 * time.Millisecond)))
-		t.Run(fmt.Sprintf("restore/%d-%v", n, after.Round(time.Millisecond)), func(t *testing.T) {
+	whole := s.logOfARestore()
+	for n := range *moments {
+		at := len(whole) * n / max(1, *moments-1)
+		t.Run(fmt.Sprintf("restore/%d", n), func(t *testing.T) {
 			s := s.in(t)
-			w := start(t, plan{Restore: true, Dir: s.dir, Lazy: n%2 == 1, Wait: []string{"restore"}})
+			w := start(t, plan{Restore: true, Dir: s.dir, Lazy: n%2 == 1, Track: n%4 == 0, Verbose: true, Wait: []string{"restore"}})
 			w.reach("restore")
 			w.goOn()
-			<-time.After(after) // the moment of chance
+			eventually(func() bool { return len(w.log()) >= at || w.ended() })
+			if n%3 == 0 { // CRIU goes as far as it can before it can notice
+				w.stop()
+				before := ""
+				eventually(func() bool { now := w.log(); same := now == before; before = now; return same })
+			}
 			w.kill()
 			s.nothingLeft(w)
-			if !s.wholeOrGone(size) {
-				return
+			if s.wholeOrGone(size) {
+				s.provesItself()
 			}
-			rewind := s.p.Snapshot()
-			s.look()
-			s.unharmed()
-			testkit.Kill(t, s.p.PID())
-			rewind()
 		})
 	}
 	if !t.Failed() {
 		s.restore(false)
 	}
+}
+
+// logOfARestore restores the tree, with all that CRIU says of it, and ends it again.
+func (s *scene) logOfARestore() string {
+	s.t.Helper()
+	w := start(s.t, plan{Restore: true, Dir: s.dir, Verbose: true, Wait: []string{"restore", pointResumed}})
+	w.reach("restore")
+	w.goOn()
+	w.reach(pointResumed)
+	log := w.log()
+	w.kill()
+	s.nothingLeft(w)
+	s.gone()
+	if strings.Count(log, "\n") < 100 {
+		s.t.Fatalf("CRIU's log has %d lines only", strings.Count(log, "\n"))
+	}
+	return log
+}
+
+// provesItself wants the tree to be right, and ends it: the next restore is from
+// the same checkpoint.
+func (s *scene) provesItself() {
+	s.t.Helper()
+	rewind := s.p.Snapshot()
+	s.look()
+	s.unharmed()
+	testkit.Kill(s.t, s.p.PID())
+	rewind()
 }
 
 // wholeOrGone waits until either all of the tree runs, which it reports, or

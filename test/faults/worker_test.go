@@ -44,6 +44,7 @@ type plan struct {
 	Track       bool
 	PreDump     bool     // a pre-dump instead of a dump
 	NetworkLock string   // how CRIU locks connections; "": as it is chosen
+	Verbose     bool     // CRIU's log tells of every step of a restore
 	Wait        []string // points at which it waits; nil: at none
 }
 
@@ -92,7 +93,12 @@ func (p *plan) run(at func(string) error) error {
 	atStep := func(step stasis.Step) error { return at(string(step)) }
 	if p.Restore {
 		_, err := stasis.Restore(context(), stasis.RestoreOptions{
-			Dir: p.Dir, Lazy: p.Lazy, AtStep: atStep,
+			Dir: p.Dir, Lazy: p.Lazy, Track: p.Track, AtStep: atStep,
+			AdjustCRIU: func(o *stasis.CRIUOptions) {
+				if p.Verbose {
+					o.LogLevel = 4
+				}
+			},
 			Resumed: func(*stasis.RestoreResult) { _ = at(pointResumed) },
 			Progress: func(g stasis.Progress) {
 				if g.Step == stasis.StepFill && g.Done > 0 && g.Done < g.Total {
@@ -258,6 +264,20 @@ func (w *worker) note() {
 			w.dirs = append(w.dirs, path)
 		}
 	}
+}
+
+// log reads CRIU's log, as far as there is one.
+func (w *worker) log() string {
+	w.t.Helper()
+	if len(w.dirs) == 0 {
+		w.note()
+	}
+	for _, dir := range w.dirs {
+		if text, err := os.ReadFile(filepath.Join(dir, "restore.log")); err == nil {
+			return string(text)
+		}
+	}
+	return ""
 }
 
 // criu finds the CRIU that the worker drives.

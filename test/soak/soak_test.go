@@ -22,6 +22,8 @@ var (
 	duration = flag.Duration("duration", 0, "how long to walk, all worlds together; 0: a fixed number of steps")
 	seedFlag = flag.Uint64("seed", 0, "of the walks; 0: the usual one, or with -duration one of chance")
 	only     = flag.String("world", "", "the only world to walk in")
+
+	onlyMoves = flag.String("moves", "", "the only moves, by their names with commas between, such as \"full dump,killed restore\"")
 )
 
 const (

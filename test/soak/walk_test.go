@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"stasis"
@@ -48,6 +49,7 @@ func newWalk(t *testing.T, world world, random *rand.Rand) *walk {
 	t.Cleanup(func() {
 		_ = stasis.StopTracker(w.p.PID())
 		if t.Failed() {
+			t.Logf("the program: %s", testkit.HowIs(w.p.PID()))
 			for i, line := range w.log {
 				t.Logf("step %d: %s", i, line)
 			}
@@ -91,7 +93,7 @@ func (w *walk) moves() []move {
 
 		{name: "failing dump", weight: 5, do: w.fail},
 		{name: "killed dump", weight: 4, do: w.killedDump},
-		{name: "killed restore", weight: 3, do: w.killedRestore, long: true},
+		{name: "killed restore", weight: 3, do: w.killedRestore},
 		{name: "two dumps at once", weight: 2, do: w.twoAtOnce},
 		{name: "tracker killed", weight: 3, do: w.killTracker},
 		{name: "somebody else's userfaultfd", weight: 2, do: w.foreign, long: true},
@@ -105,7 +107,9 @@ func (w *walk) step() {
 	if len(w.links) >= limit {
 		w.startAnew()
 	}
-	moves := slices.DeleteFunc(w.moves(), func(m move) bool { return m.long && *duration == 0 })
+	moves := slices.DeleteFunc(w.moves(), func(m move) bool {
+		return m.long && *duration == 0 || *onlyMoves != "" && !slices.Contains(strings.Split(*onlyMoves, ","), m.name)
+	})
 	total := 0
 	for _, m := range moves {
 		total += m.weight

@@ -3,6 +3,7 @@ package soak
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -91,9 +92,12 @@ func (w *walk) killed(o order, program []int) (after time.Duration) {
 	}
 	after = time.Duration(w.random.Int64N(int64(150 * time.Millisecond)))
 	<-time.After(after)
-	var left []*proc.Task
-	if tree, err := proc.Tree(cmd.Process.Pid); err == nil {
-		left = tree[1:]
+	var left []*proc.Task // with the guard of a restore, whose work must not fall into a later move
+	for err := errors.New("not read yet"); err != nil && !errors.Is(err, proc.ErrGone); {
+		var tree []*proc.Task
+		if tree, err = proc.Tree(cmd.Process.Pid); err == nil {
+			left = tree[1:]
+		}
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		w.t.Fatal(err)

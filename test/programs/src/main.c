@@ -290,8 +290,9 @@ static void tell_crashes(void)
 {
 	struct sigaction sa = { .sa_sigaction = on_crash, .sa_flags = SA_SIGINFO | SA_NODEFER };
 	snprintf(answers_path, sizeof answers_path, "%s/answers", dir);
-	for (size_t i = 0; i < 4; i++)
-		sigaction((int[]){ SIGSEGV, SIGBUS, SIGILL, SIGTRAP }[i], &sa, NULL);
+	static const int crashes[] = { SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGABRT, SIGFPE, SIGSYS };
+	for (size_t i = 0; i < sizeof crashes / sizeof *crashes; i++)
+		sigaction(crashes[i], &sa, NULL);
 }
 
 static void listen_for_signals(void)
