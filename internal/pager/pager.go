@@ -39,8 +39,10 @@
 // What the kernel does not give: an order among changes that several threads
 // make at the same instant. layout.go sorts out what can be. A fork at the same
 // instant as another thread's madvise, mremap or munmap can't be: the child may
-// get that one range as it was a moment later. MADV_WIPEONFORK is not seen
-// either: memory with that flag must not be left to the pager.
+// get that one range as it was a moment later. Nor does it tell of MADV_WIPEONFORK:
+// the flags of the parent's memory are read at each fork. Of a child that forks
+// itself while the memory is not complete the pid is not known, so memory that
+// it has given the flag comes to its children as if it had not.
 //
 // # Failure
 //

@@ -92,6 +92,8 @@ func TestChangesWhileABlockIsOnItsWay(t *testing.T) {
 		"forked":                {"F 0 64 0", "", "w", "v 0 64 0"},
 		"moved, then forked":    {"m 8 16 200", "F 200 16 8", "", "w", "v 200 16 8"},
 		"dropped after a fork":  {"F 0 64 0", "d 0 64", "", "w", "v 0 64 -1"},
+		"wiped in a child":      {"k 8 16", "F 8 16 -1", "", "w", "v 0 64 0"},
+		"kept after all":        {"k 8 16", "K 8 16", "F 0 64 0", "", "w", "v 0 64 0"},
 		"a child that is gone":  {"e", "v 0 64 0"},
 		"a grandchild's parent": {"F 16 8 16", "F 0 8 0", "", "w", "v 0 64 0"},
 	} {

@@ -7,6 +7,7 @@
 //   s            tell the socket that all is restored
 //   v A N S      do the pages A..A+N have the content of the checkpoint's pages S..?
 //   d A N        MADV_DONTNEED
+//   k A N        MADV_WIPEONFORK; K takes it back
 //   u A N        munmap
 //   m A N B      mremap to B, an index that may lie behind PAGES
 //   p A N        mprotect to read-only, which splits the mapping
@@ -443,6 +444,8 @@ int main(int argc, char **argv)
 		}
 		case 'v': ok = verify(a, n, b); break;
 		case 'd': ok = !madvise(at, n * PAGE, MADV_DONTNEED); break;
+		case 'k': ok = !madvise(at, n * PAGE, MADV_WIPEONFORK); break;
+		case 'K': ok = !madvise(at, n * PAGE, MADV_KEEPONFORK); break;
 		case 'u': ok = !munmap(at, n * PAGE); break;
 		case 'm': ok = mremap(at, n * PAGE, n * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, base + b * PAGE) != MAP_FAILED; break;
 		case 'p': ok = !mprotect(at, n * PAGE, PROT_READ); break;
