@@ -110,6 +110,10 @@ type Options struct {
 	// forked children too, so that a second process can hold a copy. The
 	// descriptor stays the pager's.
 	OnDescriptor func(fd int) error
+	// OnComplete is told when all memory is in place, while tasks are served
+	// still. Whoever holds copies of the descriptors drops them then: the last
+	// copy's end lets the kernel serve the memory again. No descriptor comes after.
+	OnComplete func()
 	// HostPID translates a pid of the checkpoint into one of this pid
 	// namespace, 0 if there is none. Nil means that they are the same.
 	HostPID func(pid int) int
@@ -140,6 +144,7 @@ type Pager struct {
 	blocks blockTable
 
 	filling bool                  // Fill has begun
+	filled  bool                  // all memory is in place
 	touched map[int][]image.Range // what was put in place before that, by process of the checkpoint
 
 	report sync.Mutex // held while OnProgress runs

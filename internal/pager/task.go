@@ -60,7 +60,7 @@ func (p *Pager) newTask(origin, fd int) (*task, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("cannot use its userfaultfd: %w", err)
 	}
-	if p.o.OnDescriptor != nil {
+	if p.o.OnDescriptor != nil && !p.isFilled() {
 		if err := p.o.OnDescriptor(fd); err != nil {
 			_ = unix.Close(fd)
 			return nil, err

@@ -15,6 +15,7 @@
 //   o A N        do the pages have that own content?
 //   F A N S      fork a child that answers v A N S; w tells its answer
 //   e            fork a child that exits at once, and wait for it
+//   g A N        a thread that grows the mapping A..A+N page by page and shrinks it, again and again; G ends it
 //   t A N S      a thread that asks v A N S; j waits for all of them
 //   x T K SEED   T threads do K random things each and check everything all the time
 //   P T          time to populate PAGES of small pages with T threads, in microseconds
@@ -309,6 +310,29 @@ static int stress(int threads, long ops, uint64_t seed)
 	return ok;
 }
 
+static struct grower {
+	char *at;
+	long n;
+	volatile int stop, ok;
+	pthread_t t;
+} grower;
+
+static void *grow(void *p)
+{
+	struct grower *g = p;
+	const long most = g->n + 4096;
+	for (g->ok = 1; g->ok && !g->stop;)
+		for (long from = g->n, to; from <= most; from++) {
+			to = from < most ? from + 1 : g->n;
+			if (mremap(g->at, from * PAGE, to * PAGE, 0) == MAP_FAILED) {
+				dprintf(2, "tenant: a mapping of %ld pages can't have %ld: %s\n", from, to, strerror(errno));
+				g->ok = 0;
+				break;
+			}
+		}
+	return 0;
+}
+
 struct ask {
 	long a, n, s;
 	pthread_t t;
@@ -469,6 +493,15 @@ int main(int argc, char **argv)
 			if (!child)
 				_exit(0);
 			ok = waitpid(child, &status, 0) == child && !status;
+			break;
+		case 'g':
+			grower = (struct grower){ .at = at, .n = n };
+			ok = !pthread_create(&grower.t, 0, grow, &grower);
+			break;
+		case 'G':
+			grower.stop = 1;
+			pthread_join(grower.t, 0);
+			ok = grower.ok;
 			break;
 		case 't':
 			asks[asked] = (struct ask){ .a = a, .n = n, .s = b };
