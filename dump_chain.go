@@ -425,19 +425,29 @@ func (d *dump) notePages(pid int, p *process) error {
 
 // rearm begins the next round of the trackers in the freeze, when all that was
 // written is known: the next dump begins with what is written from now on.
-func (d *dump) rearm() {
+func (d *dump) rearm(can func(track.Kind) bool) {
 	if !d.opts.Track {
 		return
 	}
 	for pid, ranges := range d.hidden {
-		if p := d.processes[pid]; p.tracker != nil {
-			if err := p.tracker.Rearm(ranges); err != nil {
-				p.tracker.Close()
-				p.tracker = nil // so that it is not kept
-			}
+		p := d.processes[pid]
+		if p.tracker == nil || !can(p.tracker.Kind()) {
+			continue
+		}
+		if err := p.tracker.Rearm(ranges); err != nil {
+			p.tracker.Close()
+			p.tracker = nil // so that it is not kept
 		}
 	}
 }
+
+// besideCRIU says whether a tracker is armed while CRIU still dumps the state. What
+// CRIU writes into the tree for a moment then counts as written: a page or two more
+// in the next dump, for some milliseconds less of standing still. Soft-dirty bits
+// are cleared for all of the process, CRIU's pages in it included.
+func besideCRIU(k track.Kind) bool { return k == track.KindUserfaultfd }
+
+func afterCRIU(k track.Kind) bool { return !besideCRIU(k) }
 
 // pausedFor is how long the tree stood still.
 func (d *dump) pausedFor() time.Duration {

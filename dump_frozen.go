@@ -124,7 +124,13 @@ func (d *dump) copyLast(ctx context.Context) error {
 		return err
 	}
 	d.lookAtSettings()
-	d.last = inBackground(func() (none, error) { return none{}, d.copyChanged(ctx, others) })
+	d.last = inBackground(func() (none, error) {
+		err := d.copyChanged(ctx, others)
+		if err == nil {
+			d.rearm(besideCRIU)
+		}
+		return none{}, err
+	})
 	return nil
 }
 
@@ -170,7 +176,7 @@ func (d *dump) copyFrozen(ctx context.Context, pages []changed) error {
 	if len(pages) == 0 {
 		return nil
 	}
-	copier := capture.New(ctx, d.buffer.Put, capture.Options{Frozen: true, Label: d.label})
+	copier := capture.New(ctx, d.keepOf(d.round), capture.Options{Frozen: true, Label: d.label})
 	shared := make(map[int]func(proc.Range) bool)
 	for _, p := range pages {
 		if shared[p.pid] == nil {
@@ -318,7 +324,7 @@ func (d *dump) finishLast(ctx context.Context) error {
 		err = d.copyMissing(ctx)
 	}
 	d.noteSettings()
-	d.rearm()
+	d.rearm(afterCRIU)
 	d.dirty = roundFigures(d.dirty.Bytes, time.Since(d.frozen))
 	return errors.Join(err, d.checkHidden())
 }

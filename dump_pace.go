@@ -44,14 +44,62 @@ const (
 	// to write for not even the first round to be made.
 	hopelessRate = 1.5
 
+	// ramBytes is how much is copied into RAM rather than into the checkpoint,
+	// although that would pay as well: so little is there in some
+	// hundredths of a second, and is not missed as memory.
+	ramBytes = 48 << 20
+
+	// ramLimit is the share of what a round into RAM copied that may be
+	// written anew at its end, for another one to pay.
+	ramLimit = 0.5
+
 	// unknown stands for a number of bytes that no tracker tells.
 	unknown = int64(-1)
 )
 
-// pace decides how many rounds there are. Its fields are in bytes.
+// A round into RAM copies some ten times as fast as one into the checkpoint, which
+// compresses and writes. The last ones go there: the program writes little meanwhile,
+// however slow the disk is, and what is left for the freeze is small. What they have
+// kept is written after the freeze, but for what was copied once more.
+
+// pace decides how many rounds there are.
 type pace struct {
-	enough int64 // what the freeze may copy
-	buffer int64 // what the freeze may keep in RAM; what is more is written meanwhile
+	enough int64 // bytes that the freeze may copy
+	buffer int64 // bytes that the freeze may keep in RAM; what is more is written meanwhile
+	quick  bool  // the last round went into RAM
+}
+
+// next is where another round goes, if there is one.
+type next int
+
+const (
+	noRound next = iota
+	intoCheckpoint
+	intoRAM
+)
+
+// next says how to go on after some rounds, of which there is one at least. pending
+// is how many bytes another one would copy if it began now, or unknown, and room how
+// many may be kept in RAM.
+func (p pace) next(rounds []image.Round, pending, room int64) next {
+	pays := !p.quick && p.another(rounds, pending)
+	switch {
+	case p.quickPays(rounds, pending, room) && (pending <= ramBytes || !pays):
+		return intoRAM
+	case pays:
+		return intoCheckpoint
+	}
+	return noRound
+}
+
+// quickPays says whether a round into RAM spares the freeze something. One is
+// tried wherever there is room for it and for as much again, in the freeze; whether
+// it pays is known when it was made.
+func (p pace) quickPays(rounds []image.Round, pending, room int64) bool {
+	if pending == unknown || float64(pending) <= nothing*float64(p.enough) || 2*pending > room {
+		return false
+	}
+	return !p.quick || float64(pending) <= ramLimit*float64(rounds[len(rounds)-1].Bytes)
 }
 
 // another says whether to make another round after these, of which there is one

@@ -119,8 +119,9 @@ func (d *dump) prepare(ctx context.Context) error {
 	if err := dumpable(d.tree); err != nil {
 		return d.fail(StepPrepare, ErrProcess, err)
 	}
-	if d.lock, err = lockTree(d.tree[0]); err != nil {
-		return d.fail(StepPrepare, ErrBusy, err)
+	var kind error
+	if d.lock, kind, err = lockTree(d.tree[0]); err != nil {
+		return d.fail(StepPrepare, kind, err)
 	}
 	if err := d.prepareCRIU(ctx); err != nil {
 		return err

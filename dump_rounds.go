@@ -103,20 +103,23 @@ func (d *dump) copyRounds(ctx context.Context) error {
 		return d.leaveToFreeze()
 	}
 	d.expected = p.enough
-	for d.round < d.opts.MaxRounds {
-		if d.round > 0 {
+	for next := intoCheckpoint; next != noRound && d.round < d.opts.MaxRounds; {
+		if d.round > 0 && !p.quick { // else too little time has passed for new mappings to matter
 			if err := d.follow(); err != nil {
 				return err
 			}
+		}
+		if d.round > 0 {
 			pending := d.pending()
-			if !p.another(d.rounds, pending) {
+			if next = p.next(d.rounds, pending, d.roomFor()); next == noRound {
 				if pending != unknown {
 					d.expected = pending
 				}
 				break
 			}
 		}
-		if err := d.copyRound(ctx); err != nil {
+		p.quick = next == intoRAM
+		if err := d.copyRound(ctx, next); err != nil {
 			return err
 		}
 	}
@@ -124,11 +127,33 @@ func (d *dump) copyRounds(ctx context.Context) error {
 	return nil
 }
 
+// roomFor is how many bytes rounds into RAM and the freeze may still keep there;
+// nothing for a dump that has no freeze, and where a process stands still for each
+// round.
+func (d *dump) roomFor() int64 {
+	if d.preDump {
+		return 0
+	}
+	for _, p := range d.processes {
+		if p.direct {
+			return 0
+		}
+	}
+	return int64(d.inRAM().Room())
+}
+
+// inRAM is where the last pages are kept until the tree runs again.
+func (d *dump) inRAM() *capture.Buffer {
+	if d.buffer == nil {
+		d.buffer = capture.NewBuffer(d.opts.FinalBuffer, d.writer.PutPages)
+	}
+	return d.buffer
+}
+
 // prepareBuffer gets the RAM for the last pages while the tree runs, for some
 // more than is known to be written: the tree goes on until the freeze.
 func (d *dump) prepareBuffer() {
-	d.buffer = capture.NewBuffer(d.opts.FinalBuffer, func(b image.PageBlock) error { return d.writer.PutPages(d.round, b) })
-	d.buffer.Prepare(int(d.expected+d.expected/4) + 1<<20)
+	d.inRAM().Prepare(int(d.expected+d.expected/4) + 1<<20)
 }
 
 // pending is how many bytes a round would copy if it began now, or unknown.
@@ -175,12 +200,12 @@ func (d *dump) leaveToFreeze() error {
 }
 
 // copyRound copies what was written since the last round, at first everything.
-func (d *dump) copyRound(ctx context.Context) (err error) {
+func (d *dump) copyRound(ctx context.Context, to next) (err error) {
 	var bytes int64
 	begun, round := time.Now(), d.round
 	d.spans.begin("dump.round", attribute.Int("stasis.round", round))
 	defer func() { d.spans.end(err, attribute.Int64("stasis.bytes", bytes)) }()
-	copier := capture.New(ctx, d.sinkFor(round), capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
+	copier := capture.New(ctx, d.sinkFor(round, to), capture.Options{Label: d.label, Nice: roundNice + d.opts.Nice})
 	err = d.visitWritten(copier.Add)
 	copied, copyErr := copier.Wait()
 	d.dropped = append(d.dropped, copier.Dropped()...)
@@ -220,11 +245,15 @@ func roundFigures(bytes int64, took time.Duration) image.Round {
 	return image.Round{Pages: bytes / image.PageSize, Bytes: bytes, US: took.Microseconds()}
 }
 
-// sinkFor writes blocks of a round into the checkpoint.
-func (d *dump) sinkFor(round int) capture.Sink {
+// sinkFor writes blocks of a round into the checkpoint, or keeps them in RAM.
+func (d *dump) sinkFor(round int, to next) capture.Sink {
+	put := d.keepOf(round)
+	if to == intoCheckpoint {
+		put = func(b image.PageBlock) error { return d.writer.PutPages(round, b) }
+	}
 	total := d.memoryBytes()
 	return func(b image.PageBlock) error {
-		if err := d.writer.PutPages(round, b); err != nil {
+		if err := put(b); err != nil {
 			return err
 		}
 		if d.opts.Progress != nil {
@@ -233,6 +262,11 @@ func (d *dump) sinkFor(round int) capture.Sink {
 		}
 		return nil
 	}
+}
+
+// keepOf keeps blocks of a round in RAM.
+func (d *dump) keepOf(round int) capture.Sink {
+	return func(b image.PageBlock) error { return d.buffer.Put(round, b) }
 }
 
 func (d *dump) memoryBytes() int64 {

@@ -15,6 +15,7 @@ import (
 	"stasis/internal/guard"
 	"stasis/internal/image"
 	"stasis/internal/pager"
+	"stasis/internal/proc"
 	"stasis/internal/settings"
 	"stasis/internal/store"
 	"stasis/internal/track"
@@ -142,6 +143,7 @@ type restore struct {
 
 	applier       settings.Applier
 	eventfds      []criu.Eventfd          // that CRIU is to make in another way
+	guards        map[int][]proc.Range    // that CRIU cannot install; by the pid inside
 	personalities map[int]*image.Settings // of processes that need a call for them; by the pid inside
 
 	guardStarts func() (*guard.Guard, error) // nil before there is a checkpoint

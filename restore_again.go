@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stasis/internal/criu"
 	"stasis/internal/guard"
 	"stasis/internal/proc"
 )
@@ -25,10 +26,12 @@ const restoreAttempts = 4
 // startOver makes everything as it was before CRIU failed, once the numbers of
 // the tree are free again. Why is CRIU's error.
 func (r *restore) startOver(ctx context.Context, why error) error {
+	root := findKilledRoot(r.checkpoint.Manifest().RootPID, why)
+	defer root.close()
 	if err := r.takeDown(); err != nil {
 		return errors.Join(why, err)
 	}
-	if err := r.do(StepCheck, func() error { return r.numbersAreFree(ctx) }); err != nil {
+	if err := r.do(StepCheck, func() error { return r.numbersAreFree(ctx, root) }); err != nil {
 		return errors.Join(err, why)
 	}
 	r.guardStarts = inBackground(guard.Start)
@@ -58,21 +61,51 @@ func (r *restore) takeDown() error {
 	return err
 }
 
-// collectRoot lets a root of the tree go that CRIU has killed: it was a child of
-// this process, and nobody else knows of it.
-func (r *restore) collectRoot() {
-	pid := r.checkpoint.Manifest().RootPID
-	if task, err := proc.ReadTask(pid); err == nil && task.Zombie() && task.PPID == os.Getpid() {
-		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it is looked for again
+// killedRoot is the root of a tree that CRIU has made and then killed: it is a
+// child of this process, nobody else knows of it, and it keeps its pid until it
+// is collected. It is known by pidfd, so that a child of the library's caller
+// which gets that pid is never taken for it.
+type killedRoot struct{ pidfd int }
+
+// findKilledRoot looks for it when CRIU has failed with why, for a number that was
+// taken; nil where there is none. CRIU makes the root first: where that has
+// failed, who has the pid is somebody else, who may well be a child of the
+// library's caller. Where CRIU got further, the pid was its own root's.
+func findKilledRoot(pid int, why error) *killedRoot {
+	if criu.TellsOfTaken(why, pid) {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil // CRIU's root is no child of ours, and has been collected
+	}
+	if task, err := proc.ReadTask(pid); err != nil || task.PPID != os.Getpid() {
+		unix.Close(fd)
+		return nil
+	}
+	return &killedRoot{fd}
+}
+
+// collect lets it go if it has ended. Else it is tried again later.
+func (k *killedRoot) collect() {
+	if k != nil {
+		_ = unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED|unix.WNOHANG, nil)
+	}
+}
+
+func (k *killedRoot) close() {
+	if k != nil {
+		unix.Close(k.pidfd)
 	}
 }
 
 // numbersAreFree waits for the pids and thread ids of the tree, which some
-// process has got meanwhile. Where it keeps one, the error says who it is.
-func (r *restore) numbersAreFree(ctx context.Context) error {
+// process has got meanwhile, and collects the root that CRIU has killed. Where
+// somebody keeps a number, the error says who it is.
+func (r *restore) numbersAreFree(ctx context.Context, root *killedRoot) error {
 	numbers := numbersOf(r.checkpoint.Manifest())
 	for begun := time.Now(); ; {
-		r.collectRoot()
+		root.collect()
 		holders, err := proc.Holders(numbers)
 		if err != nil {
 			return fmt.Errorf("look for the pids of the tree: %w", err)

@@ -3,6 +3,9 @@ package stasis
 import (
 	"fmt"
 	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
@@ -41,6 +44,25 @@ func (r *restore) mendImages() error {
 		r.warn("%d eventfds lose their upper 32 bits, or that they are semaphores: no library can be preloaded into %s", lost, r.criu.Path)
 	}
 	r.eventfds = eventfds
+	return r.mendGuards()
+}
+
+// mendGuards takes from CRIU the guard pages that it could not install.
+func (r *restore) mendGuards() error {
+	processes, err := criu.Processes(r.work.Path())
+	if err != nil {
+		return r.fail(StepUnpack, ErrDamaged, err)
+	}
+	r.guards = make(map[int][]proc.Range)
+	for _, p := range processes {
+		ranges, err := criu.MendGuards(r.work.Path(), p.PID)
+		if err != nil {
+			return r.fail(StepUnpack, ErrDamaged, err)
+		}
+		if len(ranges) > 0 {
+			r.guards[p.PID] = ranges
+		}
+	}
 	return nil
 }
 
@@ -90,7 +112,7 @@ func (r *restore) prepareArm() (err error) {
 	}
 	r.prepareTrackers()
 	visit := r.visit
-	if r.trackers == nil && len(r.personalities) == 0 {
+	if r.trackers == nil && len(r.personalities) == 0 && len(r.guards) == 0 {
 		visit = nil
 	}
 	switch {
@@ -99,6 +121,9 @@ func (r *restore) prepareArm() (err error) {
 	case !r.criu.Dynamic:
 		if len(r.personalities) > 0 {
 			r.warn("the personality of threads could not be put back: no library can be preloaded into %s", r.criu.Path)
+		}
+		if len(r.guards) > 0 {
+			r.warn("guard pages in locked memory (MADV_GUARD_INSTALL) could not be put back: no library can be preloaded into %s", r.criu.Path)
 		}
 		return nil
 	}
@@ -117,22 +142,45 @@ func (r *restore) visit(tid int, call criu.Caller) {
 	if r.trackers != nil {
 		r.armProcess(pid, call)
 	}
-	if len(r.personalities) == 0 {
+	if len(r.personalities) == 0 && len(r.guards) == 0 {
 		return
 	}
 	task, err := proc.ReadTask(pid)
 	if err != nil {
 		return
 	}
-	s := r.personalities[task.NSPID]
-	if s == nil {
-		return
-	}
-	r.applier.SetPersonality(tid, settings.Personality(s, settings.Inside(task, tid)), func(number uintptr, args ...uint64) (uint64, error) {
-		gadget, err := inject.FindSyscall(pid)
+	gadget := sync.OnceValues(func() (uint64, error) { return inject.FindSyscall(pid) })
+	callHere := func(number uintptr, args ...uint64) (uint64, error) {
+		at, err := gadget()
 		if err != nil {
 			return 0, err
 		}
-		return call(gadget, number, args...)
-	})
+		return call(at, number, args...)
+	}
+	if guards := r.guards[task.NSPID]; len(guards) > 0 {
+		delete(r.guards, task.NSPID) // once for all threads
+		if err := installGuards(guards, callHere); err != nil {
+			r.warn("guard pages in locked memory of process %d could not be put back: %v", pid, err)
+		}
+	}
+	if s := r.personalities[task.NSPID]; s != nil {
+		r.applier.SetPersonality(tid, settings.Personality(s, settings.Inside(task, tid)), callHere)
+	}
+}
+
+// installGuards makes guard pages of pages in locked memory. The kernel refuses
+// that, but allows to lock what is around a guard, and the guard with it.
+func installGuards(guards []proc.Range, call func(number uintptr, args ...uint64) (uint64, error)) error {
+	for _, g := range guards {
+		if _, err := call(unix.SYS_MUNLOCK, g.Start, g.Len()); err != nil {
+			return fmt.Errorf("unlock %#x-%#x: %w", g.Start, g.End, err)
+		}
+		_, err := call(unix.SYS_MADVISE, g.Start, g.Len(), unix.MADV_GUARD_INSTALL)
+		// It locks the mapping, but not the page, which nobody can have: ENOMEM.
+		_, _ = call(unix.SYS_MLOCK, g.Start, g.Len())
+		if err != nil {
+			return fmt.Errorf("install %#x-%#x: %w", g.Start, g.End, err)
+		}
+	}
+	return nil
 }

@@ -3,31 +3,64 @@ package stasis
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/proc"
 )
 
-// treeLock keeps two dumps from working on one tree at once. It is a socket
-// with a name in the kernel's own name space: it leaves no file, and goes when
-// Stasis goes, however that ends.
+// treeLock keeps two dumps from working on one tree at once. It is a lock
+// (flock) on /proc/PID/mem of the tree's root.
+//
+// Only who may trace the process can open that file, so nobody else can take
+// the lock in order to be in the way. It leaves nothing behind: it goes when
+// Stasis goes, however that ends, and with the process, whose pid may be used
+// again. And it belongs to the process, not to a place: it needs no folder that
+// all would have to share, and holds across network namespaces, and across mount
+// namespaces but for a /proc that was mounted anew: docs/threat-model.md has
+// what else was weighed.
 type treeLock struct{ fd int }
 
-func lockTree(root *proc.Task) (*treeLock, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("lock process %d: %w", root.PID, err)
+// lockTree locks the tree of a root. The kind of an error is one for [dump.fail].
+func lockTree(root *proc.Task) (lock *treeLock, kind, err error) {
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/mem", root.PID), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM):
+		return nil, ErrProcess, fmt.Errorf("process %d (%s) may not be looked into by this user (%w): dump it as root", root.PID, root.Comm, err)
+	case err != nil:
+		return nil, ErrProcess, fmt.Errorf("lock process %d (%s): %w", root.PID, root.Comm, err)
 	}
-	name := fmt.Sprintf("@stasis-dump-%d-%d", root.PID, root.StartTime)
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
-		unix.Close(fd)
-		if errors.Is(err, unix.EADDRINUSE) {
-			return nil, fmt.Errorf("process %d (%s) is being dumped already: wait for that dump to end", root.PID, root.Comm)
-		}
-		return nil, fmt.Errorf("lock process %d: %w", root.PID, err)
+	switch err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); {
+	case err == nil:
+		return &treeLock{fd}, nil, nil
+	case errors.Is(err, unix.EWOULDBLOCK):
+		kind, err = ErrBusy, fmt.Errorf("process %d (%s) is being dumped already%s: wait for that dump to end", root.PID, root.Comm, lockHolder(fd))
+	default:
+		err = fmt.Errorf("lock process %d (%s): %w", root.PID, root.Comm, err)
 	}
-	return &treeLock{fd}, nil
+	unix.Close(fd)
+	return nil, kind, err
 }
 
 func (l *treeLock) release() { unix.Close(l.fd) }
+
+// lockHolder tells who has locked a file, for a message; "" where the kernel
+// does not say, as of one in another pid namespace.
+func lockHolder(fd int) string {
+	var st unix.Stat_t
+	text, err := os.ReadFile("/proc/locks")
+	if err != nil || unix.Fstat(fd, &st) != nil {
+		return ""
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(text)) {
+		var number, kind, how, mode, at string
+		var pid int
+		if _, err := fmt.Sscan(line, &number, &kind, &how, &mode, &pid, &at); err == nil && at == file && pid > 0 {
+			return fmt.Sprintf(" by process %d (%s)", pid, nameOf(pid))
+		}
+	}
+	return ""
+}

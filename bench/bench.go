@@ -51,6 +51,7 @@ func (b *bench) measurements() []measurement {
 	}
 	return append(list,
 		measurement{"tracking/" + compact(large), func(ctx context.Context) ([]*row, error) { return b.tracking(ctx, large) }},
+		measurement{"tracking-cpu/" + compact(large), func(ctx context.Context) ([]*row, error) { return b.trackingLoad(ctx, large) }},
 		measurement{"long-chain/" + compact(b.sizes[0]), func(ctx context.Context) ([]*row, error) { return b.longChain(ctx, b.sizes[0]) }},
 		measurement{"memory/" + compact(large), func(ctx context.Context) ([]*row, error) { return b.memory(ctx, large) }},
 		measurement{"redis", b.redis})

@@ -14,7 +14,6 @@ const (
 	preDumpPause = 0.002 // seconds that a pre-dump may stop the program
 	chainedPause = 0.040 // and a dump on top of an earlier one
 	chainedBytes = 1.2   // bytes that such a dump may copy for each byte that was written
-	trackingCost = 0.95  // of its speed that a tracked program keeps
 	longChain    = 500   // checkpoints
 	sameSpeed    = 1.1   // times as long as a chain of 2 that a long one may take to restore
 )
@@ -142,72 +141,6 @@ func (b *bench) changed(ctx context.Context, size int64, percent int) (rows []*r
 	took.Other.addTime(other)
 	took.Note = "CRIU in full: it cannot do it on this kernel"
 	return []*row{b.target(took, func(*row) {}), b.target(stored, func(*row) {})}, nil
-}
-
-// tracking measures what it costs a program to be tracked between dumps: one
-// that writes as fast as it can, and one that reads.
-func (b *bench) tracking(ctx context.Context, size int64) (rows []*row, err error) {
-	writes := &row{ID: "tracking-writes", What: "writes of a tracked program, " + spaced(size), Unit: bytesPerSecond, Beside: "untracked"}
-	reads := &row{ID: "tracking-reads", What: "reads of a tracked program, " + spaced(size), Unit: bytesPerSecond, Beside: "untracked"}
-	s, err := b.start(ctx, size, 1e6, "watch=no")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, s.end()) }()
-	for range b.ours {
-		if err := b.writeSpeed(ctx, s, &writes.Other); err != nil {
-			return nil, err
-		}
-		if err := b.readSpeed(ctx, s, size, &reads.Other); err != nil {
-			return nil, err
-		}
-		made, err := b.keep(ctx, job{Do: "pre-dump", PID: s.pid})
-		if err != nil {
-			return nil, err
-		}
-		if err := b.writeSpeed(ctx, s, &writes.Ours); err != nil {
-			return nil, err
-		}
-		if err := b.readSpeed(ctx, s, size, &reads.Ours); err != nil {
-			return nil, err
-		}
-		b.remove(made.dir)
-		if err := stasis.StopTracker(s.pid); err != nil {
-			return nil, err
-		}
-	}
-	keep := func(r *row) { r.times(trackingCost) }
-	return []*row{b.target(writes, keep), b.target(reads, keep)}, nil
-}
-
-func (b *bench) writeSpeed(ctx context.Context, s *subject, into *series) error {
-	const window = 4 * time.Second
-	before, err := s.figures(ctx)
-	if err != nil {
-		return err
-	}
-	begun := time.Now()
-	time.Sleep(window)
-	after, err := s.figures(ctx)
-	into.add(float64(after.written-before.written) * 4096 / time.Since(begun).Seconds())
-	return err
-}
-
-// readSpeed lets the program check, and so read, all of its memory some times,
-// and notes the fastest: what else happens on the machine only makes it slower,
-// one time more and the next time less than tracking could.
-func (b *bench) readSpeed(ctx context.Context, s *subject, size int64, into *series) error {
-	const times = 3
-	fastest := 0.0
-	for range times {
-		begun := time.Now()
-		if _, err := s.check(ctx); err != nil {
-			return err
-		}
-		fastest = max(fastest, float64(size)/time.Since(begun).Seconds())
-	}
-	into.add(fastest)
-	return nil
 }
 
 // longChain measures the restore of the last of a long chain beside that of a

@@ -5,6 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"os/exec"
 	"slices"
 	"strings"
@@ -136,8 +139,8 @@ func TestIsolatedPagesArePackedTogether(t *testing.T) {
 func TestBufferKeepsCopiesUpToItsLimit(t *testing.T) {
 	var through, drained [][]byte
 	var mu sync.Mutex
-	sink := func(into *[][]byte) Sink {
-		return func(b image.PageBlock) error {
+	sink := func(into *[][]byte) RoundSink {
+		return func(_ int, b image.PageBlock) error {
 			mu.Lock()
 			defer mu.Unlock()
 			*into = append(*into, bytes.Clone(b.Data))
@@ -150,7 +153,7 @@ func TestBufferKeepsCopiesUpToItsLimit(t *testing.T) {
 	data := make([]byte, proc.PageSize)
 	for i := range 3 {
 		data[0] = byte(i + 1)
-		if err := b.Put(image.PageBlock{Extents: []image.Extent{{Pages: 1}}, Data: data}); err != nil {
+		if err := b.Put(0, image.PageBlock{Extents: []image.Extent{{Addr: uint64(i) * proc.PageSize, Pages: 1}}, Data: data}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -162,6 +165,58 @@ func TestBufferKeepsCopiesUpToItsLimit(t *testing.T) {
 	slices.SortFunc(drained, bytes.Compare)
 	if err != nil || len(drained) != 2 || drained[0][0] != 1 || drained[1][0] != 2 {
 		t.Errorf("drained %d blocks, %v", len(drained), err)
+	}
+}
+
+// TestBufferHandsOnTheNewest: of a page that several rounds have kept, the last one.
+func TestBufferHandsOnTheNewest(t *testing.T) {
+	type put struct {
+		round, pid int
+		addr       uint64
+		pages      string // a letter for the content of each
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for trial := range 200 {
+		var puts []put
+		for round := range 1 + random.IntN(4) {
+			for pid := range 2 {
+				for at := uint64(0); at < 20; {
+					at += random.Uint64N(4)
+					n := 1 + random.IntN(5)
+					puts = append(puts, put{round, pid, at, strings.Repeat(string(rune('a'+random.IntN(26))), n)})
+					at += uint64(n)
+				}
+			}
+		}
+		want := map[pageOf]string{}
+		got := map[pageOf]string{}
+		var mu sync.Mutex
+		b := NewBuffer(4<<20, func(round int, block image.PageBlock) error {
+			mu.Lock()
+			defer mu.Unlock()
+			k := keptBlock{round, block}
+			k.pages(func(p pageOf, content []byte) {
+				if before, twice := got[p]; twice {
+					t.Errorf("page %v is handed on twice, as %s and %s", p, before, content[:2])
+				}
+				got[p] = fmt.Sprint(round, string(content[0]))
+			})
+			return nil
+		})
+		for _, p := range puts {
+			var data []byte
+			for i := range p.pages {
+				data = append(data, bytes.Repeat([]byte{p.pages[i]}, proc.PageSize)...)
+				want[pageOf{p.pid, (p.addr + uint64(i)) * proc.PageSize}] = fmt.Sprint(p.round, string(p.pages[i]))
+			}
+			extent := image.Extent{Addr: p.addr * proc.PageSize, Pages: uint32(len(p.pages))}
+			if err := b.Put(p.round, image.PageBlock{PID: p.pid, Extents: []image.Extent{extent}, Data: data}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.Drain(0); err != nil || !maps.Equal(got, want) {
+			t.Fatalf("trial %d: %v, handed on %v, should be %v", trial, err, got, want)
+		}
 	}
 }
 

@@ -178,6 +178,9 @@ func (i *importing) describe(p *process) image.Process {
 	d.Cmdline = p.cmdline()
 	d.Mappings = map[string]image.Mapping{}
 	for _, a := range p.mm.GetVmas() {
+		if a.GetStatus()&criu.AreaGuard != 0 {
+			continue
+		}
 		kind := kindOf(a)
 		sum := d.Mappings[kind]
 		sum.Count++

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/criu"
@@ -90,6 +91,27 @@ func TestImportReadsArguments(t *testing.T) {
 	}
 	if got := imported.Manifest.Processes[0].Cmdline; !slices.Equal(got, []string{"worker", "-x"}) {
 		t.Errorf("arguments %q", got)
+	}
+}
+
+// TestImportOfGuards: guard pages are listed behind the mappings, and are no mappings.
+func TestImportOfGuards(t *testing.T) {
+	dir := t.TempDir()
+	putState(t, dir, 9)
+	list, err := decodeImage[mm.MmEntry](dir, "mm-9.img", criu.MagicMM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list[0].Vmas = append(list[0].Vmas, area(oursFrom+5, oursFrom+6, 0, criu.AreaGuard), area(oursFrom+5, oursFrom+6, 0, criu.AreaGuard))
+	put(t, dir, "mm-9.img", encodeImage(t, criu.MagicMM, list[0]))
+	want := memory{4: pageOf(1), 6: pageOf(2)}
+	putLayer(t, dir, 9, 1, want, nil)
+	imported, err := importTo(t, dir, filepath.Join(t.TempDir(), "checkpoint"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := imported.Manifest.Processes[0].Mappings; got["anonymous"].Count != 2 || len(got) != 3 {
+		t.Errorf("its mappings are %v", got)
 	}
 }
 

@@ -171,6 +171,9 @@ func (p *process) check() error {
 	}
 	end := uint64(0)
 	for _, a := range p.mm.GetVmas() {
+		if a.GetStatus()&criu.AreaGuard != 0 {
+			continue // it lies in a mapping, and says nothing of where pages are
+		}
 		if a.GetStart()%pageSize != 0 || a.GetEnd()%pageSize != 0 || a.GetStart() < end || a.GetEnd() <= a.GetStart() {
 			return fmt.Errorf("its mapping %#x-%#x, behind one that ends at %#x, can't be there", a.GetStart(), a.GetEnd(), end)
 		}

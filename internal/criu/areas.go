@@ -14,5 +14,6 @@ const (
 	AreaSysV        = 1 << 10
 	AreaVVAR        = 1 << 12
 	AreaMemfd       = 1 << 14
+	AreaGuard       = 1 << 16 // no mapping but pages of one, behind all mappings: MADV_GUARD_INSTALL
 	AreaWork        = 7 << 28 // CLOSE, NO_PROT_WRITE, PREMMAPED: CRIU's own notes
 )

@@ -3,6 +3,7 @@ package criu
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -43,6 +44,17 @@ func NumberTaken(err error) bool {
 	var failure *Error
 	return errors.As(err, &failure) && slices.ContainsFunc(failure.Lines, func(line string) bool { return find(ofTakenNumbers, line) != nil })
 }
+
+// TellsOfTaken says whether such a failure is about this number, as that of a
+// process which CRIU could not make.
+func TellsOfTaken(err error, number int) bool {
+	var failure *Error
+	return errors.As(err, &failure) && slices.ContainsFunc(failure.Lines, func(line string) bool {
+		return find(ofTakenNumbers, line) != nil && slices.Contains(strings.FieldsFunc(line, notDigit), strconv.Itoa(number))
+	})
+}
+
+func notDigit(r rune) bool { return r < '0' || r > '9' }
 
 func find(table []explanation, line string) *explanation {
 	for i := range table {

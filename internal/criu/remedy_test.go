@@ -1,6 +1,8 @@
 package criu
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -183,5 +185,29 @@ func TestNoExplanationIsHidden(t *testing.T) {
 	}
 	if len(seen) < 40 {
 		t.Errorf("%d explanations, and there were many more", len(seen))
+	}
+}
+
+func TestTellsOfTaken(t *testing.T) {
+	for _, test := range []struct {
+		lines  []string
+		number int
+		want   bool
+	}{
+		{[]string{"Can't fork for 4242: File exists"}, 4242, true},
+		{[]string{"Can't fork for 4242: File exists"}, 424, false},
+		{[]string{"Can't fork for 4242: Invalid argument"}, 4242, false},
+		{[]string{"Pid 17 do not match expected 4242"}, 4242, true},
+		{[]string{"Unable to create a thread 4243: -17", "4242 exited, status=1"}, 4242, false},
+		{[]string{"Unable to create a thread: -17", "Can't fork for 4242: File exists"}, 4242, true},
+		{nil, 4242, false},
+	} {
+		err := fmt.Errorf("restore: %w", &Error{Lines: test.lines})
+		if got := TellsOfTaken(err, test.number); got != test.want {
+			t.Errorf("%q tells of %d: %v", test.lines, test.number, got)
+		}
+	}
+	if TellsOfTaken(errors.New("Can't fork for 4242: File exists"), 4242) {
+		t.Error("an error that is not CRIU's tells of a number")
 	}
 }

@@ -25,7 +25,7 @@ func Machine(ctx context.Context, criuPath string) []Result {
 	results = append(results, capabilities()...)
 	results = append(results, criuResults(ctx, criuPath)...)
 	return append(results,
-		userfaultfd(), pagemapScan(), writeTracking(), softDirty(),
+		userfaultfd(), pagemapScan(), writeTracking(), softDirty(), guardPages(),
 		checkpointRestore(), ptrace(), seccomp(), socketDiag(), network(ctx),
 		pids(), openFiles(), pipes(), overcommit(), mappings(), hugePages(), memory(),
 		workFolders(), checkpointFolder(),
@@ -157,6 +157,25 @@ func pagemapScan() Result {
 		return warn("PAGEMAP_SCAN", "missing", "use Linux 6.7 or newer: before, CRIU dumps all memory while the process stands still")
 	}
 	return ok("PAGEMAP_SCAN", "yes")
+}
+
+// guardPages: a kernel that has them and does not tell where they are makes dumps
+// of programs with guard pages fail.
+func guardPages() Result {
+	const name = "guard pages"
+	if proc.KnowsGuards() {
+		return ok(name, "yes, they are kept")
+	}
+	page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return ok(name, "unknown: %v", err)
+	}
+	defer func() { _ = unix.Munmap(page) }()
+	if unix.Madvise(page, unix.MADV_GUARD_INSTALL) != nil {
+		return ok(name, "this kernel has none")
+	}
+	return warn(name, "this kernel does not tell where a program has some (MADV_GUARD_INSTALL), as newer C libraries make below stacks",
+		"use Linux 6.15 or newer: before, a dump of such a program fails or loses them")
 }
 
 func writeTracking() Result {

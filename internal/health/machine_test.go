@@ -35,7 +35,7 @@ func TestMachine(t *testing.T) {
 	}
 	for _, name := range []string{
 		"kernel", "root", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_CHECKPOINT_RESTORE", "CAP_SYS_RESOURCE", "capabilities", "CRIU",
-		"preload", "userfaultfd", "PAGEMAP_SCAN", "WP_ASYNC", "soft-dirty", "ptrace", "seccomp", "TCP connections", "pids",
+		"preload", "userfaultfd", "PAGEMAP_SCAN", "WP_ASYNC", "soft-dirty", "guard pages", "ptrace", "seccomp", "TCP connections", "pids",
 		"RLIMIT_NOFILE", "fs.pipe-max-size", "vm.overcommit_memory", "vm.max_map_count", "transparent huge pages", "memory",
 		"work folder", "checkpoint folder",
 	} {

@@ -56,6 +56,9 @@ func (r *reader) mappings(pid int) []Mapping {
 		}
 		end := uint64(0)
 		for _, a := range e.GetVmas() {
+			if a.GetStatus()&criu.AreaGuard != 0 {
+				continue
+			}
 			if a.GetStart() < end || a.GetEnd() <= a.GetStart() || (a.GetStart()|a.GetEnd())%image.PageSize != 0 {
 				return fmt.Errorf("its mapping at %#x cannot be there", a.GetStart())
 			}

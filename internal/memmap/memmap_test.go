@@ -149,6 +149,7 @@ func mappings(t *testing.T) []byte {
 		mapped(0x500, 2, 1|criu.AreaStack|1<<9, anon|unix.MAP_GROWSDOWN, unix.PROT_READ|unix.PROT_WRITE, 0, 0),
 		mapped(0x600, 512, 1|1<<9, anon|unix.MAP_HUGETLB, unix.PROT_READ, 0, 0),
 		mapped(0x900, 1, 1|criu.AreaVDSO, anon, unix.PROT_READ, 0, 0),
+		mapped(0x302, 2, criu.AreaGuard, 0, 0, 0, 0), // pages of one above, which is no mapping of its own
 	}})
 }
 

@@ -142,15 +142,16 @@ func (p *Pagemap) AnyProtected(r Range) (found bool, err error) {
 // swapped for the kernel, but there is nothing behind it.
 func (p *Pagemap) there(arg scanArg) scanArg {
 	arg.anyOf = uint64(Present | Swapped)
-	if knowsGuards() {
+	if KnowsGuards() {
 		arg.mask |= uint64(Guard)
 		arg.inverted |= uint64(Guard)
 	}
 	return arg
 }
 
-// knowsGuards says whether this kernel tells guard markers from swapped pages.
-var knowsGuards = sync.OnceValue(func() bool {
+// KnowsGuards says whether this kernel tells guard markers from swapped pages
+// (Linux 6.15).
+var KnowsGuards = sync.OnceValue(func() bool {
 	return tryScan(scanArg{mask: uint64(Guard), inverted: uint64(Guard)}) == nil
 })
 

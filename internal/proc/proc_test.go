@@ -146,7 +146,7 @@ func TestScanFindsWhatIsThere(t *testing.T) {
 
 func TestScanPassesOverGuards(t *testing.T) {
 	const guardInstall = 102 // MADV_GUARD_INSTALL (Linux 6.13)
-	if !knowsGuards() {
+	if !KnowsGuards() {
 		t.Skip("needs PAGE_IS_GUARD (Linux 6.15)")
 	}
 	memory, r := mapped(t, 4)

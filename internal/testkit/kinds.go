@@ -21,6 +21,8 @@ var subjects = []struct {
 	{Kind{Name: "memory-kinds"}, []string{"locked", "protected", "zeroread", "advised", "deepstack"}},
 	{Kind{Name: "memory-reserved"}, []string{"reserved", "mem:mib=4,rate=1"}},
 	{Kind{Name: "memory-churn"}, []string{"churn:threads=4,rate=400"}},
+	{Kind{Name: "memory-guards"}, []string{"guards:locked=0", "churn:threads=2,rate=300,guards=yes"}},
+	{Kind{Name: "memory-locked-guards", CRIULacks: "CRIU cannot put guard pages back in locked memory"}, []string{"guards"}},
 	{Kind{Name: "memory-shared"}, []string{"filemap", "anonshared", "memfd"}},
 	{Kind{Name: "sysv-shm"}, []string{"sysvshm"}},
 

@@ -75,14 +75,16 @@ func TestTheProgramDoesNotNoticeItsTracking(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			available(t, KindUserfaultfd)
+			alone := subject.Start(t, "mover")
+			alone.Hear()
 			s := subject.Start(t, "mover")
 			var start uint64
 			s.Scan(s.Hear(), &start)
 			tell := func(orders []string) {
 				t.Helper()
 				for _, order := range orders {
-					if answer := s.Ask(order); answer != "done" {
-						t.Errorf("the program says %q", answer)
+					if answer, should := s.Ask(order), alone.Ask(order); answer != should {
+						t.Errorf("the program says %q, and without a tracker %q", answer, should)
 					}
 				}
 			}

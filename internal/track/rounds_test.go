@@ -353,6 +353,45 @@ func TestATrackerIsTakenUp(t *testing.T) {
 	}
 }
 
+// TestRearmAfterALook: what the look has found is protected again, and what was
+// written since then is not taken for known.
+func TestRearmAfterALook(t *testing.T) {
+	for _, kind := range []Kind{KindUserfaultfd, KindSoftDirty} {
+		t.Run(string(kind), func(t *testing.T) {
+			s := newScene(t, "memory", kind)
+			s.fill(2)
+			s.round()
+			for _, page := range []int{3, 5, 2 * gapPages, 2*pagesInTable - 1} { // with gaps short and long
+				s.Ask(fmt.Sprintf("write %d", page))
+			}
+			changed := 0
+			err := s.tracker.Look([]proc.Range{s.arena()}, func(r proc.Run, written bool) {
+				if written {
+					changed += int(r.Len() / proc.PageSize)
+				}
+			})
+			if err != nil || changed != 4 {
+				t.Fatalf("a look finds %d written pages, %v", changed, err)
+			}
+			if kind == KindUserfaultfd {
+				s.Ask("write 9") // soft-dirty bits are read once more by Rearm
+			}
+			if err := s.tracker.Rearm([]proc.Range{s.arena()}); err != nil {
+				t.Fatal(err)
+			}
+			s.takeUp(kind)
+			s.Ask("write 8")
+			want := map[int]bool{8: true, 9: kind == KindUserfaultfd}
+			got := s.round()
+			for page := range 2 * pagesInTable {
+				if got[page] && !want[page] && (page < 3 || page > 5+gapPages) || want[page] && !got[page] {
+					t.Errorf("page %d counts as written: %t", page, got[page])
+				}
+			}
+		})
+	}
+}
+
 // takeUp replaces the tracker by one that is made from what the first leaves.
 func (s *scene) takeUp(kind Kind) {
 	s.t.Helper()

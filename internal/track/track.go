@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sort"
 
 	"golang.org/x/sys/unix"
 
@@ -64,6 +63,9 @@ type WriteProtect struct {
 	foreign []proc.Range // what another userfaultfd had before the first one
 	armed   []proc.Range // what this tracker follows since the last round, sorted and joined
 	refused []proc.Range // mappings of the last round that another userfaultfd has
+
+	looked  []proc.Range // where Look has looked since the last round
+	written []proc.Range // and what it has found written there, with short gaps; sorted where looked is
 
 	grouped map[proc.Range]bool   // mappings in the groups that this round has registered; true: they were not before
 	about   func(registered bool) // for tests; see meanwhile
@@ -128,6 +130,7 @@ func (w *WriteProtect) Close() error {
 func (w *WriteProtect) Round(mappings []proc.Mapping, visit func(proc.Run)) error {
 	w.findForeign(mappings)
 	w.armed, w.refused = w.armed[:0], w.refused[:0]
+	w.looked, w.written = w.looked[:0], w.written[:0]
 	if err := w.registerGroups(mappings); err != nil {
 		return err
 	}
@@ -229,7 +232,11 @@ func (w *WriteProtect) Look(ranges []proc.Range, visit func(r proc.Run, changed 
 	if len(lost) > 0 {
 		w.armed = without(w.armed, lost)
 	}
+	w.looked = append(w.looked, ranges...)
 	return w.scan(ranges, func(run proc.Run) {
+		if run.Changed() {
+			w.noteWritten(run.Range)
+		}
 		cut(run, lost, func(part proc.Run, _ bool) { visit(part, part.Changed() || !w.follows(part.Range)) })
 	})
 }
@@ -269,26 +276,7 @@ func (w *WriteProtect) scan(ranges []proc.Range, visit func(proc.Run)) error {
 }
 
 // follows says whether a range lies in what this tracker has armed.
-func (w *WriteProtect) follows(r proc.Range) bool {
-	i := sort.Search(len(w.armed), func(i int) bool { return w.armed[i].End > r.Start })
-	return i < len(w.armed) && w.armed[i].Start <= r.Start && r.End <= w.armed[i].End
-}
-
-// Rearm implements [Tracker]. It cannot fail in a way that counts: a page that
-// is not protected counts as written. What this tracker does not follow is left
-// alone: the protection may be another tracker's, which has to see the writes.
-func (w *WriteProtect) Rearm(ranges []proc.Range) error {
-	for _, r := range ranges {
-		from := sort.Search(len(w.armed), func(i int) bool { return w.armed[i].End > r.Start })
-		for _, a := range w.armed[from:] {
-			if a.Start >= r.End {
-				break
-			}
-			_ = w.pagemap.Protect(proc.Range{Start: max(r.Start, a.Start), End: min(r.End, a.End)}, func(proc.Run) {})
-		}
-	}
-	return nil
-}
+func (w *WriteProtect) follows(r proc.Range) bool { return covered(w.armed, r) }
 
 // Available says whether this kernel can track writes, by a trial on this
 // process; nil if it can.

@@ -2,13 +2,19 @@ package faults
 
 import (
 	"bufio"
+	gocontext "context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"stasis"
 	"stasis/internal/proc"
@@ -168,4 +174,64 @@ func TestNumberTakenAgainAndAgain(t *testing.T) {
 	}
 	s.gone()
 	s.restore(false)
+}
+
+// TestNumberTakenByAChildOfTheCaller: the pid of the root is that of a child of the library's caller, which has ended. It is left to the
+// caller, who has to collect it.
+func TestNumberTakenByAChildOfTheCaller(t *testing.T) {
+	s := newSceneOf(t, "mem:mib=16,rate=20,watch=no")
+	s.dump(stasis.AfterKill)
+	s.gone()
+	const status = 7
+	pid, checks := s.p.PID(), 0
+	ctx, cancel := gocontext.WithCancel(context())
+	defer cancel()
+	_, err := stasis.Restore(ctx, stasis.RestoreOptions{Dir: s.dir, AtStep: func(at stasis.Step) error {
+		switch at {
+		case stasis.StepRestore:
+			return childThatEnds(pid, status)
+		case stasis.StepCheck:
+			if checks++; checks == 2 { // CRIU has failed
+				cancel() // it is looked at the number once more, and not waited for it
+			}
+		}
+		return nil
+	}})
+	if err == nil || checks != 2 {
+		t.Fatalf("the restore says %v, after it has looked for the numbers %d times", err, checks)
+	}
+	var ended unix.WaitStatus
+	if got, err := unix.Wait4(pid, &ended, unix.WNOHANG, nil); got != pid || ended.ExitStatus() != status {
+		t.Errorf("the caller's child %d is gone: %d, %v, status %d", pid, got, err, ended.ExitStatus())
+	}
+	s.restore(false)
+}
+
+// childThatEnds makes a child of this process with that pid, which ends at once and is not collected.
+func childThatEnds(pid, status int) error {
+	number := int32(pid) //nolint:gosec // a pid
+	args := cloneArgs{exitSignal: uint64(unix.SIGCHLD), setTID: uint64(uintptr(unsafe.Pointer(&number))), setTIDSize: 1}
+	got, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0)
+	if errno != 0 {
+		return errno
+	}
+	if got == 0 {
+		for { // nothing of Go's works in the child
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(status), 0, 0)
+		}
+	}
+	runtime.KeepAlive(&number)
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// cloneArgs is struct clone_args of linux/sched.h.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal     uint64
+	stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
 }

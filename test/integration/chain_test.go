@@ -57,7 +57,7 @@ func TestChainLazy(t *testing.T) {
 	require.Root(t)
 	require.CRIU(t)
 	for _, kind := range testkit.Kinds() {
-		if slices.Contains([]string{"memory-written", "tree", "redis"}, kind.Name) {
+		if slices.Contains([]string{"memory-written", "memory-guards", "tree", "redis"}, kind.Name) {
 			t.Run(kind.Name, func(t *testing.T) {
 				testkit.ChainTrip(t, kind, library{engine: stasis.EngineAuto, lazy: true})
 			})

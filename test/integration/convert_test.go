@@ -18,7 +18,7 @@ import (
 )
 
 // converted are the kinds whose checkpoints are taken to CRIU's images and back: every way in which memory is kept.
-var converted = []string{"memory-written", "memory-kinds", "memory-huge-pages", "memory-reserved", "memory-shared", "sysv-shm", "threads",
+var converted = []string{"memory-written", "memory-kinds", "memory-guards", "memory-huge-pages", "memory-reserved", "memory-shared", "sysv-shm", "threads",
 	"tree", "children", "files", "network", "file-locks"}
 
 // convertedChains are those that go through chains.

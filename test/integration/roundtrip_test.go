@@ -24,7 +24,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 // hard are kinds of which each treats memory in another way.
-var hard = []string{"memory-written", "memory-kinds", "memory-reserved", "memory-shared", "threads", "tree", "network", "redis",
+var hard = []string{"memory-written", "memory-kinds", "memory-locked-guards", "memory-reserved", "memory-shared", "threads", "tree", "network", "redis",
 	"settings", "timerfd-periodic", "eventfd-semaphore"}
 
 // notLazy are kinds that a lazy dump of CRIU is not for (docs/limits.md): it

@@ -397,7 +397,7 @@ static void report(FILE *f)
 const struct feature feature_churn = {
 	.name = "churn",
 	.help = "mappings that come, grow, move, drop pages, change and go: threads=4 rate=500 (steps/s each) of=small|huge|hugetlb pages, guards=yes "
-		"with MADV_GUARD_INSTALL, which CRIU 4.2 does not keep; reports churned",
+		"with MADV_GUARD_INSTALL; reports churned",
 	.setup = setup,
 	.start = start,
 	.check = check,
