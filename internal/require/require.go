@@ -22,6 +22,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // T is what helpers for tests use of a test. Every [testing.TB] is one; so can
@@ -161,9 +163,18 @@ func HugePages(t T, n int) {
 func ReserveHugePages(t T, n int) error {
 	t.Helper()
 	const setting = "/proc/sys/vm/nr_hugepages"
-	before, err := os.ReadFile(setting)
+	file, err := os.Open(setting)
 	if err != nil {
 		return fmt.Errorf("the kernel has none: %w", err)
+	}
+	t.Cleanup(func() { file.Close() })
+	// Another run of tests would give back what this one uses.
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", setting, err)
+	}
+	before, err := os.ReadFile(setting)
+	if err != nil {
+		return err
 	}
 	had, _ := strconv.Atoi(strings.TrimSpace(string(before)))
 	if freeHugePages() < n {
