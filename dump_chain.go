@@ -289,8 +289,8 @@ func (d *dump) notInParent(p *process, r proc.Range, visit func(proc.Range)) {
 		d.inParent[label] = has
 	}
 	from := sort.Search(len(has), func(i int) bool { return has[i].End > r.Start })
-	for _, lacking := range subtract([]proc.Range{r}, has[from:]) {
-		visit(lacking)
+	for _, lacking := range image.Subtract([]image.Range{image.Range(r)}, has[from:]) {
+		visit(proc.Range(lacking))
 	}
 }
 

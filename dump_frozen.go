@@ -343,10 +343,13 @@ func (d *dump) copyMissing(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		var extra []image.Range
-		for _, r := range subtract(missing, d.present[label]) {
-			pages = append(pages, changed{task.PID, r})
-			extra = append(extra, image.Range(r))
+		var all []image.Range
+		for _, r := range missing {
+			all = append(all, image.Range(r))
+		}
+		extra := image.Subtract(all, d.present[label])
+		for _, r := range extra {
+			pages = append(pages, changed{task.PID, proc.Range(r)})
 		}
 		d.present[label] = append(d.present[label], extra...)
 	}
@@ -355,26 +358,6 @@ func (d *dump) copyMissing(ctx context.Context) error {
 		return err
 	}
 	return d.lazy.End()
-}
-
-// subtract takes what the sorted ranges b have out of the sorted ranges a.
-func subtract(a []proc.Range, b []image.Range) []proc.Range {
-	var rest []proc.Range
-	for _, r := range a {
-		for len(b) > 0 && b[0].End <= r.Start {
-			b = b[1:]
-		}
-		for i := 0; i < len(b) && b[i].Start < r.End; i++ {
-			if b[i].Start > r.Start {
-				rest = append(rest, proc.Range{Start: r.Start, End: b[i].Start})
-			}
-			r.Start = min(b[i].End, r.End)
-		}
-		if r.Start < r.End {
-			rest = append(rest, r)
-		}
-	}
-	return rest
 }
 
 // common is what lies in both. Both are sorted.

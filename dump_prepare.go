@@ -15,6 +15,8 @@ import (
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/inject"
 	"stasis/internal/netguard"
 	"stasis/internal/proc"
@@ -42,7 +44,7 @@ type dump struct {
 	engine      Engine
 	lock        *treeLock
 	target      store.Target
-	writer      *image.Writer
+	writer      *writer.Writer
 	work        *workdir.Dir
 	trackerKind track.Kind      // how writes are tracked
 	injector    *inject.Helper  // arms the trackers, and never dies halfway; nil with EngineCRIU
@@ -52,7 +54,7 @@ type dump struct {
 	netguard    *netguard.Guard // nil where no connection can be locked
 
 	// prepare, where it builds on another checkpoint
-	parent     *image.Checkpoint
+	parent     *reader.Checkpoint
 	parentLock *chain.Lock
 	kept       bool                       // a keeper has trackers of the tree
 	adopted    map[identity]track.Tracker // trackers that were kept since the parent
@@ -189,7 +191,7 @@ func (d *dump) openCheckpoint(ctx context.Context) error {
 	}
 	var id [16]byte
 	rand.Read(id[:])
-	d.writer, err = image.NewWriter(d.target, image.WriterOptions{
+	d.writer, err = writer.New(d.target, writer.Options{
 		Shards: d.opts.Streams, Codec: compressor, ID: id, Parent: d.parent, ParentPath: d.parentPath(),
 	})
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"stasis/internal/chain"
-	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // Inspection tells what is in a checkpoint. Sizes are in bytes.
@@ -63,7 +63,7 @@ func Inspect(ctx context.Context, dir string) (*Inspection, error) {
 }
 
 // sumUp sums the index of a checkpoint up.
-func sumUp(c *image.Checkpoint) *Inspection {
+func sumUp(c *reader.Checkpoint) *Inspection {
 	found := &Inspection{Manifest: c.Manifest()}
 	for _, s := range found.Manifest.Shards {
 		found.Shards = append(found.Shards, ShardUse{Name: s.Name, Size: s.Size})

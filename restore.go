@@ -14,6 +14,7 @@ import (
 	"stasis/internal/criu"
 	"stasis/internal/guard"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/pager"
 	"stasis/internal/proc"
 	"stasis/internal/settings"
@@ -128,7 +129,7 @@ type restore struct {
 	spans *spans // that are open; nil where nobody listens
 
 	lock       *chain.Lock // nil when the checkpoint is not in a folder
-	checkpoint *image.Checkpoint
+	checkpoint *reader.Checkpoint
 	criuOpts   CRIUOptions
 	criu       *criu.Binary
 	work       *workdir.Dir

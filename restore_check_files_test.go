@@ -19,6 +19,8 @@ import (
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -64,7 +66,7 @@ func restoreOf(t *testing.T, m *Manifest, files []byte) *restore {
 		t.Fatal(err)
 	}
 	none, _ := codec.New("none", 0)
-	w, err := image.NewWriter(target, image.WriterOptions{Shards: 1, Codec: none})
+	w, err := writer.New(target, writer.Options{Shards: 1, Codec: none})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +81,7 @@ func restoreOf(t *testing.T, m *Manifest, files []byte) *restore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.checkpoint, err = image.Open(src); err != nil {
+	if r.checkpoint, err = reader.Open(src); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.checkpoint.Close() })

@@ -12,6 +12,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/families"
 	"stasis/internal/pager"
 	"stasis/internal/proc"
 )
@@ -45,7 +46,7 @@ func (r *restore) memory() (pager.Source, error) {
 	if err := r.checkpoint.Ready(); err != nil {
 		return nil, err
 	}
-	return r.checkpoint.Families(), nil
+	return families.Of(r.checkpoint), nil
 }
 
 // hostPID is the pid of a restored process as this machine sees it; 0 where the

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/image"
+	"stasis/internal/image/ondisk"
 	"stasis/internal/store"
 )
 
@@ -186,7 +187,7 @@ func punch(path string, keep []span, o *Options) (int64, error) {
 		return 0, fmt.Errorf("cannot give back parts of a shard: %w", err)
 	}
 	defer f.Close()
-	end, err := image.IndexOffset(f)
+	end, err := ondisk.IndexOffset(f)
 	if err != nil {
 		return 0, nil // it is damaged, and left as it is for whoever needs it
 	}

@@ -16,6 +16,9 @@ import (
 
 	"stasis/internal/codec"
 	"stasis/internal/image"
+	"stasis/internal/image/families"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -228,14 +231,14 @@ func rewrite(ctx context.Context, from, to string, o *CompactOptions) (*image.Ma
 	if err != nil {
 		return nil, err
 	}
-	w, err := image.NewWriter(target, image.WriterOptions{Shards: o.Shards, Codec: o.Codec, ID: newID()})
+	w, err := writer.New(target, writer.Options{Shards: o.Shards, Codec: o.Codec, ID: newID()})
 	if err != nil {
 		return nil, err
 	}
 	m.Parent, m.Depth, m.Origins, m.Shards = "", 0, nil, nil
 	all := func(image.BlockInfo) bool { return true }
 	// By families: where differences are here and there, as in a long chain, each block is read once.
-	if err := o.step("write "+to, func() error { return copyAll(ctx, old, old.Families(), w, all, &m, o.Progress) }); err != nil {
+	if err := o.step("write "+to, func() error { return copyAll(ctx, old, families.Of(old), w, all, &m, o.Progress) }); err != nil {
 		return nil, errors.Join(err, w.Abort())
 	}
 	return &m, verifyNew(ctx, to, o.Roots)
@@ -253,16 +256,16 @@ func verifyNew(ctx context.Context, dir string, roots []string) error {
 type blocks interface {
 	Blocks() int
 	Block(i int) image.BlockInfo
-	ReadBlock(i int, b *image.Buffer) ([]byte, error)
+	ReadBlock(i int, b *reader.Buffer) ([]byte, error)
 }
 
 var (
-	_ blocks = (*image.Checkpoint)(nil)
-	_ blocks = (*image.Families)(nil)
+	_ blocks = (*reader.Checkpoint)(nil)
+	_ blocks = (*families.Families)(nil)
 )
 
 // copyAll gives what a checkpoint has to a Writer, and publishes. Of the blocks of memory those are given that want tells.
-func copyAll(ctx context.Context, old *image.Checkpoint, memory blocks, w *image.Writer, want func(image.BlockInfo) bool, m *image.Manifest, progress func(done, total int64)) error {
+func copyAll(ctx context.Context, old *reader.Checkpoint, memory blocks, w *writer.Writer, want func(image.BlockInfo) bool, m *image.Manifest, progress func(done, total int64)) error {
 	if err := copyMemory(ctx, memory, w, want, progress); err != nil {
 		return err
 	}
@@ -283,7 +286,7 @@ func copyAll(ctx context.Context, old *image.Checkpoint, memory blocks, w *image
 	return w.Finish(present, m)
 }
 
-func copyFile(old *image.Checkpoint, w *image.Writer, name string) error {
+func copyFile(old *reader.Checkpoint, w *writer.Writer, name string) error {
 	r, to, err := os.Pipe()
 	if err != nil {
 		return err
@@ -299,7 +302,7 @@ func copyFile(old *image.Checkpoint, w *image.Writer, name string) error {
 const run = 32
 
 // copyMemory copies all pages in blocks that are as large as they can be: those of a long chain have few wanted pages each.
-func copyMemory(ctx context.Context, old blocks, w *image.Writer, want func(image.BlockInfo) bool, progress func(done, total int64)) error {
+func copyMemory(ctx context.Context, old blocks, w *writer.Writer, want func(image.BlockInfo) bool, progress func(done, total int64)) error {
 	total := old.Blocks()
 	var next, done atomic.Int64
 	workers := runtime.NumCPU()
@@ -331,9 +334,9 @@ func copyMemory(ctx context.Context, old blocks, w *image.Writer, want func(imag
 // copier is one worker.
 type copier struct {
 	old    blocks
-	w      *image.Writer
+	w      *writer.Writer
 	want   func(image.BlockInfo) bool
-	buf    image.Buffer
+	buf    reader.Buffer
 	blocks map[int]*image.PageBlock // being filled, by process
 }
 

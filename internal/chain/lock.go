@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/store"
 )
 
@@ -142,19 +143,19 @@ func (l *Lock) letGoLast() error {
 
 // Open opens the checkpoint that LockShared holds, with the ancestors that it found, none of which is looked for again. Otherwise it is
 // as the function [Open].
-func (l *Lock) Open() (*image.Checkpoint, error) {
+func (l *Lock) Open() (*reader.Checkpoint, error) {
 	if err := checkDeduped(l.top.Name()); err != nil {
 		return nil, err
 	}
-	return image.OpenWith(l.top, l.manifest, l.resolve)
+	return reader.OpenWith(l.top, l.manifest, l.resolve)
 }
 
 // OpenEarly is Open for whoever wants CRIU's images before memory: see [image.OpenEarly].
-func (l *Lock) OpenEarly() (*image.Checkpoint, error) {
+func (l *Lock) OpenEarly() (*reader.Checkpoint, error) {
 	if err := checkDeduped(l.top.Name()); err != nil {
 		return nil, err
 	}
-	return image.OpenEarly(l.top, l.manifest, l.resolve)
+	return reader.OpenEarly(l.top, l.manifest, l.resolve)
 }
 
 func (l *Lock) resolve(id [16]byte) (store.Source, error) {

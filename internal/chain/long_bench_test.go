@@ -11,6 +11,9 @@ import (
 
 	"stasis/internal/codec"
 	"stasis/internal/image"
+	"stasis/internal/image/families"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -29,7 +32,7 @@ func longLine(tb testing.TB, root string, depth int) string {
 		dir := filepath.Join(root, fmt.Sprintf("c%03d", i))
 		var id [16]byte
 		binary.BigEndian.PutUint64(id[:], uint64(depth)<<32+uint64(i)+1)
-		o := image.WriterOptions{Shards: 2, Codec: lz4, ID: id}
+		o := writer.Options{Shards: 2, Codec: lz4, ID: id}
 		if top != "" {
 			if o.Parent, err = Open(top); err != nil {
 				tb.Fatal(err)
@@ -40,7 +43,7 @@ func longLine(tb testing.TB, root string, depth int) string {
 		if err != nil {
 			tb.Fatal(err)
 		}
-		w, err := image.NewWriter(target, o)
+		w, err := writer.New(target, o)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -120,11 +123,11 @@ func readAll(b *testing.B, dir string) {
 		b.Fatal(missing)
 	}
 	part("missing")
-	f := c.Families()
+	f := families.Of(c)
 	var all sync.WaitGroup
 	for worker := range 2 {
 		all.Go(func() {
-			var buf image.Buffer
+			var buf reader.Buffer
 			for i := worker; i < f.Blocks(); i += 2 {
 				if _, err := f.ReadBlock(i, &buf); err != nil {
 					b.Error(err)

@@ -12,13 +12,15 @@ import (
 	"sync"
 
 	"stasis/internal/image"
+	"stasis/internal/image/ondisk"
+	"stasis/internal/image/reader"
 	"stasis/internal/store"
 )
 
 // Open opens the checkpoint in the folder dir together with its ancestors, which are looked for when they are needed: where the
 // manifest says, then beside dir and beside those places, then in roots, each of which is a checkpoint's folder or a folder of those. Errors are those of
 // [store.OpenFolder] and [image.Open], and [*DedupedError]. The caller closes the checkpoint.
-func Open(dir string, roots ...string) (*image.Checkpoint, error) {
+func Open(dir string, roots ...string) (*reader.Checkpoint, error) {
 	src, err := store.OpenFolder(dir)
 	if err != nil {
 		return nil, err
@@ -28,7 +30,7 @@ func Open(dir string, roots ...string) (*image.Checkpoint, error) {
 
 // OpenSource is Open for any source. near is the folder that its ancestors are relative to; for a *store.Folder it is the folder
 // itself.
-func OpenSource(src store.Source, near string, roots ...string) (*image.Checkpoint, error) {
+func OpenSource(src store.Source, near string, roots ...string) (*reader.Checkpoint, error) {
 	if f, ok := src.(*store.Folder); ok {
 		near = f.Name()
 		if err := checkDeduped(near); err != nil {
@@ -39,7 +41,7 @@ func OpenSource(src store.Source, near string, roots ...string) (*image.Checkpoi
 }
 
 // OpenIndex is Open for whoever looks at manifest and index alone: it also opens a checkpoint that was deduplicated.
-func OpenIndex(dir string) (*image.Checkpoint, error) {
+func OpenIndex(dir string) (*reader.Checkpoint, error) {
 	src, err := store.OpenFolder(dir)
 	if err != nil {
 		return nil, err
@@ -48,18 +50,18 @@ func OpenIndex(dir string) (*image.Checkpoint, error) {
 }
 
 // openAny opens a checkpoint whether it was deduplicated or not.
-func openAny(src store.Source, near string, roots []string) (*image.Checkpoint, error) {
+func openAny(src store.Source, near string, roots []string) (*reader.Checkpoint, error) {
 	m, err := image.ReadManifest(src)
 	if err != nil {
 		return nil, err
 	}
-	return image.OpenWith(src, m, Resolver(m, near, roots...))
+	return reader.OpenWith(src, m, Resolver(m, near, roots...))
 }
 
 // Resolver finds the ancestors of the checkpoint with the manifest m, which is in the folder dir; see [Open] for where. What makes
 // a folder the ancestor is the id in it, never its name. Its error is a [*MissingError]. It may be called from any number of
 // goroutines.
-func Resolver(m *image.Manifest, dir string, roots ...string) image.Resolver {
+func Resolver(m *image.Manifest, dir string, roots ...string) reader.Resolver {
 	f := newFinder(m, dir, roots)
 	return func(id [16]byte) (store.Source, error) {
 		folder, err := f.find(id)
@@ -239,7 +241,7 @@ func identify(dir string) (folder *store.Folder, id [16]byte, err error) {
 		return nil, id, err
 	}
 	defer shard.Close()
-	id, err = image.ShardID(shard)
+	id, err = ondisk.ShardID(shard)
 	return folder, id, err
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"stasis/internal/image"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -21,7 +22,7 @@ func write(t *testing.T, dir string, id byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := image.NewWriter(target, image.WriterOptions{Shards: 1, ID: [16]byte{id}})
+	w, err := writer.New(target, writer.Options{Shards: 1, ID: [16]byte{id}})
 	if err != nil {
 		t.Fatal(err)
 	}

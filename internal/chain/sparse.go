@@ -8,6 +8,7 @@ import (
 
 	"stasis/internal/codec"
 	"stasis/internal/image"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -90,7 +91,7 @@ func (s *sparse) takeOver(ctx context.Context, f *forest, e *entry, l *Lock, o *
 			return err
 		}
 		// It has an id of its own, of which its ancestors elsewhere have to know.
-		w, err := image.NewWriter(f.noting(target, e), image.WriterOptions{
+		w, err := writer.New(f.noting(target, e), writer.Options{
 			Shards: len(m.Shards), Codec: compress, ID: newID(), Parent: old, ParentPath: filepath.Join("..", filepath.Base(beside)),
 			InsteadOf: true, NoCompare: true, NoDelta: true,
 		})

@@ -18,6 +18,8 @@ import (
 
 	"stasis/internal/codec"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -127,7 +129,7 @@ func (w *world) dump(dir, parent string, m *model) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	opts := image.WriterOptions{Shards: 1 + w.r.IntN(3), Codec: c, ID: id}
+	opts := writer.Options{Shards: 1 + w.r.IntN(3), Codec: c, ID: id}
 	var old *model
 	var lock *Lock
 	if parent != "" {
@@ -148,7 +150,7 @@ func (w *world) dump(dir, parent string, m *model) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	writer, err := image.NewWriter(lock.Noting(target, dir), opts)
+	writer, err := writer.New(lock.Noting(target, dir), opts)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -173,7 +175,7 @@ func (w *world) dump(dir, parent string, m *model) {
 }
 
 // put puts what changed since old, and some of what did not.
-func (w *world) put(writer *image.Writer, pid int, pages map[uint64]uint64, old *model) {
+func (w *world) put(writer *writer.Writer, pid int, pages map[uint64]uint64, old *model) {
 	w.t.Helper()
 	var b image.PageBlock
 	flush := func() {
@@ -217,7 +219,7 @@ func (w *world) read(dir string, m *model) error {
 	if state.String() != m.state {
 		return fmt.Errorf("%s has the state %q instead of %q", dir, state.String(), m.state)
 	}
-	var buf image.Buffer
+	var buf reader.Buffer
 	for pid, pages := range m.pages {
 		have := uint64(0)
 		for _, r := range c.Ranges(pid) {

@@ -13,6 +13,7 @@ import (
 
 	"stasis/internal/chain"
 	"stasis/internal/image"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -24,7 +25,7 @@ func (b *bench) layer(name, parent, kind string, created time.Time) {
 		b.t.Fatal(err)
 	}
 	dir := filepath.Join(b.dir, name)
-	o := image.WriterOptions{Shards: 1, ID: [16]byte{byte(len(name)), name[len(name)-1], 1}, NoDelta: true} // each page has its own bytes
+	o := writer.Options{Shards: 1, ID: [16]byte{byte(len(name)), name[len(name)-1], 1}, NoDelta: true} // each page has its own bytes
 	if parent != "" {
 		p, err := chain.Open(filepath.Join(b.dir, parent))
 		if err != nil {
@@ -37,7 +38,7 @@ func (b *bench) layer(name, parent, kind string, created time.Time) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	w, err := image.NewWriter(target, o)
+	w, err := writer.New(target, o)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"stasis/internal/codec"
 	"stasis/internal/health"
 	"stasis/internal/image"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -134,7 +135,7 @@ func writeCheckpoint(target store.Target, options map[string]string) error {
 	if err != nil {
 		return err
 	}
-	w, err := image.NewWriter(target, image.WriterOptions{Shards: 2, Codec: c, ID: [16]byte{1}})
+	w, err := writer.New(target, writer.Options{Shards: 2, Codec: c, ID: [16]byte{1}})
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"stasis"
-	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/store"
 )
 
@@ -170,7 +170,7 @@ func TestDumpIntoRestore(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		c, err := image.Open(folder)
+		c, err := reader.Open(folder)
 		if err != nil {
 			return nil, err
 		}

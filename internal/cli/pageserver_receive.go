@@ -12,6 +12,8 @@ import (
 	"stasis"
 	"stasis/internal/chain"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/pageserver"
 	"stasis/internal/store"
 )
@@ -19,7 +21,7 @@ import (
 // receivePages takes the memory of one sender.
 func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pageserver.ServerOptions) error {
 	o := pageserver.ReceiveOptions{ServerOptions: server, Stasis: stasis.Version, Name: filepath.Base(f.dir)}
-	var w image.WriterOptions
+	var w writer.Options
 	if err := a.writerOptions(f, &w); err != nil {
 		return err
 	}
@@ -40,7 +42,7 @@ func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pages
 	if err != nil {
 		return err
 	}
-	if o.Writer, err = image.NewWriter(parent.lock.Noting(target, f.dir), w); err != nil {
+	if o.Writer, err = writer.New(parent.lock.Noting(target, f.dir), w); err != nil {
 		return err
 	}
 	l, err := a.listen(f, server.TLS != nil)
@@ -68,8 +70,8 @@ func (a *app) receivePages(ctx context.Context, f *pageServerFlags, server pages
 
 // heldParent is what a checkpoint builds on: open, and held so that nobody removes it meanwhile.
 type heldParent struct {
-	checkpoint *image.Checkpoint // nil: there is none
-	path       string            // as seen from the new checkpoint
+	checkpoint *reader.Checkpoint // nil: there is none
+	path       string             // as seen from the new checkpoint
 	lock       *chain.Lock
 }
 
@@ -138,7 +140,7 @@ func (f *pageServerFlags) dedup(parent *heldParent) (int64, error) {
 }
 
 // writerOptions sets how the checkpoint is written.
-func (a *app) writerOptions(f *pageServerFlags, w *image.WriterOptions) error {
+func (a *app) writerOptions(f *pageServerFlags, w *writer.Options) error {
 	how, err := f.write.settle(f.given, &a.config.Checkpoint)
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // Exported tells what an export wrote.
@@ -44,7 +45,7 @@ type ExportOptions struct {
 // it only the last counts.
 //
 // The caller has opened the checkpoints, with their ancestors, and closes them. What fails leaves nothing in out.
-func Export(ctx context.Context, line []*image.Checkpoint, out string, o ExportOptions) (*Exported, error) {
+func Export(ctx context.Context, line []*reader.Checkpoint, out string, o ExportOptions) (*Exported, error) {
 	last := line[len(line)-1].Manifest()
 	if last.Kind != image.KindFull {
 		return nil, fmt.Errorf("checkpoint %s is a pre-dump, which has memory only and cannot be restored: export a dump that was made on top of it", last.Name)
@@ -72,21 +73,21 @@ type export struct {
 	ctx     context.Context
 	options ExportOptions
 	chain   bool
-	last    *image.Checkpoint // whose inventory pre-dumps get
+	last    *reader.Checkpoint // whose inventory pre-dumps get
 	meter   meter
 }
 
 // folder is one checkpoint being written as a folder of CRIU.
 type folder struct {
 	*export
-	checkpoint *image.Checkpoint
+	checkpoint *reader.Checkpoint
 	dir        string
 	parent     *folder         // nil: it has none, or needs none
 	layouts    map[int]*layout // of the processes whose memory is in blocks
 	nextPages  uint32          // a number that no pages image has
 }
 
-func (x *export) run(line []*image.Checkpoint, dir *outDir) (*Exported, error) {
+func (x *export) run(line []*reader.Checkpoint, dir *outDir) (*Exported, error) {
 	result := &Exported{Out: dir.path}
 	var folders []*folder
 	for i, c := range line {
@@ -168,7 +169,7 @@ func (f *folder) layOutProcess(pid int) (*layout, error) {
 		pagesID = f.nextPages
 		f.nextPages++
 	}
-	blocks := subtract(c.Ranges(pid), c.ZeroRanges(pid)) // a page that is in no run is zero
+	blocks := image.Subtract(c.Ranges(pid), c.ZeroRanges(pid)) // a page that is in no run is zero
 	var inherited []image.Range
 	if f.parent != nil {
 		inherited = f.inherited(pid)

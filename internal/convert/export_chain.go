@@ -10,6 +10,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 const (
@@ -24,7 +25,7 @@ type home struct {
 	offset     int64
 }
 
-func homeOf(c *image.Checkpoint, block int) home {
+func homeOf(c *reader.Checkpoint, block int) home {
 	info, m := c.Block(block), c.Manifest()
 	id := m.ID
 	if info.Origin > 0 {
@@ -42,7 +43,7 @@ func (f *folder) inherited(pid int) []image.Range {
 	}
 	var list []image.Range
 	homes, theirs := map[int]home{}, map[int]home{}
-	at := func(known map[int]home, c *image.Checkpoint, block int) home {
+	at := func(known map[int]home, c *reader.Checkpoint, block int) home {
 		h, ok := known[block]
 		if !ok {
 			h = homeOf(c, block)
@@ -50,7 +51,7 @@ func (f *folder) inherited(pid int) []image.Range {
 		}
 		return h
 	}
-	for _, r := range subtract(f.checkpoint.Ranges(pid), f.checkpoint.ZeroRanges(pid)) {
+	for _, r := range image.Subtract(f.checkpoint.Ranges(pid), f.checkpoint.ZeroRanges(pid)) {
 		for addr := r.Start; addr < r.End; addr += pageSize {
 			block, page, _ := f.checkpoint.Find(pid, addr)
 			other, otherPage, kind := f.parent.checkpoint.Find(pid, addr)

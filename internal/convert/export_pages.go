@@ -14,6 +14,8 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/families"
+	"stasis/internal/image/reader"
 )
 
 // writeMemory writes the page maps and the pages of the processes whose memory is in blocks. Every page has its place already, so
@@ -100,7 +102,7 @@ var _ io.Writer = (*scatter)(nil)
 // copyBlocks copies the pages of all blocks to their places. It goes by families: where differences are here and there, as in a long
 // chain, each block is read once.
 func (f *folder) copyBlocks(files *pageFiles) error {
-	memory := f.checkpoint.Families()
+	memory := families.Of(f.checkpoint)
 	group, ctx := errgroup.WithContext(f.ctx)
 	var next atomic.Int64
 	for range max(f.options.Workers, 1) {
@@ -129,9 +131,9 @@ func (f *folder) copyBlocks(files *pageFiles) error {
 // blockWriter copies blocks, one after the other.
 type blockWriter struct {
 	*folder
-	memory  *image.Families
+	memory  *families.Families
 	files   *pageFiles
-	buffer  image.Buffer
+	buffer  reader.Buffer
 	aligned []byte // to a page
 }
 

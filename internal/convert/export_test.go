@@ -17,14 +17,16 @@ import (
 	"stasis/internal/chain"
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/require"
 	"stasis/internal/store"
 )
 
 // putCheckpoint writes a checkpoint of process 70, in blocks but for what is in own, on top of a parent, which may be nil.
-func putCheckpoint(tb testing.TB, dir string, parent *image.Checkpoint, kind string, changed, all, own memory) {
+func putCheckpoint(tb testing.TB, dir string, parent *reader.Checkpoint, kind string, changed, all, own memory) {
 	tb.Helper()
-	w := newWriter(tb, dir, image.WriterOptions{Shards: 2, Parent: parent, ParentPath: parentPath(parent)})
+	w := newWriter(tb, dir, writer.Options{Shards: 2, Parent: parent, ParentPath: parentPath(parent)})
 	for n, page := range changed {
 		if err := w.PutPages(0, image.PageBlock{PID: 70, Extents: []image.Extent{{Addr: at(n), Pages: 1}}, Data: page}); err != nil {
 			tb.Fatal(err)
@@ -59,14 +61,14 @@ func putCheckpoint(tb testing.TB, dir string, parent *image.Checkpoint, kind str
 	}
 }
 
-func parentPath(parent *image.Checkpoint) string {
+func parentPath(parent *reader.Checkpoint) string {
 	if parent == nil {
 		return ""
 	}
 	return filepath.Join("..", parent.Manifest().Name)
 }
 
-func openChain(tb testing.TB, dir string) *image.Checkpoint {
+func openChain(tb testing.TB, dir string) *reader.Checkpoint {
 	tb.Helper()
 	c, err := chain.Open(dir)
 	if err != nil {
@@ -82,7 +84,7 @@ func TestExportChainAgainstAMap(t *testing.T) {
 	for round := range 12 {
 		root := t.TempDir()
 		var want []memory
-		var parent *image.Checkpoint
+		var parent *reader.Checkpoint
 		blocks := memory{}
 		length := 1 + random.IntN(4)
 		for i := range length {
@@ -159,7 +161,7 @@ func exportLine(t *testing.T, dir, out string, chain bool) *Exported {
 }
 
 // one writes a checkpoint and opens it.
-func one(t *testing.T, pages int) *image.Checkpoint {
+func one(t *testing.T, pages int) *reader.Checkpoint {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "one")
 	blocks := memory{}
@@ -173,7 +175,7 @@ func one(t *testing.T, pages int) *image.Checkpoint {
 // TestExportSaysHowToRestore, with the options of the dump.
 func TestExportSaysHowToRestore(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out")
-	result, err := Export(t.Context(), []*image.Checkpoint{one(t, 3)}, out, ExportOptions{})
+	result, err := Export(t.Context(), []*reader.Checkpoint{one(t, 3)}, out, ExportOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +196,7 @@ func TestExportLeavesOthersAlone(t *testing.T) {
 	put(t, full, "mine", nil)
 	put(t, root, "file", nil)
 	for _, out := range []string{full, file} {
-		if _, err := Export(t.Context(), []*image.Checkpoint{c}, out, ExportOptions{}); !errors.Is(err, store.ErrExists) {
+		if _, err := Export(t.Context(), []*reader.Checkpoint{c}, out, ExportOptions{}); !errors.Is(err, store.ErrExists) {
 			t.Errorf("export to %s: %v", out, err)
 		}
 	}
@@ -202,7 +204,7 @@ func TestExportLeavesOthersAlone(t *testing.T) {
 	if err := os.Mkdir(left, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Export(t.Context(), []*image.Checkpoint{c}, empty, ExportOptions{}); err != nil {
+	if _, err := Export(t.Context(), []*reader.Checkpoint{c}, empty, ExportOptions{}); err != nil {
 		t.Error(err)
 	}
 	wantNames(t, root, "empty", "file", "full")
@@ -237,7 +239,7 @@ func TestExportToAFullDisk(t *testing.T) {
 		}
 	})
 	out := filepath.Join(disk, "out")
-	if _, err := Export(t.Context(), []*image.Checkpoint{c}, out, ExportOptions{}); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "make room") {
+	if _, err := Export(t.Context(), []*reader.Checkpoint{c}, out, ExportOptions{}); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "make room") {
 		t.Errorf("a full disk: %v", err)
 	}
 	wantNames(t, disk)
@@ -246,7 +248,7 @@ func TestExportToAFullDisk(t *testing.T) {
 	fill := func(int64, int64) { // it fits, until somebody else writes
 		_ = os.WriteFile(filepath.Join(disk, "other"), make([]byte, 400<<10), 0o600)
 	}
-	_, err := Export(t.Context(), []*image.Checkpoint{small}, out, ExportOptions{Progress: fill})
+	_, err := Export(t.Context(), []*reader.Checkpoint{small}, out, ExportOptions{Progress: fill})
 	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "nothing was left") {
 		t.Errorf("a disk that gets full: %v", err)
 	}
@@ -270,7 +272,7 @@ func TestExportFindsDamage(t *testing.T) {
 	}
 	out := filepath.Join(t.TempDir(), "out")
 	var damage *image.DamageError
-	if _, err := Export(t.Context(), []*image.Checkpoint{openFolder(t, dir)}, out, ExportOptions{}); !errors.As(err, &damage) {
+	if _, err := Export(t.Context(), []*reader.Checkpoint{openFolder(t, dir)}, out, ExportOptions{}); !errors.As(err, &damage) {
 		t.Errorf("a damaged checkpoint: %v", err)
 	}
 	wantNames(t, filepath.Dir(out))
@@ -280,7 +282,7 @@ func TestExportFindsDamage(t *testing.T) {
 func TestExportRefusesPreDumps(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "one")
 	putCheckpoint(t, dir, nil, image.KindPreDump, memory{1: pageOf(1)}, memory{1: pageOf(1)}, nil)
-	if _, err := Export(t.Context(), []*image.Checkpoint{openFolder(t, dir)}, filepath.Join(t.TempDir(), "out"), ExportOptions{}); err == nil || !strings.Contains(err.Error(), "pre-dump") {
+	if _, err := Export(t.Context(), []*reader.Checkpoint{openFolder(t, dir)}, filepath.Join(t.TempDir(), "out"), ExportOptions{}); err == nil || !strings.Contains(err.Error(), "pre-dump") {
 		t.Errorf("a pre-dump: %v", err)
 	}
 }
@@ -309,7 +311,7 @@ func TestCancelled(t *testing.T) {
 	root := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	stop := func(int64, int64) { cancel() }
-	if _, err := Export(ctx, []*image.Checkpoint{one(t, 150)}, filepath.Join(root, "out"), ExportOptions{Progress: stop}); !errors.Is(err, context.Canceled) {
+	if _, err := Export(ctx, []*reader.Checkpoint{one(t, 150)}, filepath.Join(root, "out"), ExportOptions{Progress: stop}); !errors.Is(err, context.Canceled) {
 		t.Errorf("export: %v", err)
 	}
 	wantNames(t, root)

@@ -20,6 +20,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/store"
 )
 
@@ -211,10 +212,10 @@ func importTo(tb testing.TB, from, to string) (*Imported, error) {
 }
 
 // has reads what a checkpoint has of a process, wherever that is. The second result are the pages in blocks.
-func has(tb testing.TB, c *image.Checkpoint, pid int) (all memory, blocks map[uint64]bool) {
+func has(tb testing.TB, c *reader.Checkpoint, pid int) (all memory, blocks map[uint64]bool) {
 	tb.Helper()
 	all, blocks = memory{}, map[uint64]bool{}
-	var buffer image.Buffer
+	var buffer reader.Buffer
 	for _, r := range c.Ranges(pid) {
 		for addr := r.Start; addr < r.End; addr += pageSize {
 			n := (addr - base) / pageSize
@@ -304,13 +305,13 @@ func compare(tb testing.TB, what string, got, want memory, zerosOptional bool) {
 	}
 }
 
-func openFolder(tb testing.TB, dir string) *image.Checkpoint {
+func openFolder(tb testing.TB, dir string) *reader.Checkpoint {
 	tb.Helper()
 	folder, err := store.OpenFolder(dir)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c, err := image.Open(folder)
+	c, err := reader.Open(folder)
 	if err != nil {
 		tb.Fatal(err)
 	}

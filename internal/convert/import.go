@@ -19,6 +19,8 @@ import (
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -72,7 +74,7 @@ type importing struct {
 
 	archive *archive // nil: a folder
 	layers  *layers
-	beside  *image.Checkpoint // with memory, in the same folder; nil: none
+	beside  *reader.Checkpoint // with memory, in the same folder; nil: none
 	state   *state
 	plans   []*plan
 	files   []string        // images that stay as they are
@@ -80,7 +82,7 @@ type importing struct {
 	nextID  uint32          // a number that no pages image has
 	notes   []string
 	closers []io.Closer
-	writer  *image.Writer
+	writer  *writer.Writer
 	meter   meter
 }
 
@@ -341,7 +343,7 @@ func (i *importing) write(m *image.Manifest) (result *Imported, err error) {
 	if err != nil {
 		return nil, err
 	}
-	i.writer, err = image.NewWriter(target, image.WriterOptions{Shards: i.options.Shards, Codec: i.options.Codec, ID: i.id})
+	i.writer, err = writer.New(target, writer.Options{Shards: i.options.Shards, Codec: i.options.Codec, ID: i.id})
 	if err != nil {
 		return nil, explained(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // A page server of Stasis writes the memory that CRIU sends into a checkpoint: that of processes into blocks, by their pids, and
@@ -17,22 +18,22 @@ import (
 
 // block is a block of a checkpoint.
 type block struct {
-	from   *image.Checkpoint
+	from   *reader.Checkpoint
 	number int
 }
 
-// reader is a buffer with the block that was read into it last: neighbours mostly want the same one.
-type reader struct {
-	buffer image.Buffer
-	from   *image.Checkpoint
+// besideReader is a buffer with the block that was read into it last: neighbours mostly want the same one.
+type besideReader struct {
+	buffer reader.Buffer
+	from   *reader.Checkpoint
 	number int
 	data   []byte
 }
 
-var readers = sync.Pool{New: func() any { return new(reader) }}
+var readers = sync.Pool{New: func() any { return new(besideReader) }}
 
 func (b block) readPages(p []byte, at int64) error {
-	r, _ := readers.Get().(*reader)
+	r, _ := readers.Get().(*besideReader)
 	defer readers.Put(r)
 	if r.from != b.from || r.number != b.number {
 		data, err := b.from.ReadBlock(b.number, &r.buffer)
@@ -47,7 +48,7 @@ func (b block) readPages(p []byte, at int64) error {
 }
 
 // besideStretches lists the pages that a checkpoint has of a process, in order.
-func besideStretches(c *image.Checkpoint, pid int) []stretch {
+func besideStretches(c *reader.Checkpoint, pid int) []stretch {
 	var list []stretch
 	for _, r := range c.Ranges(pid) {
 		for at := r.Start; at < r.End; at += pageSize {

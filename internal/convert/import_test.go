@@ -17,6 +17,8 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -45,7 +47,7 @@ func TestImportAgainstAMap(t *testing.T) {
 			t.Errorf("manifest: %+v", m)
 		}
 		out := filepath.Join(root, "out")
-		if _, err := Export(t.Context(), []*image.Checkpoint{c}, out, ExportOptions{Workers: 3}); err != nil {
+		if _, err := Export(t.Context(), []*reader.Checkpoint{c}, out, ExportOptions{Workers: 3}); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 		for pid, memory := range want {
@@ -257,7 +259,7 @@ func TestImportTakesACheckpointBeside(t *testing.T) {
 	random := rand.New(rand.NewPCG(8, 9))
 	from, want := putLayers(t, random, root, 2, 70, 71)
 	dir := filepath.Join(root, "d")
-	w := newWriter(t, dir, image.WriterOptions{Shards: 1})
+	w := newWriter(t, dir, writer.Options{Shards: 1})
 	present := map[int][]image.Range{}
 	for pid, memory := range want {
 		for n, page := range memory {
@@ -311,14 +313,14 @@ func copyInto(t *testing.T, from, to, name string) {
 	put(t, to, name, text)
 }
 
-func newWriter(tb testing.TB, dir string, o image.WriterOptions) *image.Writer {
+func newWriter(tb testing.TB, dir string, o writer.Options) *writer.Writer {
 	tb.Helper()
 	target, err := store.CreateFolder(dir)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	o.ID = newID()
-	w, err := image.NewWriter(target, o)
+	w, err := writer.New(target, o)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -144,23 +144,3 @@ func (l *layout) blocksHave(addr uint64) bool {
 	i := sort.Search(len(l.slots), func(i int) bool { return l.slots[i].End() > addr })
 	return i < len(l.slots) && l.slots[i].Start <= addr && l.slots[i].from != fromCRIU
 }
-
-// subtract takes what the sorted ranges b have out of the sorted ranges a.
-func subtract(a, b []image.Range) []image.Range {
-	var rest []image.Range
-	for _, r := range a {
-		for len(b) > 0 && b[0].End <= r.Start {
-			b = b[1:]
-		}
-		for i := 0; i < len(b) && b[i].Start < r.End; i++ {
-			if b[i].Start > r.Start {
-				rest = append(rest, image.Range{Start: r.Start, End: b[i].Start})
-			}
-			r.Start = min(max(b[i].End, r.Start), r.End)
-		}
-		if r.Start < r.End {
-			rest = append(rest, r)
-		}
-	}
-	return rest
-}

@@ -8,6 +8,7 @@ import (
 
 	"stasis/internal/chain"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // maxLine bounds how many checkpoints are opened together.
@@ -15,8 +16,8 @@ const maxLine = 10000
 
 // Line is a checkpoint with its ancestors, opened.
 type Line struct {
-	Checkpoints []*image.Checkpoint // oldest first
-	Note        string              // why it does not go back to the first, if it does not
+	Checkpoints []*reader.Checkpoint // oldest first
+	Note        string               // why it does not go back to the first, if it does not
 	locks       []*chain.Lock
 }
 
@@ -33,7 +34,7 @@ func (l *Line) Close() error {
 }
 
 // open adds a checkpoint, which nobody can remove or deduplicate from then on.
-func (l *Line) open(ctx context.Context, dir string, roots []string) (*image.Checkpoint, error) {
+func (l *Line) open(ctx context.Context, dir string, roots []string) (*reader.Checkpoint, error) {
 	lock, err := chain.LockShared(ctx, dir, roots...)
 	if err != nil {
 		return nil, err

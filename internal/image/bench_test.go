@@ -1,4 +1,4 @@
-package image
+package image_test
 
 import (
 	"context"
@@ -9,51 +9,26 @@ import (
 	"slices"
 	"testing"
 
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
-
-// discard is a target that keeps nothing, so that the Writer is measured alone.
-type discard struct{}
-
-type discardWriter struct{}
-
-func (discard) Create(string) (store.Writer, error) { return discardWriter{}, nil }
-func (discard) Commit([]byte) error                 { return nil }
-func (discard) Abort() error                        { return nil }
-func (discardWriter) Write(p []byte) (int, error)   { return len(p), nil }
-func (discardWriter) Finish() error                 { return nil }
-func (discardWriter) Abort() error                  { return nil }
-
-func noise(n int) []byte {
-	b := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{3}).Read(b)
-	return b
-}
-
-// stamps makes pages that no other has.
-type stamps uint64
-
-func (s *stamps) on(data []byte) []byte {
-	for i := 0; i < len(data); i += PageSize {
-		*s++
-		le.PutUint64(data[i:], uint64(*s))
-	}
-	return data
-}
 
 // BenchmarkPutPages is the rate at which one goroutine takes blocks, without anything that the target does: looking for zero
 // pages, hashing, bookkeeping.
 func BenchmarkPutPages(b *testing.B) {
-	data := noise(64 * MaxBlock) // more than fits the caches of a core
-	b.SetBytes(MaxBlock)
-	w, err := NewWriter(discard{}, WriterOptions{Shards: 4, ID: testID})
+	data := imagetest.Noise(64 * image.MaxBlock) // more than fits the caches of a core
+	b.SetBytes(image.MaxBlock)
+	w, err := writer.New(imagetest.Discard{}, writer.Options{Shards: 4, ID: imagetest.ID})
 	if err != nil {
 		b.Fatal(err)
 	}
-	var unique stamps
+	var unique imagetest.Stamps
 	for i := 0; b.Loop(); i++ {
-		at := i % 64 * MaxBlock
-		block := PageBlock{7, []Extent{{uint64(i) * MaxBlock, MaxPages}}, unique.on(data[at : at+MaxBlock])}
+		at := i % 64 * image.MaxBlock
+		block := image.PageBlock{PID: 7, Extents: []image.Extent{{Addr: uint64(i) * image.MaxBlock, Pages: image.MaxPages}}, Data: unique.On(data[at : at+image.MaxBlock])}
 		if err := w.PutPages(0, block); err != nil {
 			b.Fatal(err)
 		}
@@ -63,15 +38,15 @@ func BenchmarkPutPages(b *testing.B) {
 // BenchmarkPutPagesToDisk is the rate of two goroutines and four shards, uncompressed, durable, to the disk that $TMPDIR is on.
 // Each operation is 1 GiB.
 func BenchmarkPutPagesToDisk(b *testing.B) {
-	dir, data := filepath.Join(b.TempDir(), "checkpoint"), [2][]byte{noise(8 * MaxBlock), noise(8 * MaxBlock)}
-	const blocks = 1 << 30 / MaxBlock
-	b.SetBytes(blocks * MaxBlock)
+	dir, data := filepath.Join(b.TempDir(), "checkpoint"), [2][]byte{imagetest.Noise(8 * image.MaxBlock), imagetest.Noise(8 * image.MaxBlock)}
+	const blocks = 1 << 30 / image.MaxBlock
+	b.SetBytes(blocks * image.MaxBlock)
 	for b.Loop() {
 		target, err := store.CreateFolder(dir)
 		if err != nil {
 			b.Fatal(err)
 		}
-		w, err := NewWriter(target, WriterOptions{Shards: 4, ID: testID})
+		w, err := writer.New(target, writer.Options{Shards: 4, ID: imagetest.ID})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -79,10 +54,10 @@ func BenchmarkPutPagesToDisk(b *testing.B) {
 		for k := range 2 {
 			go func() {
 				var err error
-				unique := stamps(k << 32)
+				unique := imagetest.Stamps(k << 32)
 				for i := k; i < blocks && err == nil; i += 2 {
-					at := i / 2 % 8 * MaxBlock
-					err = w.PutPages(0, PageBlock{7, []Extent{{uint64(i) * MaxBlock, MaxPages}}, unique.on(data[k][at : at+MaxBlock])})
+					at := i / 2 % 8 * image.MaxBlock
+					err = w.PutPages(0, image.PageBlock{PID: 7, Extents: []image.Extent{{Addr: uint64(i) * image.MaxBlock, Pages: image.MaxPages}}, Data: unique.On(data[k][at : at+image.MaxBlock])})
 				}
 				done <- err
 			}()
@@ -92,7 +67,7 @@ func BenchmarkPutPagesToDisk(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
-		finish(b, w, map[int][]Range{7: {{0, 1 << 30}}})
+		imagetest.Finish(b, w, map[int][]image.Range{7: {{Start: 0, End: 1 << 30}}})
 		b.StopTimer()
 		if err := os.RemoveAll(dir); err != nil {
 			b.Fatal(err)
@@ -102,30 +77,30 @@ func BenchmarkPutPagesToDisk(b *testing.B) {
 }
 
 // dirty writes a process of that size, then isolated pages of it again, 64 to a block.
-func dirty(b *testing.B, w *Writer, size uint64, isolated int) []Range {
+func dirty(b *testing.B, w *writer.Writer, size uint64, isolated int) []image.Range {
 	b.Helper()
-	block, unique := noise(MaxBlock), stamps(0)
-	for addr := uint64(0); addr < size; addr += MaxBlock {
-		put(b, w, 0, 7, unique.on(block), Extent{addr, MaxPages})
+	block, unique := imagetest.Noise(image.MaxBlock), imagetest.Stamps(0)
+	for addr := uint64(0); addr < size; addr += image.MaxBlock {
+		imagetest.Put(b, w, 0, 7, unique.On(block), image.Extent{Addr: addr, Pages: image.MaxPages})
 	}
 	r := rand.New(rand.NewPCG(1, 1))
 	pages := map[uint64]bool{}
 	for len(pages) < isolated {
-		pages[r.Uint64N(size/PageSize)*PageSize] = true
+		pages[r.Uint64N(size/image.PageSize)*image.PageSize] = true
 	}
 	sorted := make([]uint64, 0, isolated)
 	for p := range pages {
 		sorted = append(sorted, p)
 	}
 	slices.Sort(sorted)
-	for chunk := range slices.Chunk(sorted, MaxPages) {
-		var extents []Extent
+	for chunk := range slices.Chunk(sorted, image.MaxPages) {
+		var extents []image.Extent
 		for _, p := range chunk {
-			extents = append(extents, Extent{p, 1})
+			extents = append(extents, image.Extent{Addr: p, Pages: 1})
 		}
-		put(b, w, 1, 7, unique.on(block[:len(chunk)*PageSize]), extents...)
+		imagetest.Put(b, w, 1, 7, unique.On(block[:len(chunk)*image.PageSize]), extents...)
 	}
-	return []Range{{0, size}}
+	return []image.Range{{Start: 0, End: size}}
 }
 
 // BenchmarkFinish resolves and publishes a process of 4 GiB of which 25 000 isolated pages were written while it was copied.
@@ -133,14 +108,14 @@ func BenchmarkFinish(b *testing.B) {
 	var stored int64
 	for b.Loop() {
 		b.StopTimer()
-		w, err := NewWriter(discard{}, WriterOptions{Shards: 4, ID: testID})
+		w, err := writer.New(imagetest.Discard{}, writer.Options{Shards: 4, ID: imagetest.ID})
 		if err != nil {
 			b.Fatal(err)
 		}
-		present := map[int][]Range{7: dirty(b, w, 4<<30, 25_000)}
+		present := map[int][]image.Range{7: dirty(b, w, 4<<30, 25_000)}
 		_, before := w.Written()
 		b.StartTimer()
-		finish(b, w, present)
+		imagetest.Finish(b, w, present)
 		_, stored = w.Written()
 		stored -= before
 	}
@@ -155,11 +130,11 @@ func onDisk(b *testing.B, size uint64, isolated int, codecName string) *store.Fo
 	if err != nil {
 		b.Fatal(err)
 	}
-	w, err := NewWriter(target, WriterOptions{Shards: 4, Codec: newCodec(b, codecName), ID: testID})
+	w, err := writer.New(target, writer.Options{Shards: 4, Codec: imagetest.NewCodec(b, codecName), ID: imagetest.ID})
 	if err != nil {
 		b.Fatal(err)
 	}
-	finish(b, w, map[int][]Range{7: dirty(b, w, size, isolated)})
+	imagetest.Finish(b, w, map[int][]image.Range{7: dirty(b, w, size, isolated)})
 	src, err := store.OpenFolder(dir)
 	if err != nil {
 		b.Fatal(err)
@@ -171,7 +146,7 @@ func onDisk(b *testing.B, size uint64, isolated int, codecName string) *store.Fo
 func BenchmarkOpen(b *testing.B) {
 	src := onDisk(b, 1<<30, 25_000, "none")
 	for b.Loop() {
-		c, err := Open(src)
+		c, err := reader.Open(src)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -183,12 +158,12 @@ func BenchmarkOpen(b *testing.B) {
 
 // BenchmarkReadBlock reads and checks blocks that are in the page cache.
 func BenchmarkReadBlock(b *testing.B) {
-	c := open(b, onDisk(b, 256<<20, 0, "none"))
+	c := imagetest.Open(b, onDisk(b, 256<<20, 0, "none"))
 	if err := c.Verify(context.Background(), 2, nil); err != nil {
 		b.Fatal(err)
 	}
-	var buffer Buffer
-	b.SetBytes(MaxBlock)
+	var buffer reader.Buffer
+	b.SetBytes(image.MaxBlock)
 	for i := 0; b.Loop(); i++ {
 		if _, err := c.ReadBlock(i%c.Blocks(), &buffer); err != nil {
 			b.Fatal(err)
@@ -198,7 +173,7 @@ func BenchmarkReadBlock(b *testing.B) {
 
 // BenchmarkVerify is the rate with several workers, of what is in the page cache.
 func BenchmarkVerify(b *testing.B) {
-	c := open(b, onDisk(b, 512<<20, 0, "none"))
+	c := imagetest.Open(b, onDisk(b, 512<<20, 0, "none"))
 	for _, workers := range []int{1, 2, 4} {
 		b.Run(fmt.Sprint(workers), func(b *testing.B) {
 			b.SetBytes(512 << 20)
@@ -213,10 +188,10 @@ func BenchmarkVerify(b *testing.B) {
 
 // BenchmarkFind looks up pages of a process of 1 GiB with 25 000 isolated pages, as faults do.
 func BenchmarkFind(b *testing.B) {
-	c := open(b, onDisk(b, 1<<30, 25_000, "none"))
+	c := imagetest.Open(b, onDisk(b, 1<<30, 25_000, "none"))
 	r := rand.New(rand.NewPCG(1, 1))
 	for b.Loop() {
-		if _, _, kind := c.Find(7, r.Uint64N(1<<30)); kind != Data {
+		if _, _, kind := c.Find(7, r.Uint64N(1<<30)); kind != image.Data {
 			b.Fatal("a page is missing")
 		}
 	}

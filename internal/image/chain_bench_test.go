@@ -1,76 +1,71 @@
-package image
+package image_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"testing"
 
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
 // tables writes a checkpoint to nowhere and returns what a reader knows of it from its indexes.
-func tables(b *testing.B, o WriterOptions, fill func(w *Writer) map[int][]Range) *Checkpoint {
+func tables(b *testing.B, o writer.Options, fill func(w *writer.Writer) map[int][]image.Range) (*reader.Checkpoint, *ends) {
 	b.Helper()
-	w, err := NewWriter(discard{}, o)
+	to := new(ends)
+	w, err := writer.New(to, o)
 	if err != nil {
 		b.Fatal(err)
 	}
-	m := testManifest()
-	indexes, plan, err := w.indexes(fill(w), false)
+	imagetest.Finish(b, w, fill(w))
+	c, err := reader.Open(to)
 	if err != nil {
 		b.Fatal(err)
 	}
-	tails, err := w.writeTails(indexes)
-	if err != nil {
-		b.Fatal(err)
-	}
-	w.describe(m, tails, plan.format(), plan.origins)
-	text, err := m.encode()
-	if err != nil {
-		b.Fatal(err)
-	}
-	c, err := w.readBack(text, tails)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return c
+	return c, to
 }
 
 // BenchmarkFinishOnParent resolves and publishes a checkpoint that has nothing but its parent's 4 GiB, in blocks of runs, in
 // blocks of pages from anywhere, and in blocks of one page.
 func BenchmarkFinishOnParent(b *testing.B) {
-	const size, pages = 4 << 30, 4 << 30 / PageSize
-	whole, page, unique := noise(MaxBlock), noise(PageSize), stamps(0)
-	for name, fill := range map[string]func(w *Writer) map[int][]Range{
-		"runs": func(w *Writer) map[int][]Range { return map[int][]Range{7: dirty(b, w, size, 25_000)} },
-		"isolated": func(w *Writer) map[int][]Range {
-			order := rand.New(rand.NewPCG(1, 1)).Perm(pages)
-			for i := 0; i < pages; i += MaxPages {
-				var extents []Extent
-				for _, p := range order[i : i+MaxPages] {
-					extents = append(extents, Extent{uint64(p) * PageSize, 1})
-				}
-				put(b, w, 0, 7, unique.on(whole), extents...)
-			}
-			return map[int][]Range{7: {{0, size}}}
+	const size, pages = 4 << 30, 4 << 30 / image.PageSize
+	whole, page, unique := imagetest.Noise(image.MaxBlock), imagetest.Noise(image.PageSize), imagetest.Stamps(0)
+	for name, fill := range map[string]func(w *writer.Writer) map[int][]image.Range{
+		"runs": func(w *writer.Writer) map[int][]image.Range {
+			return map[int][]image.Range{7: dirty(b, w, size, 25_000)}
 		},
-		"single": func(w *Writer) map[int][]Range {
-			for i := range pages {
-				put(b, w, 0, 7, unique.on(page), Extent{uint64(i) * PageSize, 1})
+		"isolated": func(w *writer.Writer) map[int][]image.Range {
+			order := rand.New(rand.NewPCG(1, 1)).Perm(pages)
+			for i := 0; i < pages; i += image.MaxPages {
+				var extents []image.Extent
+				for _, p := range order[i : i+image.MaxPages] {
+					extents = append(extents, image.Extent{Addr: uint64(p) * image.PageSize, Pages: 1})
+				}
+				imagetest.Put(b, w, 0, 7, unique.On(whole), extents...)
 			}
-			return map[int][]Range{7: {{0, size}}}
+			return map[int][]image.Range{7: {{Start: 0, End: size}}}
+		},
+		"single": func(w *writer.Writer) map[int][]image.Range {
+			for i := range pages {
+				imagetest.Put(b, w, 0, 7, unique.On(page), image.Extent{Addr: uint64(i) * image.PageSize, Pages: 1})
+			}
+			return map[int][]image.Range{7: {{Start: 0, End: size}}}
 		},
 	} {
-		parent := tables(b, WriterOptions{Shards: 4, ID: testID}, fill)
+		parent, _ := tables(b, writer.Options{Shards: 4, ID: imagetest.ID}, fill)
 		b.Run(name, func(b *testing.B) {
 			for i := 0; b.Loop(); i++ {
-				w, err := NewWriter(discard{}, WriterOptions{Shards: 4, ID: [16]byte{1, byte(i)}, Parent: parent, ParentPath: "../parent"})
+				w, err := writer.New(imagetest.Discard{}, writer.Options{Shards: 4, ID: [16]byte{1, byte(i)}, Parent: parent, ParentPath: "../parent"})
 				if err != nil {
 					b.Fatal(err)
 				}
-				finish(b, w, map[int][]Range{7: {{0, size}}})
+				imagetest.Finish(b, w, map[int][]image.Range{7: {{Start: 0, End: size}}})
 				_, stored := w.Written()
 				b.ReportMetric(float64(stored), "index-bytes")
 			}
@@ -82,29 +77,31 @@ func BenchmarkFinishOnParent(b *testing.B) {
 // BenchmarkOpenChain opens the last of chains of two lengths of the same content.
 func BenchmarkOpenChain(b *testing.B) {
 	const pages = 100_000
-	whole, unique := noise(MaxBlock), stamps(1<<40)
+	whole, unique := imagetest.Noise(image.MaxBlock), imagetest.Stamps(1<<40)
 	for _, length := range []int{2, 500} {
-		r, top := rand.New(rand.NewPCG(1, 1)), (*Checkpoint)(nil)
+		r := rand.New(rand.NewPCG(1, 1))
+		var top *reader.Checkpoint
+		var at *ends
 		for depth := range length {
-			o := WriterOptions{Shards: 4, ID: [16]byte{1, byte(depth), byte(depth >> 8)}, Parent: top, ParentPath: fmt.Sprintf("../c%d", depth)}
+			o := writer.Options{Shards: 4, ID: [16]byte{1, byte(depth), byte(depth >> 8)}, Parent: top, ParentPath: fmt.Sprintf("../c%d", depth)}
 			o.NoCompare = true // tables can't read blocks
-			top = tables(b, o, func(w *Writer) map[int][]Range {
+			top, at = tables(b, o, func(w *writer.Writer) map[int][]image.Range {
 				if depth == 0 {
-					return map[int][]Range{7: dirty(b, w, pages*PageSize, 0)[:1]}
+					return map[int][]image.Range{7: dirty(b, w, pages*image.PageSize, 0)[:1]}
 				}
-				for left := 25_000 / (length - 1); left > 0; left -= MaxPages {
-					var extents []Extent
-					for range min(left, MaxPages) {
-						extents = append(extents, Extent{r.Uint64N(pages) * PageSize, 1})
+				for left := 25_000 / (length - 1); left > 0; left -= image.MaxPages {
+					var extents []image.Extent
+					for range min(left, image.MaxPages) {
+						extents = append(extents, image.Extent{Addr: r.Uint64N(pages) * image.PageSize, Pages: 1})
 					}
-					put(b, w, 0, 7, unique.on(whole[:len(extents)*PageSize]), extents...)
+					imagetest.Put(b, w, 0, 7, unique.On(whole[:len(extents)*image.PageSize]), extents...)
 				}
-				return map[int][]Range{7: {{0, pages * PageSize}}}
+				return map[int][]image.Range{7: {{Start: 0, End: pages * image.PageSize}}}
 			})
 		}
 		b.Run(fmt.Sprint(length), func(b *testing.B) {
 			for b.Loop() {
-				c, err := Open(top.src)
+				c, err := reader.Open(at)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -112,59 +109,10 @@ func BenchmarkOpenChain(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			b.ReportMetric(float64(len(top.manifest.Origins)), "origins")
-			b.ReportMetric(float64(len(top.extents)), "extents")
+			b.ReportMetric(float64(len(top.Manifest().Origins)), "origins")
+			b.ReportMetric(float64(len(top.Extents)), "extents")
 		})
 	}
-}
-
-// heapPages makes n pages as programs have them: words of which many are small, and pointers. They compress to about a third.
-func heapPages(n int, seed uint64) []byte {
-	r, b := rand.New(rand.NewPCG(seed, 7)), make([]byte, n*PageSize)
-	for i := 0; i < len(b); i += 8 {
-		switch r.IntN(4) {
-		case 0:
-			le.PutUint64(b[i:], 0x7f3a_0000_0000+r.Uint64N(1<<24)*16)
-		case 1:
-			le.PutUint64(b[i:], r.Uint64N(1000))
-		}
-	}
-	return b
-}
-
-// heapParent is a process on disk, size bytes long, whose memory is that of heapPages, the same 16 MiB again and again but for the
-// first word of each page, which is its number counted from 1.
-func heapParent(b *testing.B, size int, codecName string) (*Checkpoint, func(page int, to []byte)) {
-	b.Helper()
-	const period = 4096
-	content := heapPages(period, 1)
-	page := func(i int, to []byte) {
-		copy(to, content[i%period*PageSize:][:PageSize])
-		le.PutUint64(to, uint64(i+1))
-	}
-	dir := filepath.Join(b.TempDir(), "parent")
-	target, err := store.CreateFolder(dir)
-	if err != nil {
-		b.Fatal(err)
-	}
-	w, err := NewWriter(target, WriterOptions{Shards: 4, Codec: newCodec(b, codecName), ID: testID})
-	if err != nil {
-		b.Fatal(err)
-	}
-	block := make([]byte, MaxBlock)
-	for i := 0; i < size/PageSize; i += MaxPages {
-		for n := range MaxPages {
-			page(i+n, block[n*PageSize:])
-		}
-		put(b, w, 0, 7, block, Extent{uint64(i) * PageSize, MaxPages})
-	}
-	finish(b, w, map[int][]Range{7: {{0, uint64(size)}}})
-	src, err := store.OpenFolder(dir)
-	if err != nil {
-		b.Fatal(err)
-	}
-	c := open(b, src)
-	return c, page
 }
 
 // BenchmarkPutChanged puts single pages from anywhere of a process of 1 GiB, one in four and one in 64, sorted as a tracker
@@ -172,36 +120,36 @@ func heapParent(b *testing.B, size int, codecName string) (*Checkpoint, func(pag
 func BenchmarkPutChanged(b *testing.B) {
 	const size = 1 << 30
 	for _, codecName := range []string{"none", "lz4", "zstd"} {
-		parent, page := heapParent(b, size, codecName)
+		_, parent, page := imagetest.HeapParent(b, size, codecName)
 		for _, every := range []int{4, 64} {
-			for name, o := range map[string]WriterOptions{
+			for name, o := range map[string]writer.Options{
 				"plain": {NoCompare: true, NoShare: true, NoDelta: true}, "share": {NoCompare: true, NoDelta: true}, "compare": {NoDelta: true}, "delta": {},
 			} {
 				b.Run(fmt.Sprintf("%s/1in%d/%s", codecName, every, name), func(b *testing.B) {
-					o.Shards, o.Codec, o.ID, o.Parent = 4, newCodec(b, codecName), [16]byte{1}, parent
+					o.Shards, o.Codec, o.ID, o.Parent = 4, imagetest.NewCodec(b, codecName), [16]byte{1}, parent
 					r := rand.New(rand.NewPCG(1, 1))
 					var pages []int
-					for i := range size / PageSize {
+					for i := range size / image.PageSize {
 						if r.IntN(every) == 0 {
 							pages = append(pages, i)
 						}
 					}
-					b.SetBytes(int64(len(pages)) * PageSize)
+					b.SetBytes(int64(len(pages)) * image.PageSize)
 					stored := int64(0)
 					for b.Loop() {
-						w, err := NewWriter(discard{}, o)
+						w, err := writer.New(imagetest.Discard{}, o)
 						if err != nil {
 							b.Fatal(err)
 						}
-						data := make([]byte, MaxBlock)
-						for chunk := range slices.Chunk(pages, MaxPages) {
-							extents := make([]Extent, len(chunk))
+						data := make([]byte, image.MaxBlock)
+						for chunk := range slices.Chunk(pages, image.MaxPages) {
+							extents := make([]image.Extent, len(chunk))
 							for n, p := range chunk {
-								page(p, data[n*PageSize:])
-								le.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
-								extents[n] = Extent{uint64(p) * PageSize, 1}
+								page(p, data[n*image.PageSize:])
+								binary.LittleEndian.PutUint64(data[n*image.PageSize+p*64%image.PageSize:], uint64(p)<<20|1)
+								extents[n] = image.Extent{Addr: uint64(p) * image.PageSize, Pages: 1}
 							}
-							put(b, w, 0, 7, data[:len(chunk)*PageSize], extents...)
+							imagetest.Put(b, w, 0, 7, data[:len(chunk)*image.PageSize], extents...)
 						}
 						_, stored = w.Written()
 					}
@@ -217,11 +165,11 @@ func BenchmarkPutChanged(b *testing.B) {
 func BenchmarkReadDeltas(b *testing.B) {
 	const size = 256 << 20
 	for _, codecName := range []string{"none", "lz4", "zstd"} {
-		parent, page := heapParent(b, size, codecName)
-		read := func(name string, c *Checkpoint) {
+		parentSrc, parent, page := imagetest.HeapParent(b, size, codecName)
+		read := func(name string, c *reader.Checkpoint) {
 			b.Run(codecName+"/"+name, func(b *testing.B) {
 				b.SetBytes(size)
-				var buffer Buffer
+				var buffer reader.Buffer
 				for b.Loop() {
 					for i := range c.Blocks() {
 						if _, err := c.ReadBlock(i, &buffer); err != nil {
@@ -229,7 +177,7 @@ func BenchmarkReadDeltas(b *testing.B) {
 						}
 					}
 				}
-				b.ReportMetric(float64(c.manifest.Figures.BytesDelta)/size, "delta")
+				b.ReportMetric(float64(c.Manifest().Figures.BytesDelta)/size, "delta")
 			})
 		}
 		read("pages", parent)
@@ -239,30 +187,30 @@ func BenchmarkReadDeltas(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			w, err := NewWriter(target, WriterOptions{Shards: 4, Codec: newCodec(b, codecName), ID: [16]byte{1}, Parent: parent})
+			w, err := writer.New(target, writer.Options{Shards: 4, Codec: imagetest.NewCodec(b, codecName), ID: [16]byte{1}, Parent: parent})
 			if err != nil {
 				b.Fatal(err)
 			}
 			var pages []int
-			for p := 0; p < size/PageSize; p += every {
+			for p := 0; p < size/image.PageSize; p += every {
 				pages = append(pages, p)
 			}
-			data := make([]byte, MaxBlock)
-			for chunk := range slices.Chunk(pages, MaxPages) {
-				var extents []Extent
+			data := make([]byte, image.MaxBlock)
+			for chunk := range slices.Chunk(pages, image.MaxPages) {
+				var extents []image.Extent
 				for n, p := range chunk {
-					page(p, data[n*PageSize:])
-					le.PutUint64(data[n*PageSize+p*64%PageSize:], uint64(p)<<20|1)
-					extents = append(extents, Extent{uint64(p) * PageSize, 1})
+					page(p, data[n*image.PageSize:])
+					binary.LittleEndian.PutUint64(data[n*image.PageSize+p*64%image.PageSize:], uint64(p)<<20|1)
+					extents = append(extents, image.Extent{Addr: uint64(p) * image.PageSize, Pages: 1})
 				}
-				put(b, w, 0, 7, data[:len(chunk)*PageSize], extents...)
+				imagetest.Put(b, w, 0, 7, data[:len(chunk)*image.PageSize], extents...)
 			}
-			finish(b, w, map[int][]Range{7: {{0, size}}})
+			imagetest.Finish(b, w, map[int][]image.Range{7: {{Start: 0, End: size}}})
 			src, err := store.OpenFolder(dir)
 			if err != nil {
 				b.Fatal(err)
 			}
-			c, err := OpenChain(src, func([16]byte) (store.Source, error) { return parent.src, nil })
+			c, err := reader.OpenChain(src, func([16]byte) (store.Source, error) { return parentSrc, nil })
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -276,45 +224,47 @@ func BenchmarkReadDeltas(b *testing.B) {
 // reads all of it, as a restore does.
 func BenchmarkReadChain(b *testing.B) {
 	const size, again = 64 << 20, 8000
-	whole := heapPages(MaxPages, 1)
+	whole := imagetest.HeapPages(image.MaxPages, 1)
 	for _, length := range []int{2, 500} {
 		dir := b.TempDir()
 		path := func(i int) string { return filepath.Join(dir, fmt.Sprint(i)) }
-		resolve := func(id [16]byte) (store.Source, error) { return store.OpenFolder(path(int(le.Uint32(id[:])))) }
-		top := func(i int) *Checkpoint {
+		resolve := func(id [16]byte) (store.Source, error) {
+			return store.OpenFolder(path(int(binary.LittleEndian.Uint32(id[:]))))
+		}
+		top := func(i int) *reader.Checkpoint {
 			src, err := store.OpenFolder(path(i))
 			if err != nil {
 				b.Fatal(err)
 			}
-			c, err := OpenChain(src, resolve)
+			c, err := reader.OpenChain(src, resolve)
 			if err != nil {
 				b.Fatal(err)
 			}
 			return c
 		}
-		r, unique, parent := rand.New(rand.NewPCG(1, 1)), stamps(0), (*Checkpoint)(nil)
+		r, unique, parent := rand.New(rand.NewPCG(1, 1)), imagetest.Stamps(0), (*reader.Checkpoint)(nil)
 		for depth := range length {
 			target, err := store.CreateFolder(path(depth))
 			if err != nil {
 				b.Fatal(err)
 			}
-			o := WriterOptions{Shards: 2, Codec: newCodec(b, "lz4"), Parent: parent, NoCompare: true}
-			le.PutUint32(o.ID[:], uint32(depth))
-			w, err := NewWriter(target, o)
+			o := writer.Options{Shards: 2, Codec: imagetest.NewCodec(b, "lz4"), Parent: parent, NoCompare: true}
+			binary.LittleEndian.PutUint32(o.ID[:], uint32(depth))
+			w, err := writer.New(target, o)
 			if err != nil {
 				b.Fatal(err)
 			}
-			for at := uint64(0); depth == 0 && at < size; at += MaxBlock {
-				put(b, w, 0, 7, unique.on(whole), Extent{at, MaxPages})
+			for at := uint64(0); depth == 0 && at < size; at += image.MaxBlock {
+				imagetest.Put(b, w, 0, 7, unique.On(whole), image.Extent{Addr: at, Pages: image.MaxPages})
 			}
-			for left := again / (length - 1); depth > 0 && left > 0; left -= MaxPages {
-				var extents []Extent
-				for range min(left, MaxPages) {
-					extents = append(extents, Extent{r.Uint64N(size/PageSize) * PageSize, 1})
+			for left := again / (length - 1); depth > 0 && left > 0; left -= image.MaxPages {
+				var extents []image.Extent
+				for range min(left, image.MaxPages) {
+					extents = append(extents, image.Extent{Addr: r.Uint64N(size/image.PageSize) * image.PageSize, Pages: 1})
 				}
-				put(b, w, 0, 7, unique.on(whole[:len(extents)*PageSize]), extents...)
+				imagetest.Put(b, w, 0, 7, unique.On(whole[:len(extents)*image.PageSize]), extents...)
 			}
-			finish(b, w, map[int][]Range{7: {{0, size}}})
+			imagetest.Finish(b, w, map[int][]image.Range{7: {{Start: 0, End: size}}})
 			if parent != nil {
 				_ = parent.Close()
 			}
@@ -325,13 +275,13 @@ func BenchmarkReadChain(b *testing.B) {
 			b.SetBytes(size)
 			for b.Loop() {
 				c := top(length - 1)
-				var buffer Buffer
+				var buffer reader.Buffer
 				for i := range c.Blocks() {
 					if _, err := c.ReadBlock(i, &buffer); err != nil {
 						b.Fatal(err)
 					}
 				}
-				b.ReportMetric(float64(len(c.manifest.Origins)), "origins")
+				b.ReportMetric(float64(len(c.Manifest().Origins)), "origins")
 				b.ReportMetric(float64(c.Blocks()), "blocks")
 				_ = c.Close()
 			}

@@ -1,4 +1,4 @@
-package image
+package image_test
 
 import (
 	"bytes"
@@ -6,20 +6,19 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"stasis/internal/codec"
-	"stasis/internal/store"
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/writer"
 )
 
 // world is the processes that chains are made of in tests.
 type world struct {
 	r    *rand.Rand
-	now  memory
+	now  imagetest.Memory
 	used [][]byte // contents that were made
 }
 
@@ -33,16 +32,16 @@ func (w *world) content(old []byte) []byte {
 	case k < 6 && old != nil:
 		b := bytes.Clone(old)
 		for range 1 + w.r.IntN(6) {
-			at := w.r.IntN(PageSize - 16)
+			at := w.r.IntN(image.PageSize - 16)
 			for i := range w.r.IntN(16) {
 				b[at+i] = byte(w.r.Uint32())
 			}
 		}
 		return b
 	case k == 6:
-		return bytes.Repeat([]byte{byte(1 + w.r.IntN(255))}, PageSize)
+		return bytes.Repeat([]byte{byte(1 + w.r.IntN(255))}, image.PageSize)
 	}
-	b := tagged(w.r.Uint64()|1, 1)
+	b := imagetest.Tagged(w.r.Uint64()|1, 1)
 	w.used = append(w.used, b)
 	return b
 }
@@ -58,16 +57,16 @@ func (w *world) step() {
 			w.now[pid] = map[uint64][]byte{}
 		}
 	}
-	for _, pid := range w.now.pids() {
+	for _, pid := range w.now.PIDs() {
 		if w.r.IntN(3) == 0 {
 			start, n := w.r.Uint64N(space), w.r.Uint64N(120)
 			for page := start; page < start+n; page++ {
-				w.now.set(pid, page, w.content(nil))
+				w.now.Set(pid, page, w.content(nil))
 			}
 		}
 		for range w.r.IntN(40) {
 			if page := w.r.Uint64N(space); w.now[pid][page] != nil {
-				w.now.set(pid, page, w.content(w.now[pid][page]))
+				w.now.Set(pid, page, w.content(w.now[pid][page]))
 			}
 		}
 		for range w.r.IntN(10) {
@@ -77,20 +76,20 @@ func (w *world) step() {
 }
 
 // put puts pages of a process, in blocks of random sizes.
-func (w *world) put(tb testing.TB, to *Writer, round, pid int, pages []uint64, content func(page uint64) []byte) {
+func (w *world) put(tb testing.TB, to *writer.Writer, round, pid int, pages []uint64, content func(page uint64) []byte) {
 	tb.Helper()
 	slices.Sort(pages)
 	for len(pages) > 0 {
-		var b PageBlock
-		for n := 1 + w.r.IntN(MaxPages); n > 0 && len(pages) > 0; n-- {
-			if k := len(b.Extents); k > 0 && b.Extents[k-1].Addr/PageSize+uint64(b.Extents[k-1].Pages) == pages[0] {
+		var b image.PageBlock
+		for n := 1 + w.r.IntN(image.MaxPages); n > 0 && len(pages) > 0; n-- {
+			if k := len(b.Extents); k > 0 && b.Extents[k-1].Addr/image.PageSize+uint64(b.Extents[k-1].Pages) == pages[0] {
 				b.Extents[k-1].Pages++
 			} else {
-				b.Extents = append(b.Extents, Extent{pages[0] * PageSize, 1})
+				b.Extents = append(b.Extents, image.Extent{Addr: pages[0] * image.PageSize, Pages: 1})
 			}
 			page := content(pages[0])
 			if page == nil {
-				page = zeroPage[:]
+				page = make([]byte, image.PageSize)
 			}
 			b.Data = append(b.Data, page...)
 			pages = pages[1:]
@@ -106,10 +105,10 @@ func (w *world) put(tb testing.TB, to *Writer, round, pid int, pages []uint64, c
 // fill writes a checkpoint of the world over that of before. A full one has all that differs, a pre-dump some of it. Pages are
 // put in two rounds, some of them with other content in the first; some are put that did not change. What the checkpoint must
 // have is returned.
-func (w *world) fill(tb testing.TB, to *Writer, before memory, full bool) memory {
+func (w *world) fill(tb testing.TB, to *writer.Writer, before imagetest.Memory, full bool) imagetest.Memory {
 	tb.Helper()
-	want := w.now.clone()
-	for _, pid := range w.now.pids() {
+	want := w.now.Clone()
+	for _, pid := range w.now.PIDs() {
 		var first, second []uint64
 		for page, content := range w.now[pid] {
 			old, had := before[pid][page]
@@ -119,7 +118,7 @@ func (w *world) fill(tb testing.TB, to *Writer, before memory, full bool) memory
 			case !full && w.r.IntN(3) == 0:
 				delete(want[pid], page)
 				if had {
-					want.set(pid, page, old)
+					want.Set(pid, page, old)
 				}
 			default:
 				if w.r.IntN(3) == 0 {
@@ -139,55 +138,55 @@ func TestChainsAgainstModel(t *testing.T) {
 	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 3))
-			world := &world{r: r, now: memory{1: {}}}
-			var c chain
+			world := &world{r: r, now: imagetest.Memory{1: {}}}
+			var c imagetest.Chain
 			files, limits := map[int][]byte{}, []int{1, 4, 100}
 			for depth := range 12 + r.IntN(6) {
 				for range 1 + r.IntN(2) {
 					world.step()
 				}
-				before := memory{}
+				before := imagetest.Memory{}
 				if depth > 0 {
-					before = c[depth-1].memory
+					before = c[depth-1].Content
 				}
-				kind := KindFull
+				kind := image.KindFull
 				if r.IntN(3) == 0 {
-					kind = KindPreDump
+					kind = image.KindPreDump
 				}
-				files[depth] = append(tagged(4, 100), tagged(r.Uint64(), 3)...)
+				files[depth] = append(imagetest.Tagged(4, 100), imagetest.Tagged(r.Uint64(), 3)...)
 				if depth > 1 && r.IntN(2) == 0 {
 					files[depth] = files[depth-1]
 				}
-				var want memory
-				o := WriterOptions{Shards: 1 + r.IntN(4), Codec: newCodec(t, codec.Names()[r.IntN(5)]), MaxOrigins: limits[seed%3]}
-				c.add(t, o, kind, nil, world.now.present(), func(w *Writer) {
-					want = world.fill(t, w, before, kind == KindFull)
-					putFile(t, w, "pages.img", files[depth])
+				var want imagetest.Memory
+				o := writer.Options{Shards: 1 + r.IntN(4), Codec: imagetest.NewCodec(t, codec.Names()[r.IntN(5)]), MaxOrigins: limits[seed%3]}
+				c.Add(t, o, kind, nil, world.now.Present(), func(w *writer.Writer) {
+					want = world.fill(t, w, before, kind == image.KindFull)
+					imagetest.PutFile(t, w, "pages.img", files[depth])
 				})
-				c[depth].memory = want
+				c[depth].Content = want
 			}
-			var all Figures
+			var all image.Figures
 			for i := range c {
-				p := c.open(t, i)
-				checkMemory(t, p, c[i].memory)
+				p := c.Open(t, i)
+				imagetest.CheckMemory(t, p, c[i].Content)
 				f := &p.Manifest().Figures
 				all.BytesReferenced += f.BytesReferenced
 				all.BytesShared += f.BytesShared
 				all.BytesDelta += f.BytesDelta
-				if f.BytesReferenced+f.BytesShared+f.BytesDelta+f.ZeroPages*PageSize > f.BytesMemory || f.BytesSuperseded < 0 {
+				if f.BytesReferenced+f.BytesShared+f.BytesDelta+f.ZeroPages*image.PageSize > f.BytesMemory || f.BytesSuperseded < 0 {
 					t.Errorf("figures are %+v", f)
 				}
 				if err := p.Verify(context.Background(), 2, nil); err != nil {
 					t.Fatal(err)
 				}
-				if !bytes.Equal(fileOf(t, p, "pages.img"), files[i]) {
+				if !bytes.Equal(imagetest.FileOf(t, p, "pages.img"), files[i]) {
 					t.Error("a file differs")
 				}
-				checkOrigins(t, c, i, p)
+				imagetest.CheckOrigins(t, c, i, p)
 				if n := len(p.Manifest().Origins); n > limits[seed%3] {
 					t.Errorf("checkpoint %d refers to %d ancestors, and may to %d", i, n, limits[seed%3])
 				}
-				checkUses(t, p)
+				imagetest.CheckUses(t, p)
 			}
 			checkUsesSuffice(t, c)
 			if all.BytesReferenced == 0 || all.BytesShared == 0 || all.BytesDelta == 0 {
@@ -197,129 +196,12 @@ func TestChainsAgainstModel(t *testing.T) {
 	}
 }
 
-// checkOrigins sees that the manifest says of the ancestors what it must.
-func checkOrigins(t *testing.T, c chain, i int, p *Checkpoint) {
-	t.Helper()
-	m, used := p.Manifest(), map[int]bool{}
-	for _, u := range p.Uses() {
-		used[u.Origin] = true
-	}
-	for n, o := range m.Origins {
-		at := slices.IndexFunc(c, func(l link) bool { return hex.EncodeToString(l.id[:]) == o.ID })
-		if at < 0 || at >= i || !used[n+1] {
-			t.Errorf("checkpoint %d lists origin %d, %s, in vain", i, n+1, o.ID)
-		}
-		if !strings.HasSuffix(o.Path, fmt.Sprintf("/c%d", at)) {
-			t.Errorf("the path of %d is %s", at, o.Path)
-		}
-	}
-	parent := ""
-	if i > 0 {
-		parent = hex.EncodeToString(c[i-1].id[:])
-	}
-	if m.Parent != parent || m.Kind != c[i].kind {
-		t.Errorf("checkpoint %d is a %s of parent %q instead of %s of %q", i, m.Kind, m.Parent, c[i].kind, parent)
-	}
-}
-
-// checkUses sees that every piece is in the list of what is needed, and that the list is sorted.
-func checkUses(t *testing.T, p *Checkpoint) {
-	t.Helper()
-	type place struct {
-		origin, shard int
-		off           int64
-	}
-	pages, last := map[place]uint64{}, place{}
-	for i, u := range p.Uses() {
-		at := place{u.Origin, u.Shard, u.Offset}
-		if i > 0 && slices.Compare([]int{last.origin, last.shard, int(last.off)}, []int{at.origin, at.shard, int(at.off)}) >= 0 {
-			t.Errorf("%v comes after %v", at, last)
-		}
-		last, pages[at] = at, u.Pages
-	}
-	for i := range p.Blocks() {
-		b := p.Block(i)
-		for _, x := range b.Pieces {
-			for n := range x.Pages {
-				if pages[place{b.Origin, b.Shard, b.Offset}]>>(x.First+n)&1 == 0 {
-					t.Errorf("page %d of %+v is not in the list", x.First+n, b)
-				}
-			}
-		}
-	}
-}
-
-// TestAncestorsAreMapped reads a chain on disk: of the ancestors' shards no descriptor is kept, and the end of one that becomes
-// shorter is damage of that ancestor.
-func TestAncestorsAreMapped(t *testing.T) {
-	dir := t.TempDir()
-	path := func(i int) string { return filepath.Join(dir, fmt.Sprintf("c%d", i)) }
-	resolve := func(id [16]byte) (store.Source, error) { return store.OpenFolder(path(int(id[0]) - 1)) }
-	var parent *Checkpoint
-	for i := range 2 {
-		target, err := store.CreateFolder(path(i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		w, err := NewWriter(target, WriterOptions{Shards: 1, ID: [16]byte{byte(i + 1)}, Parent: parent, ParentPath: "../c0"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i == 0 {
-			put(t, w, 0, 7, tagged(1, 64), Extent{0x100000, 64})
-			putFile(t, w, "core-7.img", tagged(5, 10))
-		}
-		finish(t, w, map[int][]Range{7: {pagesOf(0x100000, 64)}})
-		src, err := store.OpenFolder(path(i))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if parent, err = OpenChain(src, resolve); err != nil {
-			t.Fatal(err)
-		}
-		c := parent
-		t.Cleanup(func() { _ = c.Close() })
-	}
-	var b Buffer
-	if _, err := parent.ReadBlock(0, &b); err != nil {
-		t.Fatal(err)
-	}
-	// Small ones are kept open: this one is made to look large.
-	at := ancestorShard{1, 0}
-	small := parent.ancestors[at]
-	if small == nil || small.mapped != nil {
-		t.Fatalf("the ancestor's small shard is open as %+v", small)
-	}
-	large, err := newAncestorFile(small.File, maxKeptOpen())
-	if err != nil {
-		t.Fatal(err)
-	}
-	parent.ancestors[at] = large
-	f := parent.ancestors[at]
-	if f == nil || f.mapped == nil || f.File != nil {
-		t.Fatalf("the ancestor's shard is open as %+v", f)
-	}
-	if _, err := parent.readPayload(&parent.blocks[0], &b, false); err != nil || !bytes.Equal(b.stored[headLen(1):][:MaxBlock], tagged(1, 64)) {
-		t.Errorf("it was read without the mapping: %v", err)
-	}
-	if err := os.Truncate(filepath.Join(path(0), "img-0"), 8192); err != nil {
-		t.Fatal(err)
-	}
-	for _, mapped := range []bool{true, false} {
-		_, err := parent.readPayload(&parent.blocks[0], new(Buffer), mapped)
-		damageIn(t, err, "img-0", 1<<20, "truncation")
-		if !strings.Contains(err.Error(), "../c0") {
-			t.Errorf("the error does not name the ancestor: %v", err)
-		}
-	}
-}
-
 // checkUsesSuffice wipes everything out of the ancestors that the last checkpoint does not need, and reads that one.
-func checkUsesSuffice(t *testing.T, c chain) {
+func checkUsesSuffice(t *testing.T, c imagetest.Chain) {
 	t.Helper()
 	top := len(c) - 1
-	p := c.open(t, top)
-	wiped := make(chain, len(c))
+	p := c.Open(t, top)
+	wiped := make(imagetest.Chain, len(c))
 	for i, l := range c {
 		wiped[i] = l
 		if i == top {
@@ -327,24 +209,24 @@ func checkUsesSuffice(t *testing.T, c chain) {
 		}
 		wiped[i].Memory = l.Copy()
 		for name, file := range l.Files {
-			wiped[i].Files[name] = append(bytes.Clone(file[:headerSize]), bytes.Repeat([]byte{0xee}, len(file)-headerSize)...)
+			wiped[i].Files[name] = append(bytes.Clone(file[:image.ShardHeader]), bytes.Repeat([]byte{0xee}, len(file)-image.ShardHeader)...)
 		}
 	}
 	for _, u := range p.Uses() {
 		if u.Origin == 0 {
 			continue
 		}
-		at := slices.IndexFunc(c, func(l link) bool { return hex.EncodeToString(l.id[:]) == p.Manifest().Origins[u.Origin-1].ID })
-		name := ShardName(u.Shard)
+		at := slices.IndexFunc(c, func(l imagetest.Link) bool { return hex.EncodeToString(l.ID[:]) == p.Manifest().Origins[u.Origin-1].ID })
+		name := image.ShardName(u.Shard)
 		copy(wiped[at].Files[name][u.Offset:u.Offset+u.Len], c[at].Files[name][u.Offset:])
 	}
-	again := wiped.open(t, top)
-	checkMemory(t, again, c[top].memory)
+	again := wiped.Open(t, top)
+	imagetest.CheckMemory(t, again, c[top].Content)
 	if err := again.Verify(context.Background(), 2, nil); err != nil {
 		t.Error(err)
 	}
 	for _, f := range p.Files() {
-		if !bytes.Equal(fileOf(t, again, f.Name), fileOf(t, p, f.Name)) {
+		if !bytes.Equal(imagetest.FileOf(t, again, f.Name), imagetest.FileOf(t, p, f.Name)) {
 			t.Errorf("%s differs", f.Name)
 		}
 	}

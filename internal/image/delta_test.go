@@ -1,146 +1,45 @@
-package image
+package image_test
 
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
+
+	"stasis/internal/image"
+	"stasis/internal/image/delta"
+	"stasis/internal/image/families"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/ondisk"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 )
-
-// scribble changes runs of bytes of a page, up to so many.
-func scribble(r *rand.Rand, page []byte, runs int) []byte {
-	out := bytes.Clone(page)
-	for range r.IntN(runs + 1) {
-		at := r.IntN(PageSize)
-		for i := at; i < min(at+1+r.IntN(40), PageSize); i++ {
-			out[i] = byte(r.Uint32())
-		}
-	}
-	return out
-}
-
-// TestDiff makes blocks of random differences and reads them again.
-func TestDiff(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 1))
-	gaveUp := 0
-	for range 60 {
-		var d deltaWriter
-		var olds, news [][]byte
-		for range 1 + r.IntN(MaxPages) {
-			old := noise(PageSize * 2)[r.IntN(PageSize):][:PageSize]
-			page := scribble(r, old, r.IntN(500))
-			runs, ok := diff(nil, old, page, maxDelta)
-			if !ok {
-				gaveUp++
-				continue
-			}
-			literals := len(d.literals)
-			d.add(uint64(len(olds)), base{}, runs, page)
-			if took := len(d.literals) - literals; took+patchCost*len(runs) > maxDelta {
-				t.Fatalf("a difference takes %d bytes in %d runs", took, len(runs))
-			}
-			olds, news = append(olds, old), append(news, page)
-		}
-		payload := append(bytes.Clone(d.numbers), d.literals...)
-		var got deltaPages
-		if err := got.parse(payload, len(olds)); err != nil {
-			t.Fatal(err)
-		}
-		for _, i := range r.Perm(len(olds)) {
-			page := bytes.Clone(olds[i])
-			if got.patch(i, page); !bytes.Equal(page, news[i]) {
-				t.Fatalf("page %d of %d differs", i, len(olds))
-			}
-		}
-		for _, pages := range []int{len(olds) - 1, len(olds) + 1} {
-			if err := got.parse(payload, max(pages, 0)); err == nil && len(payload) > 0 && pages >= 0 {
-				t.Errorf("%d pages were read as %d", len(olds), pages)
-			}
-		}
-		for n := 0; n < len(payload); n += 1 + len(payload)/50 {
-			if err := got.parse(payload[:n], len(olds)); !errors.Is(err, errDelta) {
-				t.Fatalf("%d of %d bytes passed", n, len(payload))
-			}
-		}
-	}
-	if gaveUp == 0 {
-		t.Error("every difference was small")
-	}
-	if _, ok := diff(nil, zeroPage[:], bytes.Repeat([]byte{1}, PageSize), maxDelta); ok {
-		t.Error("a page that is all different is a difference")
-	}
-}
-
-func FuzzDelta(f *testing.F) {
-	var d deltaWriter
-	page := append([]byte{1, 2, 3}, zeroPage[3:]...)
-	page[PageSize-1] = 9
-	runs, _ := diff(nil, zeroPage[:], page, maxDelta)
-	d.add(0, base{}, runs, page)
-	d.add(1, base{}, nil, page)
-	f.Add(append(d.numbers, d.literals...), uint8(2))
-	f.Add([]byte{1, 0, 0x80, 0x20}, uint8(1))
-	f.Fuzz(func(t *testing.T, payload []byte, pages uint8) {
-		var got deltaPages
-		if err := got.parse(payload, int(pages)); err != nil {
-			return
-		}
-		if len(got.numbers)+len(got.literals) != len(payload) {
-			t.Fatalf("of %d bytes %d and %d were taken", len(payload), len(got.numbers), len(got.literals))
-		}
-		var page [PageSize]byte
-		for i := range int(pages) {
-			got.patch(i, page[:])
-		}
-	})
-}
-
-// counters makes a chain of depth checkpoints, of a process of so many pages that changes eight bytes in every page before each.
-func counters(t *testing.T, pages, depth int, o WriterOptions) chain {
-	t.Helper()
-	var c chain
-	data := noise(pages * PageSize)
-	for i := range depth {
-		for p := 0; i > 0 && p < pages; p++ {
-			le.PutUint64(data[p*PageSize+p%500*8:], uint64(i*1000+p))
-		}
-		now := bytes.Clone(data)
-		c.add(t, o, KindFull, withPages(7, 64, now), map[int][]Range{7: {pagesOf(64*PageSize, pages)}}, func(w *Writer) {
-			for p := 0; p < pages; p += MaxPages {
-				n := min(MaxPages, pages-p)
-				put(t, w, 0, 7, now[p*PageSize:(p+n)*PageSize], Extent{uint64(64+p) * PageSize, uint32(n)})
-			}
-			putFile(t, w, "core-7.img", now[:100])
-		})
-	}
-	return c
-}
 
 // TestDifferencesAreSmall changes a few bytes in many pages, several times. All differences must be from the first checkpoint.
 func TestDifferencesAreSmall(t *testing.T) {
 	const pages = 300
-	c := counters(t, pages, 4, WriterOptions{Shards: 2})
+	c := imagetest.Counters(t, pages, 4, writer.Options{Shards: 2})
 	for i := range c {
-		p := c.open(t, i)
-		checkMemory(t, p, c[i].memory)
-		checkOrigins(t, c, i, p)
-		checkUses(t, p)
+		p := c.Open(t, i)
+		imagetest.CheckMemory(t, p, c[i].Content)
+		imagetest.CheckOrigins(t, c, i, p)
+		imagetest.CheckUses(t, p)
 		f, size := p.Manifest().Figures, blocksSize(t, p)
 		if i == 0 {
-			if f.BytesDelta != 0 || p.Manifest().Format != plainVersion {
+			if f.BytesDelta != 0 || p.Manifest().Format != image.PlainVersion {
 				t.Errorf("figures of the first are %+v, its format is %d", f, p.Manifest().Format)
 			}
 			continue
 		}
-		if f.BytesDelta != pages*PageSize || size > pages*PageSize/50 || f.BytesDeltaUsed > size || f.BytesReferenced != 0 {
+		if f.BytesDelta != pages*image.PageSize || size > pages*image.PageSize/50 || f.BytesDeltaUsed > size || f.BytesReferenced != 0 {
 			t.Errorf("checkpoint %d takes %d bytes; figures are %+v", i, size, f)
 		}
-		if m := p.Manifest(); m.Format != FormatVersion || len(m.Origins) != 1 || m.Origins[0].Path != "../c0" {
+		if m := p.Manifest(); m.Format != image.FormatVersion || len(m.Origins) != 1 || m.Origins[0].Path != "../c0" {
 			t.Errorf("checkpoint %d is of format %d, its origins are %+v", i, m.Format, m.Origins)
 		}
 		needed := 0
@@ -153,52 +52,52 @@ func TestDifferencesAreSmall(t *testing.T) {
 			t.Errorf("checkpoint %d needs %d pages of the first", i, needed)
 		}
 	}
-	without := counters(t, pages, 2, WriterOptions{NoDelta: true}).open(t, 1)
-	if m := without.Manifest(); m.Figures.BytesDelta != 0 || m.Format != plainVersion || blocksSize(t, without) < pages*PageSize {
+	without := imagetest.Counters(t, pages, 2, writer.Options{NoDelta: true}).Open(t, 1)
+	if m := without.Manifest(); m.Figures.BytesDelta != 0 || m.Format != image.PlainVersion || blocksSize(t, without) < pages*image.PageSize {
 		t.Errorf("without differences it has %+v", m.Figures)
 	}
 }
 
 // TestDifferenceThatGoesBack makes a page again what it was two checkpoints before, and another one all different.
 func TestDifferenceThatGoesBack(t *testing.T) {
-	c := counters(t, 3, 2, WriterOptions{})
-	want := c[1].memory.clone()
-	want.set(7, 64, c[0].memory[7][64])
-	want.set(7, 65, tagged(1, 1))
-	c.add(t, WriterOptions{}, KindFull, want, want.present(), func(w *Writer) {
-		put(t, w, 0, 7, append(bytes.Clone(want[7][64]), want[7][65]...), Extent{64 * PageSize, 2})
+	c := imagetest.Counters(t, 3, 2, writer.Options{})
+	want := c[1].Content.Clone()
+	want.Set(7, 64, c[0].Content[7][64])
+	want.Set(7, 65, imagetest.Tagged(1, 1))
+	c.Add(t, writer.Options{}, image.KindFull, want, want.Present(), func(w *writer.Writer) {
+		imagetest.Put(t, w, 0, 7, append(bytes.Clone(want[7][64]), want[7][65]...), image.Extent{Addr: 64 * image.PageSize, Pages: 2})
 	})
-	p := c.open(t, 2)
-	checkMemory(t, p, want)
-	if f := p.Manifest().Figures; f.BytesReferenced != 2*PageSize || f.BytesDelta != 0 || blocksSize(t, p) != blockLen(1, PageSize) {
+	p := c.Open(t, 2)
+	imagetest.CheckMemory(t, p, want)
+	if f := p.Manifest().Figures; f.BytesReferenced != 2*image.PageSize || f.BytesDelta != 0 || blocksSize(t, p) != ondisk.BlockLen(1, image.PageSize) {
 		t.Errorf("figures are %+v", f)
 	}
-	if m := p.Manifest(); len(m.Origins) != 2 || m.Format != FormatVersion {
+	if m := p.Manifest(); len(m.Origins) != 2 || m.Format != image.FormatVersion {
 		t.Errorf("its format is %d, its origins are %v", m.Format, m.Origins)
 	}
 }
 
-// useChain opens a checkpoint of a chain and reads all of it, by Verify and block by block.
-func (c chain) use(i int) error {
-	p, err := OpenChain(c[i].Memory, c.resolve)
+// useOf opens a checkpoint of a chain and reads all of it, by Verify and block by block.
+func useOf(c imagetest.Chain, i int) error {
+	p, err := reader.OpenChain(c[i].Memory, c.Resolve)
 	if err != nil {
 		return err
 	}
 	err = p.Verify(context.Background(), 1, nil)
 	read := error(nil)
 	for i := range p.Blocks() {
-		_, e := p.ReadBlock(i, new(Buffer))
+		_, e := p.ReadBlock(i, new(reader.Buffer))
 		read = errors.Join(read, e)
 	}
-	families := error(nil)
-	for f, i := p.Families(), 0; i < f.Blocks(); i++ {
-		_, e := f.ReadBlock(i, new(Buffer))
-		families = errors.Join(families, e)
+	whole := error(nil)
+	for f, i := families.Of(p), 0; i < f.Blocks(); i++ {
+		_, e := f.ReadBlock(i, new(reader.Buffer))
+		whole = errors.Join(whole, e)
 	}
-	if (families == nil) != (read == nil) {
-		return fmt.Errorf("reading blocks says %w, reading families says %w", read, families)
+	if (whole == nil) != (read == nil) {
+		return fmt.Errorf("reading blocks says %w, reading families says %w", read, whole)
 	}
-	if (err == nil) != (read == nil) && len(p.files) == 0 {
+	if (err == nil) != (read == nil) && len(p.FileTable) == 0 {
 		return fmt.Errorf("verify says %w, reading says %w", err, read)
 	}
 	return errors.Join(err, p.Close())
@@ -207,11 +106,11 @@ func (c chain) use(i int) error {
 // TestEveryFlippedBitInAChainIsFound flips bits in blocks of differences, in their index, and in what they differ from.
 func TestEveryFlippedBitInAChainIsFound(t *testing.T) {
 	for _, codecName := range []string{"none", "zstd"} {
-		c := counters(t, 3, 3, WriterOptions{Codec: newCodec(t, codecName)})
-		top := c.open(t, 2)
+		c := imagetest.Counters(t, 3, 3, writer.Options{Codec: imagetest.NewCodec(t, codecName)})
+		top := c.Open(t, 2)
 		flip := func(file []byte, i int, name string) {
 			file[i] ^= 1 << (i % 8)
-			damageIn(t, c.use(2), name, i, "a flipped bit")
+			imagetest.DamageIn(t, useOf(c, 2), name, i, "a flipped bit")
 			file[i] ^= 1 << (i % 8)
 		}
 		for i := range c[2].Files["img-0"] {
@@ -227,7 +126,7 @@ func TestEveryFlippedBitInAChainIsFound(t *testing.T) {
 				ancestors++
 			}
 		}
-		if err := c.use(2); err != nil || ancestors < 100 {
+		if err := useOf(c, 2); err != nil || ancestors < 100 {
 			t.Fatalf("%d places of ancestors: %v", ancestors, err)
 		}
 	}
@@ -235,39 +134,39 @@ func TestEveryFlippedBitInAChainIsFound(t *testing.T) {
 
 // TestBasesThatMakeNoSense have right checksums.
 func TestBasesThatMakeNoSense(t *testing.T) {
-	delta := indexBlock{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1}
-	full := indexBlock{off: headerSize + 2*unit + unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1, pages: 1}
-	file := indexBlock{off: full.off, stored: 10, raw: 10, kind: fileBlock}
-	piece := []extent{{page: 16, pages: 1}}
-	make1 := func(blocks []indexBlock, bases ...indexBase) index {
-		return index{pids: []int{7}, groups: []group{{blocks: blocks, pieces: piece, bases: bases}}}
+	delta := ondisk.IndexBlock{Off: image.ShardHeader, Stored: 10, Raw: 10, Kind: ondisk.KindDifferences, Heads: 1, Pages: 2, Pieces: 1}
+	full := ondisk.IndexBlock{Off: image.ShardHeader + 2*ondisk.Unit + ondisk.Unit, Stored: image.PageSize, Raw: image.PageSize, Kind: ondisk.KindPages, Heads: 1, Pages: 1}
+	file := ondisk.IndexBlock{Off: full.Off, Stored: 10, Raw: 10, Kind: ondisk.KindFile}
+	piece := []ondisk.Piece{{Page: 16, Pages: 1}}
+	make1 := func(blocks []ondisk.IndexBlock, bases ...ondisk.Base) ondisk.Index {
+		return ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{{Blocks: blocks, Pieces: piece, Bases: bases}}}
 	}
 	tests := []struct {
 		name string
-		x    index
+		x    ondisk.Index
 		says string
 	}{
-		{"no such block", make1([]indexBlock{delta, full}, indexBase{2, 0}), "not there"},
-		{"a file", make1([]indexBlock{delta, file}, indexBase{1, 0}), "not"},
-		{"itself", make1([]indexBlock{delta}, indexBase{0, 0}), "from no page"},
-		{"no such page", make1([]indexBlock{delta, full}, indexBase{1, 1}), "from no page"},
-		{"no base", make1([]indexBlock{delta, full}), "bases"},
-		{"a block without pieces", index{pids: []int{7}, groups: []group{{blocks: []indexBlock{full}}}}, "nobody needs"},
-		{"more extents than pages", make1([]indexBlock{{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 3, pages: 2, pieces: 1}, full}, indexBase{1, 0}), "block"},
-		{"page beyond the block", index{pids: []int{7}, groups: []group{{blocks: []indexBlock{delta, full}, pieces: []extent{{page: 16, pages: 1, first: 2}}}}}, "page of a block"},
+		{"no such block", make1([]ondisk.IndexBlock{delta, full}, ondisk.Base{Block: 2, Page: 0}), "not there"},
+		{"a file", make1([]ondisk.IndexBlock{delta, file}, ondisk.Base{Block: 1, Page: 0}), "not"},
+		{"itself", make1([]ondisk.IndexBlock{delta}, ondisk.Base{Block: 0, Page: 0}), "from no page"},
+		{"no such page", make1([]ondisk.IndexBlock{delta, full}, ondisk.Base{Block: 1, Page: 1}), "from no page"},
+		{"no base", make1([]ondisk.IndexBlock{delta, full}), "bases"},
+		{"a block without pieces", ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{{Blocks: []ondisk.IndexBlock{full}}}}, "nobody needs"},
+		{"more extents than pages", make1([]ondisk.IndexBlock{{Off: image.ShardHeader, Stored: 10, Raw: 10, Kind: ondisk.KindDifferences, Heads: 3, Pages: 2, Pieces: 1}, full}, ondisk.Base{Block: 1, Page: 0}), "block"},
+		{"page beyond the block", ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{{Blocks: []ondisk.IndexBlock{delta, full}, Pieces: []ondisk.Piece{{Page: 16, Pages: 1, First: 2}}}}}, "page of a block"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := Open(sealed(t, test.x.encode(), make([]byte, 256*unit), nil))
-			damageIn(t, err, "img-0", 1<<30, test.name)
+			_, err := reader.Open(sealed(t, test.x.Encode(), make([]byte, 256*ondisk.Unit), nil))
+			imagetest.DamageIn(t, err, "img-0", 1<<30, test.name)
 			if !strings.Contains(err.Error(), test.says) {
 				t.Errorf("the error does not say %q: %v", test.says, err)
 			}
 		})
 	}
-	good := make1([]indexBlock{delta, full}, indexBase{1, 0})
-	c := open(t, sealed(t, good.encode(), make([]byte, 256*unit), nil))
-	if c.Blocks() != 1 || !c.Block(0).Delta || c.Block(0).Raw != 2*PageSize {
+	good := make1([]ondisk.IndexBlock{delta, full}, ondisk.Base{Block: 1, Page: 0})
+	c := imagetest.Open(t, sealed(t, good.Encode(), make([]byte, 256*ondisk.Unit), nil))
+	if c.Blocks() != 1 || !c.Block(0).Delta || c.Block(0).Raw != 2*image.PageSize {
 		t.Errorf("it has %d blocks, the first is %+v", c.Blocks(), c.Block(0))
 	}
 }
@@ -276,23 +175,23 @@ func TestBasesThatMakeNoSense(t *testing.T) {
 func TestChainFromManyGoroutines(t *testing.T) {
 	const workers, pages = 4, 600
 	for _, codecName := range []string{"none", "lz4"} {
-		o := WriterOptions{Shards: 3, Codec: newCodec(t, codecName)}
-		c := counters(t, pages, 2, o)
-		want := c[1].memory.clone()
+		o := writer.Options{Shards: 3, Codec: imagetest.NewCodec(t, codecName)}
+		c := imagetest.Counters(t, pages, 2, o)
+		want := c[1].Content.Clone()
 		for page := range uint64(pages) {
 			if page%3 > 0 {
 				changed := bytes.Clone(want[7][64+page])
-				le.PutUint64(changed[page:], page)
-				want.set(7, 64+page, changed)
+				binary.LittleEndian.PutUint64(changed[page:], page)
+				want.Set(7, 64+page, changed)
 			}
 		}
-		c.add(t, o, KindFull, want, want.present(), func(w *Writer) {
+		c.Add(t, o, image.KindFull, want, want.Present(), func(w *writer.Writer) {
 			var crew sync.WaitGroup
 			errs := make([]error, workers)
 			for k := range workers {
 				crew.Go(func() {
 					for page := uint64(64 + k); page < 64+pages; page += workers {
-						errs[k] = errors.Join(errs[k], w.PutPages(0, PageBlock{7, []Extent{{page * PageSize, 1}}, want[7][page]}))
+						errs[k] = errors.Join(errs[k], w.PutPages(0, image.PageBlock{PID: 7, Extents: []image.Extent{{Addr: page * image.PageSize, Pages: 1}}, Data: want[7][page]}))
 					}
 				})
 			}
@@ -301,16 +200,16 @@ func TestChainFromManyGoroutines(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		p := c.open(t, 2)
-		checkMemory(t, p, want)
-		if f := p.Manifest().Figures; f.BytesReferenced < pages/3*PageSize || f.BytesDelta < pages/3*PageSize {
+		p := c.Open(t, 2)
+		imagetest.CheckMemory(t, p, want)
+		if f := p.Manifest().Figures; f.BytesReferenced < pages/3*image.PageSize || f.BytesDelta < pages/3*image.PageSize {
 			t.Errorf("figures are %+v", f)
 		}
 		var crew sync.WaitGroup
 		errs := make([]error, workers)
 		for k := range workers {
 			crew.Go(func() {
-				var b Buffer
+				var b reader.Buffer
 				for n := range p.Blocks() {
 					data, err := p.ReadBlock((n+k*p.Blocks()/workers)%p.Blocks(), &b)
 					if err != nil || len(data) == 0 {
@@ -329,32 +228,32 @@ func TestChainFromManyGoroutines(t *testing.T) {
 
 // TestDifferencesFarApart changes one page of each of many blocks: few blocks must be read to read any of the differences.
 func TestDifferencesFarApart(t *testing.T) {
-	const blocks = 2*maxBases + 3
-	var c chain
-	data := noise(blocks * 4 * PageSize)
-	present := map[int][]Range{7: {pagesOf(0, blocks*4)}}
-	c.add(t, WriterOptions{}, KindFull, withPages(7, 0, bytes.Clone(data)), present, func(w *Writer) {
+	const blocks = 2*delta.MaxBases + 3
+	var c imagetest.Chain
+	data := imagetest.Noise(blocks * 4 * image.PageSize)
+	present := map[int][]image.Range{7: {imagetest.PagesOf(0, blocks*4)}}
+	c.Add(t, writer.Options{}, image.KindFull, imagetest.WithPages(7, 0, bytes.Clone(data)), present, func(w *writer.Writer) {
 		for i := range uint64(blocks) {
-			put(t, w, 0, 7, data[i*4*PageSize:(i+1)*4*PageSize], Extent{i * 4 * PageSize, 4})
+			imagetest.Put(t, w, 0, 7, data[i*4*image.PageSize:(i+1)*4*image.PageSize], image.Extent{Addr: i * 4 * image.PageSize, Pages: 4})
 		}
 	})
-	want := c[0].memory.clone()
-	var extents []Extent
+	want := c[0].Content.Clone()
+	var extents []image.Extent
 	var changed []byte
 	for i := range uint64(blocks) {
 		page := bytes.Clone(want[7][i*4])
 		page[i]++
-		want.set(7, i*4, page)
-		extents, changed = append(extents, Extent{i * 4 * PageSize, 1}), append(changed, page...)
+		want.Set(7, i*4, page)
+		extents, changed = append(extents, image.Extent{Addr: i * 4 * image.PageSize, Pages: 1}), append(changed, page...)
 	}
-	c.add(t, WriterOptions{}, KindFull, want, present, func(w *Writer) { put(t, w, 0, 7, changed, extents...) })
-	p := c.open(t, 1)
-	checkMemory(t, p, want)
+	c.Add(t, writer.Options{}, image.KindFull, want, present, func(w *writer.Writer) { imagetest.Put(t, w, 0, 7, changed, extents...) })
+	p := c.Open(t, 1)
+	imagetest.CheckMemory(t, p, want)
 	deltas := 0
 	for i := range p.Blocks() {
 		if p.Block(i).Delta {
 			deltas++
-			if n := len(p.Block(i).Pieces); n > maxBases {
+			if n := len(p.Block(i).Pieces); n > delta.MaxBases {
 				t.Errorf("a block has %d pages", n)
 			}
 		}

@@ -1,5 +1,21 @@
-// Package image is the checkpoint format: it writes checkpoints ([Writer]) and reads them ([Checkpoint]). Where the bytes are
-// kept is the business of package store. This comment is the format's specification, versions 1 and 2.
+// Package image is the checkpoint format: its specification, which is this comment, versions 1 and 2, the manifest, and the words that all
+// who have to do with checkpoints use. Checkpoints are written by package writer and read by package reader, below this folder. Where the
+// bytes are kept is the business of package store.
+//
+// # Packages
+//
+// Each knows only those before it:
+//
+//	image     words, manifest, errors
+//	ondisk    the bytes of headers, blocks, indexes and footers
+//	delta     differences between pages
+//	tables    the indexes of a checkpoint put together: what is where
+//	reader    opening, reading and checking
+//	families  reading all memory of a long chain, each block once
+//	plan      what the indexes of a new checkpoint say (it reads nothing, and does not know reader)
+//	writer    taking pages and files, and publishing
+//
+// radix sorts for some of them, and imagetest makes checkpoints for tests.
 //
 // # Words
 //
@@ -123,7 +139,7 @@
 // nothing is superseded blocks.
 //
 // A reader refuses a format version that is newer than its own ([VersionError]) and finds every other difference from what was
-// written ([DamageError]): [Open] that of manifest, headers, indexes and footers, [Checkpoint.ReadBlock] that of blocks.
+// written ([DamageError]): reader.Open that of manifest, headers, indexes and footers, ReadBlock that of blocks.
 //
 // # Concurrency and memory
 //

@@ -1,7 +1,8 @@
-package image
+package image_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -11,36 +12,40 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"stasis/internal/codec"
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/ondisk"
+	"stasis/internal/image/reader"
 	"stasis/internal/store"
 	"stasis/internal/store/storetest"
 )
 
 // TestFormatAsDocumented walks a shard with nothing but what the package comment says of blocks.
 func TestFormatAsDocumented(t *testing.T) {
-	m := smallCheckpoint(t, 1, "none", testID)
+	m := imagetest.SmallCheckpoint(t, 1, "none", imagetest.ID)
 	shard := m.Files["img-0"]
-	if string(shard[:8]) != "STASISSH" || !bytes.Equal(shard[24:40], testID[:]) || le.Uint64(shard[56:]) != xxh3.Hash(shard[:56]) {
+	if string(shard[:8]) != "STASISSH" || !bytes.Equal(shard[24:40], imagetest.ID[:]) || binary.LittleEndian.Uint64(shard[56:]) != xxh3.Hash(shard[:56]) {
 		t.Error("the header is not as documented")
 	}
 	footer := shard[len(shard)-64:]
-	index := int(le.Uint64(footer[16:]))
-	if string(footer[:8]) != "STASISSF" || index+int(le.Uint64(footer[24:]))+64 != len(shard) {
+	index := int(binary.LittleEndian.Uint64(footer[16:]))
+	if string(footer[:8]) != "STASISSF" || index+int(binary.LittleEndian.Uint64(footer[24:]))+64 != len(shard) {
 		t.Error("the footer is not as documented")
 	}
 	var got []string
 	for at := 64; at < index; {
 		b := shard[at:]
-		extents, stored := int(le.Uint32(b[20:])), int(le.Uint32(b[32:]))
+		extents, stored := int(binary.LittleEndian.Uint32(b[20:])), int(binary.LittleEndian.Uint32(b[32:]))
 		head := (64 + 12*extents + 63) / 64 * 64
 		end := head + (stored+63)/64*64
 		sealed := bytes.Clone(b[:head])
-		le.PutUint64(sealed[56:], xxh3.Hash(b[head:end]))
-		if string(b[:4]) != "SBLK" || le.Uint64(b[48:]) != uint64(at) || le.Uint64(b[56:]) != xxh3.Hash(sealed) || !bytes.Equal(b[8:16], testID[:8]) {
+		binary.LittleEndian.PutUint64(sealed[56:], xxh3.Hash(b[head:end]))
+		if string(b[:4]) != "SBLK" || binary.LittleEndian.Uint64(b[48:]) != uint64(at) || binary.LittleEndian.Uint64(b[56:]) != xxh3.Hash(sealed) || !bytes.Equal(b[8:16], imagetest.ID[:8]) {
 			t.Fatalf("the block at %d is not as documented", at)
 		}
-		line := fmt.Sprintf("kind %d owner %d raw %d:", b[4], le.Uint32(b[16:]), le.Uint32(b[36:]))
+		line := fmt.Sprintf("kind %d owner %d raw %d:", b[4], binary.LittleEndian.Uint32(b[16:]), binary.LittleEndian.Uint32(b[36:]))
 		for i := range extents {
-			line += fmt.Sprintf(" %#x+%d", le.Uint64(b[64+12*i:]), le.Uint32(b[64+12*i+8:]))
+			line += fmt.Sprintf(" %#x+%d", binary.LittleEndian.Uint64(b[64+12*i:]), binary.LittleEndian.Uint32(b[64+12*i+8:]))
 		}
 		got = append(got, line)
 		at += end
@@ -57,16 +62,16 @@ func TestFormatAsDocumented(t *testing.T) {
 }
 
 // sealed makes a whole checkpoint of one shard out of an index, with right checksums and lengths.
-func sealed(tb testing.TB, index []byte, blocks []byte, origins []Origin) *storetest.Memory {
+func sealed(tb testing.TB, index []byte, blocks []byte, origins []image.Origin) *storetest.Memory {
 	tb.Helper()
-	shard := append(header{0, 1, testID}.encode(), blocks...)
-	foot := footer{0, uint64(len(shard)), uint64(len(index)), uint64(len(index)), xxh3.Hash(index), shortID(testID)}
-	tail := append(slices.Clone(index), foot.encode()...)
+	shard := append(ondisk.Header{Shard: 0, Shards: 1, ID: imagetest.ID}.Encode(), blocks...)
+	foot := ondisk.Footer{Shard: 0, IndexOffset: uint64(len(shard)), IndexStored: uint64(len(index)), IndexRaw: uint64(len(index)), IndexSum: xxh3.Hash(index), ID: ondisk.ShortID(imagetest.ID)}
+	tail := append(slices.Clone(index), foot.Encode()...)
 	shard = append(shard, tail...)
-	m := testManifest()
-	m.Format, m.ID, m.Host.PageSize, m.Codec, m.Origins = FormatVersion, hex.EncodeToString(testID[:]), PageSize, "none", origins
-	m.Shards = []Shard{{ShardName(0), int64(len(shard)), hexSum(xxh3.Hash(tail))}}
-	text, err := m.encode()
+	m := imagetest.Manifest()
+	m.Format, m.ID, m.Host.PageSize, m.Codec, m.Origins = image.FormatVersion, hex.EncodeToString(imagetest.ID[:]), image.PageSize, "none", origins
+	m.Shards = []image.Shard{{Name: image.ShardName(0), Size: int64(len(shard)), Digest: image.HexSum(xxh3.Hash(tail))}}
+	text, err := m.Encode()
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -89,39 +94,39 @@ func sealed(tb testing.TB, index []byte, blocks []byte, origins []Origin) *store
 
 // TestIndexesThatMakeNoSense have right checksums, as only a mistake in a writer or a forger would make them.
 func TestIndexesThatMakeNoSense(t *testing.T) {
-	page := func(off int64, pieces ...extent) group {
-		b := indexBlock{off: off, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1, pieces: uint32(len(pieces))}
-		return group{blocks: []indexBlock{b}, pieces: pieces}
+	page := func(off int64, pieces ...ondisk.Piece) ondisk.Group {
+		b := ondisk.IndexBlock{Off: off, Stored: image.PageSize, Raw: image.PageSize, Kind: ondisk.KindPages, Heads: 1, Pieces: uint32(len(pieces))}
+		return ondisk.Group{Blocks: []ondisk.IndexBlock{b}, Pieces: pieces}
 	}
-	file := func(number uint32, where uint64) group {
-		return group{blocks: []indexBlock{{off: headerSize, stored: 10, raw: 10, kind: fileBlock, file: number, where: where}}}
+	file := func(number uint32, where uint64) ondisk.Group {
+		return ondisk.Group{Blocks: []ondisk.IndexBlock{{Off: image.ShardHeader, Stored: 10, Raw: 10, Kind: ondisk.KindFile, File: number, Where: where}}}
 	}
-	one := extent{page: 16, pages: 1}
+	one := ondisk.Piece{Page: 16, Pages: 1}
 	tests := []struct {
 		name string
-		x    index
+		x    ondisk.Index
 		says string
 	}{
-		{"page twice", index{pids: []int{7}, groups: []group{page(headerSize, one, one)}}, "twice"},
-		{"page and zero page", index{pids: []int{7}, zeros: []zeroRange{{0, 10, 20}}, groups: []group{page(headerSize, one)}}, "twice"},
-		{"zero page twice", index{pids: []int{7}, zeros: []zeroRange{{0, 10, 20}, {0, 15, 1}}}, "twice"},
-		{"block in the header", index{pids: []int{7}, groups: []group{page(0, one)}}, "outside its shard"},
-		{"block beyond the end", index{pids: []int{7}, groups: []group{page(100*unit, one)}}, "outside its shard"},
-		{"another shard", index{groups: []group{{shard: 3}}}, "outside its shard"},
-		{"unknown ancestor", index{groups: []group{{origin: 1}}}, "ancestor"},
-		{"unknown file", index{groups: []group{file(0, 0)}}, "not listed"},
-		{"gap in a file", index{files: []FileInfo{{"a", 20}}, groups: []group{file(0, 10)}}, "gap"},
-		{"short file", index{files: []FileInfo{{"a", 20}}, groups: []group{file(0, 0)}}, "10 bytes instead of 20"},
-		{"file twice", index{files: []FileInfo{{"a", 0}, {"a", 0}}}, "there twice"},
-		{"bad file name", index{files: []FileInfo{{"../a", 0}}}, "file name"},
-		{"no such process", index{pids: []int{7}, zeros: []zeroRange{{1, 10, 20}}}, "process of zero pages"},
-		{"page beyond the block", index{pids: []int{7}, groups: []group{page(headerSize, extent{page: 16, pages: 1, first: 1})}}, "page of a block"},
-		{"address beyond all", index{pids: []int{7}, groups: []group{page(headerSize, extent{page: maxAddr/PageSize - 1, pages: 2})}}, "address"},
+		{"page twice", ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{page(image.ShardHeader, one, one)}}, "twice"},
+		{"page and zero page", ondisk.Index{PIDs: []int{7}, Zeros: []ondisk.ZeroRange{{Proc: 0, Page: 10, Pages: 20}}, Groups: []ondisk.Group{page(image.ShardHeader, one)}}, "twice"},
+		{"zero page twice", ondisk.Index{PIDs: []int{7}, Zeros: []ondisk.ZeroRange{{Proc: 0, Page: 10, Pages: 20}, {Proc: 0, Page: 15, Pages: 1}}}, "twice"},
+		{"block in the header", ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{page(0, one)}}, "outside its shard"},
+		{"block beyond the end", ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{page(100*ondisk.Unit, one)}}, "outside its shard"},
+		{"another shard", ondisk.Index{Groups: []ondisk.Group{{Shard: 3}}}, "outside its shard"},
+		{"unknown ancestor", ondisk.Index{Groups: []ondisk.Group{{Origin: 1}}}, "ancestor"},
+		{"unknown file", ondisk.Index{Groups: []ondisk.Group{file(0, 0)}}, "not listed"},
+		{"gap in a file", ondisk.Index{Files: []image.FileInfo{{Name: "a", Size: 20}}, Groups: []ondisk.Group{file(0, 10)}}, "gap"},
+		{"short file", ondisk.Index{Files: []image.FileInfo{{Name: "a", Size: 20}}, Groups: []ondisk.Group{file(0, 0)}}, "10 bytes instead of 20"},
+		{"file twice", ondisk.Index{Files: []image.FileInfo{{Name: "a", Size: 0}, {Name: "a", Size: 0}}}, "there twice"},
+		{"bad file name", ondisk.Index{Files: []image.FileInfo{{Name: "../a", Size: 0}}}, "file name"},
+		{"no such process", ondisk.Index{PIDs: []int{7}, Zeros: []ondisk.ZeroRange{{Proc: 1, Page: 10, Pages: 20}}}, "process of zero pages"},
+		{"page beyond the block", ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{page(image.ShardHeader, ondisk.Piece{Page: 16, Pages: 1, First: 1})}}, "page of a block"},
+		{"address beyond all", ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{page(image.ShardHeader, ondisk.Piece{Page: image.MaxAddr/image.PageSize - 1, Pages: 2})}}, "address"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := Open(sealed(t, test.x.encode(), make([]byte, 128*unit), nil))
-			damageIn(t, err, "img-0", 1<<30, test.name)
+			_, err := reader.Open(sealed(t, test.x.Encode(), make([]byte, 128*ondisk.Unit), nil))
+			imagetest.DamageIn(t, err, "img-0", 1<<30, test.name)
 			if !strings.Contains(err.Error(), test.says) {
 				t.Errorf("the error does not say %q: %v", test.says, err)
 			}
@@ -132,24 +137,24 @@ func TestIndexesThatMakeNoSense(t *testing.T) {
 // TestAncestors reads a checkpoint that has its memory in another one.
 func TestAncestors(t *testing.T) {
 	parentID := [16]byte{9, 9, 9}
-	parent := smallCheckpoint(t, 2, "lz4", parentID)
-	p := open(t, parent)
+	parent := imagetest.SmallCheckpoint(t, 2, "lz4", parentID)
+	p := imagetest.Open(t, parent)
 	// The child's index takes over the parent's blocks of process 7.
-	x := index{pids: []int{7}}
+	x := ondisk.Index{PIDs: []int{7}}
 	for i := range p.Blocks() {
-		info, b := p.Block(i), p.blocks[i]
+		info, b := p.Block(i), p.BlockTable[i]
 		if info.Pieces[0].PID != 7 {
 			continue
 		}
-		g := group{origin: 1, shard: uint32(info.Shard)}
-		g.blocks = []indexBlock{{off: b.off, sum: b.sum, stored: b.stored, raw: b.raw, kind: pageBlock, codec: b.codec, heads: b.heads, pieces: uint32(len(info.Pieces))}}
+		g := ondisk.Group{Origin: 1, Shard: uint32(info.Shard)}
+		g.Blocks = []ondisk.IndexBlock{{Off: b.Off, Sum: b.Sum, Stored: b.Stored, Raw: b.Raw, Kind: ondisk.KindPages, Codec: b.Codec, Heads: b.Heads, Pieces: uint32(len(info.Pieces))}}
 		for _, piece := range info.Pieces {
-			g.pieces = append(g.pieces, extent{page: piece.Addr / PageSize, pages: uint8(piece.Pages), first: uint8(piece.First)})
+			g.Pieces = append(g.Pieces, ondisk.Piece{Page: piece.Addr / image.PageSize, Pages: uint8(piece.Pages), First: uint8(piece.First)})
 		}
-		x.groups = append(x.groups, g)
+		x.Groups = append(x.Groups, g)
 	}
-	child := sealed(t, x.encode(), nil, []Origin{{ID: hex.EncodeToString(parentID[:]), Path: "../parent"}})
-	c, err := OpenChain(child, func(id [16]byte) (store.Source, error) {
+	child := sealed(t, x.Encode(), nil, []image.Origin{{ID: hex.EncodeToString(parentID[:]), Path: "../parent"}})
+	c, err := reader.OpenChain(child, func(id [16]byte) (store.Source, error) {
 		if id != parentID {
 			return nil, fmt.Errorf("asked for %x", id)
 		}
@@ -164,64 +169,29 @@ func TestAncestors(t *testing.T) {
 		t.Errorf("its origin is %d", c.Block(0).Origin)
 	}
 	// Without the ancestor, or with another one in its place, it is an error that names it.
-	alone := open(t, child)
-	if _, err := alone.ReadBlock(0, new(Buffer)); err == nil || !strings.Contains(err.Error(), "../parent") {
+	alone := imagetest.Open(t, child)
+	if _, err := alone.ReadBlock(0, new(reader.Buffer)); err == nil || !strings.Contains(err.Error(), "../parent") {
 		t.Errorf("without its ancestor: %v", err)
 	}
-	wrong, err := OpenChain(child, func([16]byte) (store.Source, error) { return smallCheckpoint(t, 2, "lz4", testID), nil })
+	wrong, err := reader.OpenChain(child, func([16]byte) (store.Source, error) { return imagetest.SmallCheckpoint(t, 2, "lz4", imagetest.ID), nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer wrong.Close()
-	_, err = wrong.ReadBlock(0, new(Buffer))
-	damageIn(t, err, ShardName(wrong.Block(0).Shard), 1<<30, "a wrong ancestor")
+	_, err = wrong.ReadBlock(0, new(reader.Buffer))
+	imagetest.DamageIn(t, err, image.ShardName(wrong.Block(0).Shard), 1<<30, "a wrong ancestor")
 	if !strings.Contains(err.Error(), "../parent") {
 		t.Errorf("the error does not name the ancestor: %v", err)
 	}
 }
 
 func FuzzBlock(f *testing.F) {
-	m := smallCheckpoint(f, 1, "lz4", testID)
-	f.Add(m.Files["img-0"][headerSize:])
+	m := imagetest.SmallCheckpoint(f, 1, "lz4", imagetest.ID)
+	f.Add(m.Files["img-0"][image.ShardHeader:])
 	f.Add([]byte("SBLK"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if _, payload, err := checkBlock(b); err == nil {
-			_ = codec.Decompress(codec.ID(b[5]), make([]byte, min(le.Uint32(b[36:]), MaxBlock)), payload)
-		}
-	})
-}
-
-func FuzzFooter(f *testing.F) {
-	f.Add(footer{1, 64, 10, 10, 5, 6}.encode(), int64(64+10+64))
-	f.Fuzz(func(t *testing.T, b []byte, size int64) {
-		if len(b) == footerSize { // let some of them through the checksum
-			le.PutUint64(b[56:], xxh3.Hash(b[:56]))
-		}
-		x, err := decodeFooter(b, size)
-		if err == nil && (x.indexOffset < headerSize || int64(x.indexOffset+x.indexStored) != size-footerSize) {
-			t.Fatalf("%+v passed for a shard of %d bytes", x, size)
-		}
-		_, _ = decodeHeader(b)
-	})
-}
-
-func FuzzManifest(f *testing.F) {
-	f.Add(smallCheckpoint(f, 1, "none", testID).Text)
-	f.Add([]byte(`{"format": 2, "stasis": "x"}`))
-	f.Add([]byte(`{"format":1,"shards":[{"name":"img-0","size":1000000000000,"digest":""}],"checksum": "0123456789abcdef"}`))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		if at, err := checksumAt(text); err == nil { // let it through the checksum
-			copy(text[at:], noChecksum)
-			copy(text[at:], hexSum(xxh3.Hash(text)))
-		}
-		m, err := decodeManifest(text)
-		if err != nil {
-			return
-		}
-		if again, err := m.encode(); err != nil {
-			t.Fatal(err)
-		} else if _, err := decodeManifest(again); err != nil {
-			t.Fatalf("what was decoded can't be encoded: %v", err)
+		if _, payload, err := ondisk.CheckBlock(b); err == nil {
+			_ = codec.Decompress(codec.ID(b[5]), make([]byte, min(binary.LittleEndian.Uint32(b[36:]), image.MaxBlock)), payload)
 		}
 	})
 }
@@ -229,15 +199,14 @@ func FuzzManifest(f *testing.F) {
 // FuzzIndex opens checkpoints with arbitrary indexes whose checksums are right, and uses what opens.
 func FuzzIndex(f *testing.F) {
 	for _, codecName := range []string{"none", "gzip"} {
-		c := open(f, smallCheckpoint(f, 1, codecName, testID))
-		shard := c.src.(*storetest.Memory).Files["img-0"]
-		foot, err := decodeFooter(shard[len(shard)-footerSize:], int64(len(shard)))
+		shard := imagetest.SmallCheckpoint(f, 1, codecName, imagetest.ID).Files["img-0"]
+		foot, err := ondisk.DecodeFooter(shard[len(shard)-image.ShardFooter:], int64(len(shard)))
 		if err != nil {
 			f.Fatal(err)
 		}
-		x := shard[foot.indexOffset : len(shard)-footerSize]
-		if foot.indexStored != foot.indexRaw {
-			raw := make([]byte, foot.indexRaw)
+		x := shard[foot.IndexOffset : len(shard)-image.ShardFooter]
+		if foot.IndexStored != foot.IndexRaw {
+			raw := make([]byte, foot.IndexRaw)
 			if err := codec.Decompress(codec.Zstd, raw, x); err != nil {
 				f.Fatal(err)
 			}
@@ -246,33 +215,33 @@ func FuzzIndex(f *testing.F) {
 		f.Add(slices.Clone(x))
 	}
 	f.Add([]byte{1, 7, 0, 1, 0, 20, 4, 0})
-	differences := index{pids: []int{7}, groups: []group{{
-		blocks: []indexBlock{
-			{off: headerSize, stored: 10, raw: 10, kind: deltaBlock, heads: 1, pages: 2, pieces: 1},
-			{off: headerSize + 4*unit, stored: PageSize, raw: PageSize, kind: pageBlock, heads: 1},
+	differences := ondisk.Index{PIDs: []int{7}, Groups: []ondisk.Group{{
+		Blocks: []ondisk.IndexBlock{
+			{Off: image.ShardHeader, Stored: 10, Raw: 10, Kind: ondisk.KindDifferences, Heads: 1, Pages: 2, Pieces: 1},
+			{Off: image.ShardHeader + 4*ondisk.Unit, Stored: image.PageSize, Raw: image.PageSize, Kind: ondisk.KindPages, Heads: 1},
 		},
-		pieces: []extent{{page: 16, pages: 2}}, bases: []indexBase{{1, 0}, {1, 0}},
+		Pieces: []ondisk.Piece{{Page: 16, Pages: 2}}, Bases: []ondisk.Base{{Block: 1, Page: 0}, {Block: 1, Page: 0}},
 	}}}
-	f.Add(differences.encode())
+	f.Add(differences.Encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
-		x, err := decodeIndex(b)
+		x, err := ondisk.DecodeIndex(b)
 		if err == nil {
-			if again, err := decodeIndex(x.encode()); err != nil || fmt.Sprint(again) != fmt.Sprint(x) {
+			if again, err := ondisk.DecodeIndex(x.Encode()); err != nil || fmt.Sprint(again) != fmt.Sprint(x) {
 				t.Fatalf("it does not survive: %v, %v, %v", x, again, err)
 			}
 		}
-		c, err := Open(sealed(t, b, make([]byte, 128*unit), []Origin{{ID: hex.EncodeToString(testID[:])}}))
+		c, err := reader.Open(sealed(t, b, make([]byte, 128*ondisk.Unit), []image.Origin{{ID: hex.EncodeToString(imagetest.ID[:])}}))
 		if err != nil {
 			return
 		}
 		defer c.Close()
 		for i := range c.Blocks() {
 			for _, p := range c.Block(i).Pieces {
-				if block, page, kind := c.Find(p.PID, p.Addr); kind != Data || block != i || page != p.First {
+				if block, page, kind := c.Find(p.PID, p.Addr); kind != image.Data || block != i || page != p.First {
 					t.Fatalf("%+v is not found: block %d, page %d, kind %d", p, block, page, kind)
 				}
 			}
-			if _, err := c.ReadBlock(i, new(Buffer)); err == nil {
+			if _, err := c.ReadBlock(i, new(reader.Buffer)); err == nil {
 				t.Fatal("a block of nothing but zeros was read")
 			}
 		}

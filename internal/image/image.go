@@ -1,7 +1,6 @@
 package image
 
 import (
-	"errors"
 	"fmt"
 
 	"stasis/internal/codec"
@@ -19,17 +18,16 @@ const (
 	// MaxShards bounds the number of shards of a checkpoint.
 	MaxShards = 1024
 
-	// plainVersion is the format of checkpoints that refer to no differences. It is what every Stasis reads.
-	plainVersion = 1
-	// shardVersion is the version of headers and footers of shards.
-	shardVersion = 1
+	// ShardHeader is the length of what begins a shard, in bytes; blocks follow it.
+	ShardHeader = 64
+	// ShardFooter is the length of what ends a shard, in bytes.
+	ShardFooter = 64
 
-	// maxAddr ends the user's part of the address space on every machine that Linux runs on with 4 KiB pages (5-level tables).
-	maxAddr = 1 << 57
-	// maxRound bounds the number of a round, so that it fits beside the number of a block.
-	maxRound = 1<<20 - 1
-	// maxFileName bounds the names of CRIU's image files.
-	maxFileName = 255
+	// PlainVersion is the format of checkpoints that refer to no differences. It is what every Stasis reads.
+	PlainVersion = 1
+
+	// MaxAddr ends the user's part of the address space on every machine that Linux runs on with 4 KiB pages (5-level tables).
+	MaxAddr = 1 << 57
 )
 
 // Extent is a run of pages of one process.
@@ -44,14 +42,6 @@ type PageBlock struct {
 	Extents []Extent
 	Data    []byte // the pages of all extents, one after the other
 }
-
-// Range is a range of addresses of one process, in bytes. Both ends are multiples of PageSize.
-type Range struct {
-	Start, End uint64 // End is not part of it
-}
-
-// Len is the range's length in bytes.
-func (r Range) Len() uint64 { return r.End - r.Start }
 
 // Kind says what a checkpoint knows of a page.
 type Kind uint8
@@ -89,60 +79,47 @@ type FileInfo struct {
 	Size int64 // bytes
 }
 
-// DamageError says that a checkpoint can't be used as it is. Every kind of damage ends in one.
-type DamageError struct {
-	Checkpoint string // its path or address
-	Shard      string // the file that is damaged
-	Offset     int64  // where, in bytes
-	Why        string
-	Err        error // what led to it, may be nil
+// Run is a run of pages of a process that are kept in the same way.
+type Run struct {
+	Range
+	Zero   bool // it is all zeros; the rest means nothing then
+	Origin int  // 0: this checkpoint has it; else the number of an ancestor in the manifest's origins, counted from 1
+	Delta  bool // it is stored as differences from other pages
 }
 
-// newDamage makes a DamageError; err, which may be nil, becomes part of the reason.
-func newDamage(checkpoint, shard string, offset int64, why string, err error) *DamageError {
-	if err != nil {
-		why += ": " + err.Error()
-	}
-	return &DamageError{checkpoint, shard, offset, why, err}
+// FilePiece is a piece of one of CRIU's image files.
+type FilePiece struct {
+	Offset, Len int64 // in the file, in bytes
+	Origin      int   // 0: this checkpoint has it; else the number of an ancestor, as in Run
 }
 
-func (e *DamageError) Error() string {
-	return fmt.Sprintf("checkpoint %s is damaged: %s at offset %d: %s: use a good copy of that file or another checkpoint (verify lists all damage)",
-		e.Checkpoint, e.Shard, e.Offset, e.Why)
+// Use is a block that a checkpoint needs: of its own shards, or of those of an ancestor. What of a shard is in no Use of any
+// checkpoint that refers to it, and is not its header, index or footer, is needed by nobody.
+type Use struct {
+	Origin int    // 0: this checkpoint; else the number of an ancestor in the manifest's origins, counted from 1
+	Shard  int    // number of the shard there
+	Offset int64  // where the block begins in the shard, in bytes
+	Len    int64  // of the whole block with its header and padding, in bytes
+	File   bool   // it is a piece of one of CRIU's images
+	Pages  uint64 // bit i: page i of the block is needed; 0 for pieces of files, which are needed as a whole
 }
-
-func (e *DamageError) Unwrap() error { return e.Err }
-
-// VersionError says that a checkpoint is of a format that this Stasis can't read.
-type VersionError struct {
-	Checkpoint string
-	Format     int    // the checkpoint's
-	Stasis     string // the version that wrote it, may be empty
-}
-
-func (e *VersionError) Error() string {
-	by := "a newer Stasis"
-	if e.Stasis != "" {
-		by = "Stasis " + e.Stasis
-	}
-	return fmt.Sprintf("checkpoint %s was written by %s in format %d, and this Stasis reads formats up to %d: use %s or a newer one",
-		e.Checkpoint, by, e.Format, FormatVersion, by)
-}
-
-// MissingError says that pages that are to be in a checkpoint were never captured.
-type MissingError struct {
-	PID   int
-	First Range  // the first gap
-	Pages uint64 // in all gaps of this process
-}
-
-func (e *MissingError) Error() string {
-	return fmt.Sprintf("%d pages of process %d were not captured, the first at %#x-%#x: dump again, and report this as a fault of Stasis",
-		e.Pages, e.PID, e.First.Start, e.First.End)
-}
-
-// ErrEnded is wrapped by the errors of a Writer that was used after Finish or Abort.
-var ErrEnded = errors.New("the checkpoint was finished or aborted already")
 
 // ShardName is the file name of a shard.
 func ShardName(shard int) string { return fmt.Sprintf("img-%d", shard) }
+
+// AppendPage lengthens the last extent by a page, or begins another one.
+func AppendPage(to []Extent, page uint64) []Extent {
+	if n := len(to); n > 0 && to[n-1].Addr/PageSize+uint64(to[n-1].Pages) == page {
+		to[n-1].Pages++
+		return to
+	}
+	return append(to, Extent{page * PageSize, 1})
+}
+
+// Check sees that the extent can be part of an address space.
+func (e Extent) Check() error {
+	if e.Pages == 0 || e.Addr%PageSize != 0 || e.Addr >= MaxAddr || uint64(e.Pages) > (MaxAddr-e.Addr)/PageSize {
+		return fmt.Errorf("%d pages at %#x are no possible part of an address space", e.Pages, e.Addr)
+	}
+	return nil
+}

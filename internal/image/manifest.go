@@ -11,6 +11,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"stasis/internal/codec"
+	"stasis/internal/store"
 )
 
 // The kinds of checkpoint.
@@ -172,8 +173,8 @@ const (
 	noChecksum  = "0000000000000000"
 )
 
-// encode makes the JSON text, with its checksum.
-func (m *Manifest) encode() ([]byte, error) {
+// Encode makes the JSON text, with its checksum.
+func (m *Manifest) Encode() ([]byte, error) {
 	m.Checksum = noChecksum
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
@@ -184,7 +185,7 @@ func (m *Manifest) encode() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Checksum = hexSum(xxh3.Hash(text))
+	m.Checksum = HexSum(xxh3.Hash(text))
 	copy(text[at:], m.Checksum)
 	return text, nil
 }
@@ -198,11 +199,12 @@ func checksumAt(text []byte) (int, error) {
 	return at + len(checksumKey), nil
 }
 
-func hexSum(sum uint64) string { return fmt.Sprintf("%016x", sum) }
+// HexSum is a checksum as the manifest has it.
+func HexSum(sum uint64) string { return fmt.Sprintf("%016x", sum) }
 
-// decodeManifest reads a manifest. A newer format is a *VersionError, whatever else is in it; everything else that is not as
+// DecodeManifest reads a manifest. A newer format is a *VersionError, whatever else is in it; everything else that is not as
 // it was written is damage, whose reason it returns.
-func decodeManifest(text []byte) (*Manifest, error) {
+func DecodeManifest(text []byte) (*Manifest, error) {
 	m := new(Manifest)
 	err := json.Unmarshal(text, m)
 	if err != nil || m.Format > FormatVersion {
@@ -221,7 +223,7 @@ func decodeManifest(text []byte) (*Manifest, error) {
 	}
 	blank := bytes.Clone(text)
 	copy(blank[at:], noChecksum)
-	if want, got := hexSum(xxh3.Hash(blank)), string(text[at:at+len(noChecksum)]); want != got {
+	if want, got := HexSum(xxh3.Hash(blank)), string(text[at:at+len(noChecksum)]); want != got {
 		return nil, fmt.Errorf("its checksum is %s and should be %s: it was changed after it was written", want, got)
 	}
 	return m, m.check()
@@ -229,10 +231,10 @@ func decodeManifest(text []byte) (*Manifest, error) {
 
 // check sees that what readers rely on is there and within bounds.
 func (m *Manifest) check() error {
-	if m.Format < plainVersion || m.Format > FormatVersion {
+	if m.Format < PlainVersion || m.Format > FormatVersion {
 		return fmt.Errorf("its format is %d, which never was", m.Format)
 	}
-	if _, err := decodeID(m.ID); err != nil {
+	if _, err := ParseID(m.ID); err != nil {
 		return err
 	}
 	if m.Kind != KindFull && m.Kind != KindPreDump {
@@ -249,22 +251,41 @@ func (m *Manifest) check() error {
 	}
 	for i, s := range m.Shards {
 		digest, err := hex.DecodeString(s.Digest)
-		if s.Name != ShardName(i) || s.Size < headerSize+footerSize || err != nil || len(digest) != 8 {
+		if s.Name != ShardName(i) || s.Size < ShardHeader+ShardFooter || err != nil || len(digest) != 8 {
 			return fmt.Errorf("its entry for shard %d is not as Stasis writes it", i)
 		}
 	}
 	for i, o := range m.Origins {
-		if _, err := decodeID(o.ID); err != nil {
+		if _, err := ParseID(o.ID); err != nil {
 			return fmt.Errorf("origin %d: %w", i+1, err)
 		}
 	}
 	return nil
 }
 
-func decodeID(s string) (id [16]byte, err error) {
+// ParseID reads an id as manifests have it: 32 hex digits.
+func ParseID(s string) (id [16]byte, err error) {
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != len(id) {
 		return id, fmt.Errorf("%q is no checkpoint id: it must be %d hex digits", s, 2*len(id))
 	}
 	return [16]byte(b), nil
+}
+
+// ReadManifest reads and checks a checkpoint's manifest alone, which is enough to list it. An error is a *DamageError or a *VersionError.
+func ReadManifest(src store.Source) (*Manifest, error) {
+	text, err := src.Manifest()
+	if err != nil {
+		return nil, err
+	}
+	m, err := DecodeManifest(text)
+	if err == nil {
+		return m, nil
+	}
+	var version *VersionError
+	if errors.As(err, &version) {
+		version.Checkpoint = src.Name()
+		return nil, version
+	}
+	return nil, NewDamage(src.Name(), store.ManifestName, 0, "it can't be used", err)
 }

@@ -1,14 +1,24 @@
-package image
+package image_test
 
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"stasis/internal/codec"
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
+	"stasis/internal/store"
 )
 
 // model is what a checkpoint must hold: of each page of each process the tag that it was last put with; 0 is a zero page.
@@ -22,7 +32,7 @@ func (m model) put(pid int, page, tag uint64) {
 }
 
 // randomCheckpoint writes one and returns the model of what is present.
-func randomCheckpoint(t *testing.T, r *rand.Rand, w *Writer) (model, map[int][]Range, map[string][]byte) {
+func randomCheckpoint(t *testing.T, r *rand.Rand, w *writer.Writer) (model, map[int][]image.Range, map[string][]byte) {
 	t.Helper()
 	all, tag := model{}, uint64(1)
 	rounds := 1 + r.IntN(4)
@@ -30,22 +40,22 @@ func randomCheckpoint(t *testing.T, r *rand.Rand, w *Writer) (model, map[int][]R
 		for range r.IntN(8) {
 			pid := []int{1, 77, 4_000_000}[r.IntN(3)]
 			if r.IntN(5) == 0 {
-				x := pagesOf(r.Uint64N(300)*PageSize, 1+r.IntN(80))
-				if err := w.PutZero(round, pid, []Range{x}); err != nil {
+				x := imagetest.PagesOf(r.Uint64N(300)*image.PageSize, 1+r.IntN(80))
+				if err := w.PutZero(round, pid, []image.Range{x}); err != nil {
 					t.Fatal(err)
 				}
-				for p := x.Start; p < x.End; p += PageSize {
-					all.put(pid, p/PageSize, 0)
+				for p := x.Start; p < x.End; p += image.PageSize {
+					all.put(pid, p/image.PageSize, 0)
 				}
 				continue
 			}
-			var extents []Extent
+			var extents []image.Extent
 			var data []byte
-			for page := r.Uint64N(200); len(data) < MaxBlock && len(extents) < 1+r.IntN(20); {
-				n := min(1+r.IntN(8), MaxPages-len(data)/PageSize)
-				extents = append(extents, Extent{page * PageSize, uint32(n)})
+			for page := r.Uint64N(200); len(data) < image.MaxBlock && len(extents) < 1+r.IntN(20); {
+				n := min(1+r.IntN(8), image.MaxPages-len(data)/image.PageSize)
+				extents = append(extents, image.Extent{Addr: page * image.PageSize, Pages: uint32(n)})
 				for range n {
-					next := tagged(tag, 1)
+					next := imagetest.Tagged(tag, 1)
 					if r.IntN(4) == 0 {
 						clear(next)
 						all.put(pid, page, 0)
@@ -58,26 +68,26 @@ func randomCheckpoint(t *testing.T, r *rand.Rand, w *Writer) (model, map[int][]R
 				}
 				page += r.Uint64N(5)
 			}
-			put(t, w, round, pid, data, extents...)
+			imagetest.Put(t, w, round, pid, data, extents...)
 			clear(data) // it may be used again
 		}
 	}
-	present := map[int][]Range{}
+	present := map[int][]image.Range{}
 	for pid, pages := range all {
 		present[pid] = nil
 		for page := range pages {
 			if r.IntN(10) == 0 {
 				delete(pages, page) // gone by the time of the freeze
 			} else {
-				present[pid] = append(present[pid], pagesOf(page*PageSize, 1))
+				present[pid] = append(present[pid], imagetest.PagesOf(page*image.PageSize, 1))
 			}
 		}
 	}
 	files := map[string][]byte{}
 	for i := range r.IntN(4) {
 		name := fmt.Sprintf("core-%d.img", i)
-		files[name] = tagged(uint64(i), 200)[:r.IntN(600_000)]
-		putFile(t, w, name, files[name])
+		files[name] = imagetest.Tagged(uint64(i), 200)[:r.IntN(600_000)]
+		imagetest.PutFile(t, w, name, files[name])
 	}
 	return all, present, files
 }
@@ -87,17 +97,17 @@ func TestCheckpointsAgainstModel(t *testing.T) {
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 2))
-			w, m := begin(t, 1+r.IntN(5), codec.Names()[r.IntN(5)])
+			w, m := imagetest.Begin(t, 1+r.IntN(5), codec.Names()[r.IntN(5)])
 			want, present, files := randomCheckpoint(t, r, w)
-			finish(t, w, present)
-			c := open(t, m)
+			imagetest.Finish(t, w, present)
+			c := imagetest.Open(t, m)
 			if err := c.Verify(context.Background(), 2, nil); err != nil {
 				t.Fatal(err)
 			}
 			checkBlocks(t, c, want)
 			checkLookups(t, c, want)
 			for name, content := range files {
-				if !bytes.Equal(fileOf(t, c, name), content) {
+				if !bytes.Equal(imagetest.FileOf(t, c, name), content) {
 					t.Errorf("%s differs", name)
 				}
 			}
@@ -110,10 +120,10 @@ func TestCheckpointsAgainstModel(t *testing.T) {
 }
 
 // checkBlocks reads every block and sees that its pieces and the zero ranges together are the model, each page once.
-func checkBlocks(t *testing.T, c *Checkpoint, want model) {
+func checkBlocks(t *testing.T, c *reader.Checkpoint, want model) {
 	t.Helper()
 	got := model{}
-	var buffer Buffer
+	var buffer reader.Buffer
 	lowest := [2]uint64{}
 	for i := range c.Blocks() {
 		data, err := c.ReadBlock(i, &buffer)
@@ -131,13 +141,13 @@ func checkBlocks(t *testing.T, c *Checkpoint, want model) {
 		lowest = first
 		for _, p := range info.Pieces {
 			for n := range uint64(p.Pages) {
-				page := p.Addr/PageSize + n
+				page := p.Addr/image.PageSize + n
 				if _, twice := got[p.PID][page]; twice {
 					t.Fatalf("page %d of %d is there twice", page, p.PID)
 				}
-				at := (uint64(p.First) + n) * PageSize
-				tag := le.Uint64(data[at:])
-				if !bytes.Equal(data[at:at+PageSize], tagged(tag, 1)) {
+				at := (uint64(p.First) + n) * image.PageSize
+				tag := binary.LittleEndian.Uint64(data[at:])
+				if !bytes.Equal(data[at:at+image.PageSize], imagetest.Tagged(tag, 1)) {
 					t.Fatalf("page %d of %d has wrong content", page, p.PID)
 				}
 				got.put(p.PID, page, tag)
@@ -146,7 +156,7 @@ func checkBlocks(t *testing.T, c *Checkpoint, want model) {
 	}
 	for _, pid := range c.PIDs() {
 		for _, z := range c.ZeroRanges(pid) {
-			for p := z.Start / PageSize; p < z.End/PageSize; p++ {
+			for p := z.Start / image.PageSize; p < z.End/image.PageSize; p++ {
 				if _, twice := got[pid][p]; twice {
 					t.Fatalf("zero page %d of %d is there twice", p, pid)
 				}
@@ -173,7 +183,7 @@ func checkBlocks(t *testing.T, c *Checkpoint, want model) {
 }
 
 // checkLookups compares Find and Ranges with the model, page by page.
-func checkLookups(t *testing.T, c *Checkpoint, want model) {
+func checkLookups(t *testing.T, c *reader.Checkpoint, want model) {
 	t.Helper()
 	for pid, pages := range want {
 		covered := map[uint64]bool{}
@@ -183,38 +193,38 @@ func checkLookups(t *testing.T, c *Checkpoint, want model) {
 				t.Fatalf("ranges of %d are not sorted and joined: %v", pid, c.Ranges(pid))
 			}
 			last = x.End
-			for p := x.Start; p < x.End; p += PageSize {
-				covered[p/PageSize] = true
+			for p := x.Start; p < x.End; p += image.PageSize {
+				covered[p/image.PageSize] = true
 			}
 		}
 		for page := range uint64(500) {
 			tag, ok := pages[page]
-			block, at, kind := c.Find(pid, page*PageSize+page%PageSize)
-			wantKind := Absent
+			block, at, kind := c.Find(pid, page*image.PageSize+page%image.PageSize)
+			wantKind := image.Absent
 			if ok {
-				wantKind = Data
+				wantKind = image.Data
 				if tag == 0 {
-					wantKind = Zero
+					wantKind = image.Zero
 				}
 			}
 			if kind != wantKind || covered[page] != ok {
 				t.Fatalf("page %d of %d is of kind %d instead of %d, in the ranges: %v", page, pid, kind, wantKind, covered[page])
 			}
-			if kind != Data || page%8 != 3 { // reading is slow, and checkBlocks has read all
+			if kind != image.Data || page%8 != 3 { // reading is slow, and checkBlocks has read all
 				continue
 			}
-			data, err := c.ReadBlock(block, new(Buffer))
-			if err != nil || le.Uint64(data[at*PageSize:]) != tag {
+			data, err := c.ReadBlock(block, new(reader.Buffer))
+			if err != nil || binary.LittleEndian.Uint64(data[at*image.PageSize:]) != tag {
 				t.Fatalf("page %d of %d was not found where Find says (%v)", page, pid, err)
 			}
 		}
 	}
-	if _, _, kind := c.Find(5, 0); kind != Absent || c.Ranges(5) != nil || c.ZeroRanges(5) != nil {
+	if _, _, kind := c.Find(5, 0); kind != image.Absent || c.Ranges(5) != nil || c.ZeroRanges(5) != nil {
 		t.Error("a process that is not there has pages")
 	}
 }
 
-func checkFigures(t *testing.T, c *Checkpoint, w *Writer, want model) {
+func checkFigures(t *testing.T, c *reader.Checkpoint, w *writer.Writer, want model) {
 	t.Helper()
 	f := c.Manifest().Figures
 	pages, zero := int64(0), int64(0)
@@ -227,7 +237,7 @@ func checkFigures(t *testing.T, c *Checkpoint, w *Writer, want model) {
 		}
 	}
 	raw, stored := w.Written()
-	if f.BytesMemory != pages*PageSize || f.ZeroPages != zero || f.BytesRaw != raw || f.BytesStored != stored {
+	if f.BytesMemory != pages*image.PageSize || f.ZeroPages != zero || f.BytesRaw != raw || f.BytesStored != stored {
 		t.Errorf("figures are %+v, with %d pages, %d zero, %d bytes put and %d stored", f, pages, zero, raw, stored)
 	}
 	size := int64(0)
@@ -236,5 +246,64 @@ func checkFigures(t *testing.T, c *Checkpoint, w *Writer, want model) {
 	}
 	if size != stored || f.BytesSuperseded < 0 || f.BytesSuperseded > stored {
 		t.Errorf("the shards have %d bytes instead of %d; superseded are %d", size, stored, f.BytesSuperseded)
+	}
+}
+
+// TestManyWriters puts pages and files from many goroutines at once, to disk.
+func TestManyWriters(t *testing.T) {
+	for _, codecName := range codec.Names() {
+		t.Run(codecName, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "checkpoint")
+			target, err := store.CreateFolder(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := writer.New(target, writer.Options{Shards: 3, Codec: imagetest.NewCodec(t, codecName), ID: imagetest.ID})
+			if err != nil {
+				t.Fatal(err)
+			}
+			const workers, blocks, pages = 6, 12, 20
+			want, present := model{}, map[int][]image.Range{}
+			var crew sync.WaitGroup
+			errs := make([]error, 2*workers)
+			for k := range workers {
+				for i := range blocks {
+					start := uint64(k*blocks+i) * pages
+					present[7] = append(present[7], imagetest.PagesOf(start*image.PageSize, pages))
+					for p := range uint64(pages) {
+						want.put(7, start+p, start+p+1)
+					}
+				}
+				crew.Go(func() {
+					for i := range blocks {
+						start := uint64(k*blocks+i) * pages
+						b := image.PageBlock{PID: 7, Extents: []image.Extent{{Addr: start * image.PageSize, Pages: pages}}, Data: imagetest.Tagged(start+1, pages)}
+						errs[k] = errors.Join(errs[k], w.PutPages(0, b))
+					}
+				})
+				crew.Go(func() {
+					errs[workers+k] = w.PutFile(fmt.Sprintf("core-%d.img", k), bytes.NewReader(imagetest.Tagged(uint64(k), 100)))
+				})
+			}
+			crew.Wait()
+			if err := errors.Join(errs...); err != nil {
+				t.Fatal(err)
+			}
+			imagetest.Finish(t, w, present)
+			src, err := store.OpenFolder(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := imagetest.Open(t, src)
+			checkBlocks(t, c, want)
+			for k := range workers {
+				if !bytes.Equal(imagetest.FileOf(t, c, fmt.Sprintf("core-%d.img", k)), imagetest.Tagged(uint64(k), 100)) {
+					t.Errorf("file %d differs", k)
+				}
+			}
+			if entries, _ := os.ReadDir(dir); len(entries) != 4 {
+				t.Errorf("there are %d files", len(entries))
+			}
+		})
 	}
 }

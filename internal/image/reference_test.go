@@ -1,29 +1,25 @@
-package image
+package image_test
 
 import (
 	"bytes"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
+
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/ondisk"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 )
 
-// withPages is a memory of one process.
-func withPages(pid int, first uint64, data []byte) memory {
-	m := memory{}
-	for i := range len(data) / PageSize {
-		m.set(pid, first+uint64(i), data[i*PageSize:(i+1)*PageSize])
-	}
-	return m
-}
-
 // blocksSize is the size of all blocks in a checkpoint's own shards.
-func blocksSize(tb testing.TB, c *Checkpoint) int64 {
+func blocksSize(tb testing.TB, c *reader.Checkpoint) int64 {
 	tb.Helper()
 	total := int64(0)
 	for i, s := range c.Manifest().Shards {
-		total += s.Size - headerSize - c.tails[i]
+		total += s.Size - image.ShardHeader - c.TailSize(i)
 	}
 	return total
 }
@@ -32,34 +28,34 @@ func blocksSize(tb testing.TB, c *Checkpoint) int64 {
 func TestEqualToParentIsReferredTo(t *testing.T) {
 	for _, noCompare := range []bool{false, true} {
 		t.Run(fmt.Sprint(noCompare), func(t *testing.T) {
-			var c chain
-			first := noise(MaxBlock)
+			var c imagetest.Chain
+			first := imagetest.Noise(image.MaxBlock)
 			file := bytes.Repeat([]byte("some of CRIU's "), 30_000) // two pieces
-			c.add(t, WriterOptions{}, KindFull, withPages(7, 64, first), map[int][]Range{7: {pagesOf(64*PageSize, 64)}}, func(w *Writer) {
-				put(t, w, 0, 7, first, Extent{64 * PageSize, 64})
-				putFile(t, w, "core-7.img", file)
-				putFile(t, w, "old.img", file[:10])
+			c.Add(t, writer.Options{}, image.KindFull, imagetest.WithPages(7, 64, first), map[int][]image.Range{7: {imagetest.PagesOf(64*image.PageSize, 64)}}, func(w *writer.Writer) {
+				imagetest.Put(t, w, 0, 7, first, image.Extent{Addr: 64 * image.PageSize, Pages: 64})
+				imagetest.PutFile(t, w, "core-7.img", file)
+				imagetest.PutFile(t, w, "old.img", file[:10])
 			})
 			second := bytes.Clone(first)
-			second[20*PageSize+5]++
+			second[20*image.PageSize+5]++
 			changed := append([]byte("S"), file[1:]...) // in its first piece
-			o := WriterOptions{NoCompare: noCompare, NoDelta: true}
-			c.add(t, o, KindFull, withPages(7, 64, second), map[int][]Range{7: {pagesOf(64*PageSize, 64)}}, func(w *Writer) {
-				put(t, w, 0, 7, second, Extent{64 * PageSize, 64})
-				putFile(t, w, "core-7.img", changed)
-				putFile(t, w, "new.img", file[:10])
+			o := writer.Options{NoCompare: noCompare, NoDelta: true}
+			c.Add(t, o, image.KindFull, imagetest.WithPages(7, 64, second), map[int][]image.Range{7: {imagetest.PagesOf(64*image.PageSize, 64)}}, func(w *writer.Writer) {
+				imagetest.Put(t, w, 0, 7, second, image.Extent{Addr: 64 * image.PageSize, Pages: 64})
+				imagetest.PutFile(t, w, "core-7.img", changed)
+				imagetest.PutFile(t, w, "new.img", file[:10])
 			})
-			p := c.open(t, 1)
-			checkMemory(t, p, c[1].memory)
-			if !bytes.Equal(fileOf(t, p, "core-7.img"), changed) || !bytes.Equal(fileOf(t, p, "new.img"), file[:10]) {
+			p := c.Open(t, 1)
+			imagetest.CheckMemory(t, p, c[1].Content)
+			if !bytes.Equal(imagetest.FileOf(t, p, "core-7.img"), changed) || !bytes.Equal(imagetest.FileOf(t, p, "new.img"), file[:10]) {
 				t.Error("a file differs")
 			}
 			f, size := p.Manifest().Figures, blocksSize(t, p)
-			wantReferenced, wantSize := int64(63*PageSize), blockLen(1, PageSize)+blockLen(0, MaxBlock)+blockLen(0, 10)
+			wantReferenced, wantSize := int64(63*image.PageSize), ondisk.BlockLen(1, image.PageSize)+ondisk.BlockLen(0, image.MaxBlock)+ondisk.BlockLen(0, 10)
 			if noCompare {
-				wantReferenced, wantSize = 0, blockLen(1, MaxBlock)+blockLen(0, MaxBlock)+blockLen(0, uint32(len(file)-MaxBlock))+blockLen(0, 10)
+				wantReferenced, wantSize = 0, ondisk.BlockLen(1, image.MaxBlock)+ondisk.BlockLen(0, image.MaxBlock)+ondisk.BlockLen(0, uint32(len(file)-image.MaxBlock))+ondisk.BlockLen(0, 10)
 			}
-			if f.BytesReferenced != wantReferenced || size != wantSize || f.BytesMemory != MaxBlock {
+			if f.BytesReferenced != wantReferenced || size != wantSize || f.BytesMemory != image.MaxBlock {
 				t.Errorf("the blocks have %d bytes instead of %d; figures are %+v", size, wantSize, f)
 			}
 		})
@@ -68,23 +64,23 @@ func TestEqualToParentIsReferredTo(t *testing.T) {
 
 // TestLaterPutsWin puts a page as the parent has it after and before another content of it.
 func TestLaterPutsWin(t *testing.T) {
-	var c chain
-	a, b := noise(2 * PageSize)[:PageSize], noise(2 * PageSize)[PageSize:]
-	present := map[int][]Range{7: {pagesOf(0x10000, 3)}}
-	c.add(t, WriterOptions{}, KindFull, nil, present, func(w *Writer) {
-		put(t, w, 0, 7, slices3(a, a, a), Extent{0x10000, 3})
+	var c imagetest.Chain
+	a, b := imagetest.Noise(2 * image.PageSize)[:image.PageSize], imagetest.Noise(2 * image.PageSize)[image.PageSize:]
+	present := map[int][]image.Range{7: {imagetest.PagesOf(0x10000, 3)}}
+	c.Add(t, writer.Options{}, image.KindFull, nil, present, func(w *writer.Writer) {
+		imagetest.Put(t, w, 0, 7, slices3(a, a, a), image.Extent{Addr: 0x10000, Pages: 3})
 	})
-	want := withPages(7, 16, slices3(a, b, a))
-	want.set(7, 17, b)
-	want.set(7, 18, nil)
-	c.add(t, WriterOptions{}, KindFull, want, present, func(w *Writer) {
-		put(t, w, 0, 7, slices3(b, a, b), Extent{0x10000, 3})
-		put(t, w, 1, 7, slices3(a, b, make([]byte, PageSize)), Extent{0x10000, 3})
+	want := imagetest.WithPages(7, 16, slices3(a, b, a))
+	want.Set(7, 17, b)
+	want.Set(7, 18, nil)
+	c.Add(t, writer.Options{}, image.KindFull, want, present, func(w *writer.Writer) {
+		imagetest.Put(t, w, 0, 7, slices3(b, a, b), image.Extent{Addr: 0x10000, Pages: 3})
+		imagetest.Put(t, w, 1, 7, slices3(a, b, make([]byte, image.PageSize)), image.Extent{Addr: 0x10000, Pages: 3})
 	})
-	p := c.open(t, 1)
-	checkMemory(t, p, want)
+	p := c.Open(t, 1)
+	imagetest.CheckMemory(t, p, want)
 	// b's block was put for page 16, which is the parent's again, and is alive for page 17.
-	if f := p.Manifest().Figures; f.BytesReferenced != PageSize || blocksSize(t, p) != blockLen(2, PageSize) && blocksSize(t, p) != blockLen(1, PageSize) {
+	if f := p.Manifest().Figures; f.BytesReferenced != image.PageSize || blocksSize(t, p) != ondisk.BlockLen(2, image.PageSize) && blocksSize(t, p) != ondisk.BlockLen(1, image.PageSize) {
 		t.Errorf("the blocks have %d bytes; figures are %+v", blocksSize(t, p), f)
 	}
 }
@@ -95,17 +91,17 @@ func slices3(a, b, c []byte) []byte { return append(append(bytes.Clone(a), b...)
 func TestEqualPagesAreStoredOnce(t *testing.T) {
 	for _, noShare := range []bool{false, true} {
 		t.Run(fmt.Sprint(noShare), func(t *testing.T) {
-			var c chain
-			one, two := bytes.Repeat([]byte{0xff}, PageSize), noise(PageSize)
-			want := memory{7: {}, 8: {}}
+			var c imagetest.Chain
+			one, two := bytes.Repeat([]byte{0xff}, image.PageSize), imagetest.Noise(image.PageSize)
+			want := imagetest.Memory{7: {}, 8: {}}
 			for i := range uint64(64) {
-				want.set(7, 64+i, one)
-				want.set(7, 256+i, one)
-				want.set(8, 64+i, one)
+				want.Set(7, 64+i, one)
+				want.Set(7, 256+i, one)
+				want.Set(8, 64+i, one)
 			}
-			want.set(7, 100, two)
-			want.set(8, 127, two)
-			c.add(t, WriterOptions{NoShare: noShare}, KindFull, want, want.present(), func(w *Writer) {
+			want.Set(7, 100, two)
+			want.Set(8, 127, two)
+			c.Add(t, writer.Options{NoShare: noShare}, image.KindFull, want, want.Present(), func(w *writer.Writer) {
 				for _, at := range []struct {
 					pid  int
 					page uint64
@@ -114,15 +110,15 @@ func TestEqualPagesAreStoredOnce(t *testing.T) {
 					for i := range uint64(64) {
 						data = append(data, want[at.pid][at.page+i]...)
 					}
-					put(t, w, 0, at.pid, data, Extent{at.page * PageSize, 64})
+					imagetest.Put(t, w, 0, at.pid, data, image.Extent{Addr: at.page * image.PageSize, Pages: 64})
 				}
 			})
-			p := c.open(t, 0)
-			checkMemory(t, p, want)
+			p := c.Open(t, 0)
+			imagetest.CheckMemory(t, p, want)
 			f, size := p.Manifest().Figures, blocksSize(t, p)
-			wantShared, wantSize := int64(190*PageSize), blockLen(2, 2*PageSize)
+			wantShared, wantSize := int64(190*image.PageSize), ondisk.BlockLen(2, 2*image.PageSize)
 			if noShare {
-				wantShared, wantSize = 0, 3*blockLen(1, MaxBlock)
+				wantShared, wantSize = 0, 3*ondisk.BlockLen(1, image.MaxBlock)
 			}
 			if f.BytesShared != wantShared || size != wantSize {
 				t.Errorf("the blocks have %d bytes instead of %d; figures are %+v", size, wantSize, f)
@@ -133,28 +129,28 @@ func TestEqualPagesAreStoredOnce(t *testing.T) {
 
 // TestSharedFromManyGoroutines puts few contents in many pages from several goroutines at once.
 func TestSharedFromManyGoroutines(t *testing.T) {
-	var c chain
-	contents := noise(40 * PageSize)
-	want := memory{7: {}}
+	var c imagetest.Chain
+	contents := imagetest.Noise(40 * image.PageSize)
+	want := imagetest.Memory{7: {}}
 	const workers, calls = 6, 20
-	c.add(t, WriterOptions{Shards: 3}, KindFull, want, map[int][]Range{7: {pagesOf(0, workers*calls*MaxPages)}}, func(w *Writer) {
+	c.Add(t, writer.Options{Shards: 3}, image.KindFull, want, map[int][]image.Range{7: {imagetest.PagesOf(0, workers*calls*image.MaxPages)}}, func(w *writer.Writer) {
 		var crew sync.WaitGroup
 		errs := make([]error, workers)
 		for k := range workers {
-			for page := k * calls * MaxPages; page < (k+1)*calls*MaxPages; page++ {
+			for page := k * calls * image.MaxPages; page < (k+1)*calls*image.MaxPages; page++ {
 				n := (page * 7 / 3) % 40
-				want.set(7, uint64(page), contents[n*PageSize:(n+1)*PageSize])
+				want.Set(7, uint64(page), contents[n*image.PageSize:(n+1)*image.PageSize])
 			}
 		}
 		for k := range workers {
 			crew.Go(func() {
 				for i := range calls {
-					first := uint64(k*calls+i) * MaxPages
+					first := uint64(k*calls+i) * image.MaxPages
 					var data []byte
-					for n := range uint64(MaxPages) {
+					for n := range uint64(image.MaxPages) {
 						data = append(data, want[7][first+n]...)
 					}
-					if err := w.PutPages(0, PageBlock{7, []Extent{{first * PageSize, MaxPages}}, data}); err != nil {
+					if err := w.PutPages(0, image.PageBlock{PID: 7, Extents: []image.Extent{{Addr: first * image.PageSize, Pages: image.MaxPages}}, Data: data}); err != nil {
 						errs[k] = err
 					}
 				}
@@ -167,9 +163,9 @@ func TestSharedFromManyGoroutines(t *testing.T) {
 			}
 		}
 	})
-	p := c.open(t, 0)
-	checkMemory(t, p, want)
-	if size := blocksSize(t, p); size > workers*blockLen(40, 40*PageSize) {
+	p := c.Open(t, 0)
+	imagetest.CheckMemory(t, p, want)
+	if size := blocksSize(t, p); size > workers*ondisk.BlockLen(40, 40*image.PageSize) {
 		t.Errorf("the blocks have %d bytes", size)
 	}
 }
@@ -178,108 +174,58 @@ func TestSharedFromManyGoroutines(t *testing.T) {
 // that block.
 func TestDamagedParentIsFound(t *testing.T) {
 	for _, what := range []string{"page", "file"} {
-		var c chain
-		data := noise(64 * PageSize)
-		present := map[int][]Range{7: {pagesOf(64*PageSize, 64)}}
-		c.add(t, WriterOptions{}, KindFull, nil, present, func(w *Writer) {
-			put(t, w, 0, 7, data, Extent{64 * PageSize, 64})
-			putFile(t, w, "core-7.img", data)
+		var c imagetest.Chain
+		data := imagetest.Noise(64 * image.PageSize)
+		present := map[int][]image.Range{7: {imagetest.PagesOf(64*image.PageSize, 64)}}
+		c.Add(t, writer.Options{}, image.KindFull, nil, present, func(w *writer.Writer) {
+			imagetest.Put(t, w, 0, 7, data, image.Extent{Addr: 64 * image.PageSize, Pages: 64})
+			imagetest.PutFile(t, w, "core-7.img", data)
 		})
-		parent := c.open(t, 0)
-		at := parent.blocks[0].off
+		parent := c.Open(t, 0)
+		at := parent.BlockTable[0].Off
 		if what == "file" {
-			at = parent.filePieces[0][0].off
+			at = parent.PieceTable[0][0].Off
 		}
 		c[0].Files["img-0"][at+2000]++
-		w, err := NewWriter(discard{}, WriterOptions{Shards: 1, ID: [16]byte{7}, Parent: parent})
+		w, err := writer.New(imagetest.Discard{}, writer.Options{Shards: 1, ID: [16]byte{7}, Parent: parent})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if what == "file" {
 			err = w.PutFile("core-7.img", bytes.NewReader(data))
 		} else {
-			err = w.PutPages(0, PageBlock{7, []Extent{{70 * PageSize, 1}}, noise(PageSize)})
+			err = w.PutPages(0, image.PageBlock{PID: 7, Extents: []image.Extent{{Addr: 70 * image.PageSize, Pages: 1}}, Data: imagetest.Noise(image.PageSize)})
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, why := w.Unread()
-		damageIn(t, why, "img-0", int(at), "a damaged parent")
-		if err := w.Finish(present, testManifest()); (err == nil) != (what == "file") {
+		imagetest.DamageIn(t, why, "img-0", int(at), "a damaged parent")
+		if err := w.Finish(present, imagetest.Manifest()); (err == nil) != (what == "file") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 }
 
 func TestParentsThatCannotBe(t *testing.T) {
-	var c chain
-	c.add(t, WriterOptions{}, KindFull, nil, map[int][]Range{7: {pagesOf(0, 1)}}, func(w *Writer) { put(t, w, 0, 7, tagged(1, 1), Extent{0, 1}) })
-	parent := c.open(t, 0)
-	if _, err := NewWriter(discard{}, WriterOptions{Shards: 1, ID: c[0].id, Parent: parent}); err == nil || !strings.Contains(err.Error(), "own id") {
+	var c imagetest.Chain
+	c.Add(t, writer.Options{}, image.KindFull, nil, map[int][]image.Range{7: {imagetest.PagesOf(0, 1)}}, func(w *writer.Writer) {
+		imagetest.Put(t, w, 0, 7, imagetest.Tagged(1, 1), image.Extent{Addr: 0, Pages: 1})
+	})
+	parent := c.Open(t, 0)
+	if _, err := writer.New(imagetest.Discard{}, writer.Options{Shards: 1, ID: c[0].ID, Parent: parent}); err == nil || !strings.Contains(err.Error(), "own id") {
 		t.Errorf("a checkpoint that is its own parent: %v", err)
 	}
-	for _, kind := range []string{KindFull, KindPreDump} {
-		w, err := NewWriter(discard{}, WriterOptions{Shards: 1, ID: [16]byte{7}, Parent: parent})
+	for _, kind := range []string{image.KindFull, image.KindPreDump} {
+		w, err := writer.New(imagetest.Discard{}, writer.Options{Shards: 1, ID: [16]byte{7}, Parent: parent})
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := testManifest()
+		m := imagetest.Manifest()
 		m.Kind = kind
-		err = w.Finish(map[int][]Range{7: {pagesOf(0, 2)}, 8: {pagesOf(0, 1)}}, m)
-		if (err == nil) != (kind == KindPreDump) || err == nil && m.Figures.BytesMemory != PageSize {
+		err = w.Finish(map[int][]image.Range{7: {imagetest.PagesOf(0, 2)}, 8: {imagetest.PagesOf(0, 1)}}, m)
+		if (err == nil) != (kind == image.KindPreDump) || err == nil && m.Figures.BytesMemory != image.PageSize {
 			t.Errorf("a %s with pages that nobody has: %v, %+v", kind, err, m.Figures)
-		}
-	}
-}
-
-func TestRebase(t *testing.T) {
-	for _, x := range [][3]string{
-		{"../a", "../b", "../a"}, {"a", "../b", "../b/a"}, {"/x/a", "../b", "/x/a"}, {"../a", "/x/b", "/x/a"},
-		{"", "../b", ""}, {"s3://bucket/a", "../b", "s3://bucket/a"},
-		{"../a", "", ""}, {"../a", "s3://bucket/x/b", "s3://bucket/x/a"},
-	} {
-		if got := rebase(x[0], x[1]); got != x[2] {
-			t.Errorf("%s seen from %s is %s instead of %s", x[0], x[1], got, x[2])
-		}
-	}
-}
-
-// TestPageTable fills the table beyond its size.
-func TestPageTable(t *testing.T) {
-	table, r := newPageTable(), rand.New(rand.NewPCG(1, 1))
-
-	for i := range 100_000 {
-		f := []fate{{at: pageAt{block: uint32(i)}}}
-		f[0].hash.Lo, f[0].hash.Hi = r.Uint64(), r.Uint64()
-		table.add(f)
-		again := []fate{{hash: f[0].hash}, {hash: f[0].hash}}
-		again[1].hash.Hi++
-		table.find(again, &[MaxPages]int{1, 1})
-		if again[0].kind != elsewhere || again[0].at != f[0].at || again[1].kind != kept {
-			t.Fatalf("%+v was found as %+v", f, again)
-		}
-	}
-}
-
-// TestFewPagesShareOne puts one content in very many pages: no block may bring all of them.
-func TestFewPagesShareOne(t *testing.T) {
-	var c chain
-	const pages = 40 * MaxPages
-	data := bytes.Repeat([]byte{0x5a}, pages*PageSize)
-	want := withPages(7, 0, data)
-	c.add(t, WriterOptions{}, KindFull, want, map[int][]Range{7: {pagesOf(0, pages)}}, func(w *Writer) {
-		for i := range uint64(40) {
-			put(t, w, 0, 7, data[:MaxBlock], Extent{i * MaxBlock, MaxPages})
-		}
-	})
-	p := c.open(t, 0)
-	checkMemory(t, p, want)
-	if p.Blocks() != pages/maxShares {
-		t.Errorf("there are %d blocks", p.Blocks())
-	}
-	for i := range p.Blocks() {
-		if n := len(p.Block(i).Pieces); n > maxShares {
-			t.Errorf("block %d has %d pieces", i, n)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package image
+package image_test
 
 import (
 	"fmt"
@@ -6,6 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 	"stasis/internal/store/storetest"
 )
@@ -13,20 +17,20 @@ import (
 // TestReleasedFormats reads small checkpoints of the formats before differences. They are kept in testdata and never written
 // again.
 func TestReleasedFormats(t *testing.T) {
-	for version := 1; version < FormatVersion; version++ {
+	for version := 1; version < image.FormatVersion; version++ {
 		src, err := store.OpenFolder(filepath.Join("testdata", fmt.Sprintf("v%d", version)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := use(src); err != nil {
+		if err := imagetest.Use(src); err != nil {
 			t.Fatal(err)
 		}
-		c := open(t, src)
+		c := imagetest.Open(t, src)
 		checkBlocks(t, c, model{7: {0x10: 1, 0x11: 9, 0x40: 3}, 8: {0x10: 0, 0x20: 20}})
-		if got := string(fileOf(t, c, "core-7.img")); got != "CRIU knows what is in here" {
+		if got := string(imagetest.FileOf(t, c, "core-7.img")); got != "CRIU knows what is in here" {
 			t.Errorf("its file has %q", got)
 		}
-		if m := c.Manifest(); m.Stasis != "1.2.3" || m.Kind != KindFull || len(c.Files()) != 2 {
+		if m := c.Manifest(); m.Stasis != "1.2.3" || m.Kind != image.KindFull || len(c.Files()) != 2 {
 			t.Errorf("its manifest is %+v", m)
 		}
 	}
@@ -36,22 +40,22 @@ func TestReleasedFormats(t *testing.T) {
 func TestReleasedDifferences(t *testing.T) {
 	folder := func(i int) string { return filepath.Join("testdata", fmt.Sprintf("v2-%d", i)) }
 	if _, err := os.Stat(folder(0)); err != nil && *update {
-		for i, l := range counters(t, 3, 3, WriterOptions{Codec: newCodec(t, "zstd"), Shards: 2}) {
+		for i, l := range imagetest.Counters(t, 3, 3, writer.Options{Codec: imagetest.NewCodec(t, "zstd"), Shards: 2}) {
 			keepFormat(t, folder(i), l.Memory)
 		}
 	}
-	want := counters(t, 3, 3, WriterOptions{})
+	want := imagetest.Counters(t, 3, 3, writer.Options{})
 	for i := range want {
 		src, err := store.OpenFolder(folder(i))
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := OpenChain(src, func(id [16]byte) (store.Source, error) { return store.OpenFolder(folder(int(id[0]) - 1)) })
+		c, err := reader.OpenChain(src, func(id [16]byte) (store.Source, error) { return store.OpenFolder(folder(int(id[0]) - 1)) })
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = c.Close() })
-		checkMemory(t, c, want[i].memory)
+		imagetest.CheckMemory(t, c, want[i].Content)
 		if m := c.Manifest(); i > 0 && m.Format != 2 {
 			t.Errorf("it is of format %d", m.Format)
 		}

@@ -1,4 +1,4 @@
-package image
+package image_test
 
 import (
 	"bytes"
@@ -14,6 +14,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"stasis/internal/image"
+	"stasis/internal/image/imagetest"
 )
 
 const schemaPath = "../../docs/manifest.schema.json"
@@ -22,13 +25,13 @@ var update = flag.Bool("update", false, "write docs/manifest.schema.json anew")
 
 // constraints are what the schema says of a member beyond its type.
 var constraints = map[string]map[string]any{
-	"Manifest.format":   {"minimum": plainVersion, "maximum": FormatVersion},
+	"Manifest.format":   {"minimum": image.PlainVersion, "maximum": image.FormatVersion},
 	"Manifest.id":       {"pattern": "^[0-9a-f]{32}$"},
-	"Manifest.kind":     {"enum": []string{KindFull, KindPreDump}},
+	"Manifest.kind":     {"enum": []string{image.KindFull, image.KindPreDump}},
 	"Manifest.codec":    {"enum": []string{"none", "lz4", "zstd", "gzip", "zlib"}},
-	"Manifest.shards":   {"minItems": 1, "maxItems": MaxShards},
+	"Manifest.shards":   {"minItems": 1, "maxItems": image.MaxShards},
 	"Manifest.checksum": {"pattern": "^[0-9a-f]{16}$"},
-	"Host.page_size":    {"const": PageSize},
+	"Host.page_size":    {"const": image.PageSize},
 	"Shard.name":        {"pattern": "^img-[0-9]+$"},
 	"Shard.digest":      {"pattern": "^[0-9a-f]{16}$"},
 	"Origin.id":         {"pattern": "^[0-9a-f]{32}$"},
@@ -57,7 +60,7 @@ type schema struct {
 // TestSchemaIsFresh keeps the documented schema and the Go types together. The schema's descriptions are the types' comments.
 func TestSchemaIsFresh(t *testing.T) {
 	comments := fieldComments(t)
-	s := schemaOf(t, reflect.TypeFor[Manifest](), comments)
+	s := schemaOf(t, reflect.TypeFor[image.Manifest](), comments)
 	s.Schema, s.Title = "https://json-schema.org/draft/2020-12/schema", "Manifest of a Stasis checkpoint"
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -178,19 +181,19 @@ func TestManifestsFollowTheSchema(t *testing.T) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		t.Fatal(err)
 	}
-	follows(t, &s, smallCheckpoint(t, 3, "zstd", testID).Text)
+	follows(t, &s, imagetest.SmallCheckpoint(t, 3, "zstd", imagetest.ID).Text)
 
-	full := new(Manifest)
+	full := new(image.Manifest)
 	fill(reflect.ValueOf(full).Elem())
-	full.Format, full.Kind, full.Host.PageSize, full.Codec = FormatVersion, KindPreDump, PageSize, "lz4"
+	full.Format, full.Kind, full.Host.PageSize, full.Codec = image.FormatVersion, image.KindPreDump, image.PageSize, "lz4"
 	full.ID, full.Origins[0].ID = strings.Repeat("0a", 16), strings.Repeat("0b", 16)
-	full.Shards = []Shard{{"img-0", 1000, "0123456789abcdef"}}
-	text, err := full.encode()
+	full.Shards = []image.Shard{{Name: "img-0", Size: 1000, Digest: "0123456789abcdef"}}
+	text, err := full.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
 	follows(t, &s, text)
-	back, err := decodeManifest(text)
+	back, err := image.DecodeManifest(text)
 	if err != nil {
 		t.Fatal(err)
 	}

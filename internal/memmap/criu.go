@@ -21,7 +21,7 @@ type area struct {
 }
 
 // readFiles notes the names of all files.
-func (r *reader) readFiles() {
+func (r *looker) readFiles() {
 	text := r.image(criu.FilesImage)
 	if text == nil {
 		return
@@ -42,7 +42,7 @@ func (r *reader) readFiles() {
 }
 
 // mappings reads those of a process, in the order of their addresses.
-func (r *reader) mappings(pid int) []Mapping {
+func (r *looker) mappings(pid int) []Mapping {
 	name := "mm-" + strconv.Itoa(pid) + ".img"
 	text := r.image(name)
 	if text == nil {
@@ -74,7 +74,7 @@ func (r *reader) mappings(pid int) []Mapping {
 	return list
 }
 
-func (r *reader) mapping(pid int, a *vma.VmaEntry) Mapping {
+func (r *looker) mapping(pid int, a *vma.VmaEntry) Mapping {
 	m := Mapping{PID: pid, Start: a.GetStart(), End: a.GetEnd(), Kind: kindOf(a), Perms: permsOf(a)}
 	switch status := a.GetStatus(); {
 	case status&(criu.AreaFilePrivate|criu.AreaFileShared|criu.AreaMemfd) != 0:
@@ -118,7 +118,7 @@ func permsOf(a *vma.VmaEntry) string {
 }
 
 // criuPages are those of a process's pages that are in CRIU's images.
-func (r *reader) criuPages(pid int) []piece {
+func (r *looker) criuPages(pid int) []piece {
 	list := r.pagemap(criu.PagemapImage(pid))
 	for i := range list {
 		list[i].pid = pid
@@ -127,7 +127,7 @@ func (r *reader) criuPages(pid int) []piece {
 }
 
 // sharedPages are the pages of the shared memory behind a mapping. They belong to all that map it, and count for the first.
-func (r *reader) sharedPages(m *Mapping) []piece {
+func (r *looker) sharedPages(m *Mapping) []piece {
 	if m.area == nil || r.segments[m.area.segment] {
 		return nil
 	}
@@ -144,7 +144,7 @@ func (r *reader) sharedPages(m *Mapping) []piece {
 }
 
 // pagemap reads a page map of CRIU's, and looks up where the pages are stored: they lie in their image one after the other.
-func (r *reader) pagemap(name string) []piece {
+func (r *looker) pagemap(name string) []piece {
 	text := r.image(name)
 	if text == nil {
 		return nil

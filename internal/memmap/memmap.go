@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // Kind is what memory is used for.
@@ -100,9 +101,9 @@ const maxImage = 32 << 20
 
 // Of looks at a checkpoint, and makes at most so many cells of its memory. What cannot be found out of a checkpoint that gave memory up,
 // or is damaged, is left out, with a note.
-func Of(c *image.Checkpoint, cells int) *Map {
+func Of(c *reader.Checkpoint, cells int) *Map {
 	m := new(Map)
-	r := &reader{checkpoint: c, sizes: c.Files(), files: make(map[uint32]string), segments: make(map[uint64]bool)}
+	r := &looker{checkpoint: c, sizes: c.Files(), files: make(map[uint32]string), segments: make(map[uint64]bool)}
 	r.readFiles()
 	commands := make(map[int]string)
 	pids := c.PIDs()
@@ -167,8 +168,8 @@ func (m *Map) shorten() {
 }
 
 // reader reads what a checkpoint says of its memory.
-type reader struct {
-	checkpoint *image.Checkpoint
+type looker struct {
+	checkpoint *reader.Checkpoint
 	sizes      []image.FileInfo
 	files      map[uint32]string // path of each file by CRIU's number
 	segments   map[uint64]bool   // of shared memory, that were counted already
@@ -179,7 +180,7 @@ type reader struct {
 var errTooLarge = errors.New("it is too large to be one")
 
 // image reads one of CRIU's images; nil where there is none. What cannot be read is noted.
-func (r *reader) image(name string) []byte {
+func (r *looker) image(name string) []byte {
 	i := slices.IndexFunc(r.sizes, func(f image.FileInfo) bool { return f.Name == name })
 	if i < 0 {
 		return nil
@@ -197,14 +198,14 @@ func (r *reader) image(name string) []byte {
 }
 
 // note tells of the first thing that is not known; the others have mostly the same reason.
-func (r *reader) note(name string, err error) {
+func (r *looker) note(name string, err error) {
 	if len(r.notes) == 0 {
 		r.notes = append(r.notes, fmt.Sprintf("not everything is known of this memory, since CRIU's image %s cannot be read: %v", name, err))
 	}
 }
 
 // process finds the mappings of a process and what of its memory is in the checkpoint.
-func (r *reader) process(pid int) ([]Mapping, []piece) {
+func (r *looker) process(pid int) ([]Mapping, []piece) {
 	mappings := r.mappings(pid)
 	pieces := append(r.criuPages(pid), r.ownPages(pid)...) // where both have a page, CRIU's is the one that is restored
 	slices.SortStableFunc(pieces, func(a, b piece) int { return cmp.Compare(a.start, b.start) })

@@ -18,6 +18,8 @@ import (
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 	"stasis/internal/store/storetest"
 )
@@ -73,16 +75,16 @@ func content(seed byte) []byte {
 var stored = map[[16]byte]*storetest.Memory{}
 
 // checkpointOf makes a checkpoint of two processes, whose memory Stasis and CRIU have. Heaps of different seeds differ.
-func checkpointOf(t *testing.T, parent *image.Checkpoint, seed byte, mappings []byte) *image.Checkpoint {
+func checkpointOf(t *testing.T, parent *reader.Checkpoint, seed byte, mappings []byte) *reader.Checkpoint {
 	t.Helper()
 	memory := storetest.NewMemory()
 	c, err := codec.New("lz4", 0)
 	check(t, err)
-	options := image.WriterOptions{Shards: 2, Codec: c, ID: [16]byte{seed}}
+	options := writer.Options{Shards: 2, Codec: c, ID: [16]byte{seed}}
 	if parent != nil {
 		options.Parent, options.ParentPath = parent, "../parent"
 	}
-	w, err := image.NewWriter(memory, options)
+	w, err := writer.New(memory, options)
 	check(t, err)
 	put := func(pid int, at uint64, data []byte) {
 		t.Helper()
@@ -117,13 +119,13 @@ func checkpointOf(t *testing.T, parent *image.Checkpoint, seed byte, mappings []
 		Kind: image.KindFull, RootPID: 10, Parent: parentID(parent), Processes: []image.Process{{PID: 10, Comm: "one"}, {PID: 20, PPID: 10, Comm: "two"}, {PID: 30, PPID: 10, Comm: "zombie"}},
 	}))
 	stored[options.ID] = memory
-	opened, err := image.OpenChain(memory, func(id [16]byte) (store.Source, error) { return stored[id], nil })
+	opened, err := reader.OpenChain(memory, func(id [16]byte) (store.Source, error) { return stored[id], nil })
 	check(t, err)
 	t.Cleanup(func() { opened.Close() })
 	return opened
 }
 
-func parentID(c *image.Checkpoint) string {
+func parentID(c *reader.Checkpoint) string {
 	if c == nil {
 		return ""
 	}

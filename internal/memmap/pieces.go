@@ -47,7 +47,7 @@ func partsOf(w where, n int64) (p Parts) {
 }
 
 // ownPages are those that Stasis keeps.
-func (r *reader) ownPages(pid int) []piece {
+func (r *looker) ownPages(pid int) []piece {
 	var list []piece
 	for run := range r.checkpoint.Runs(pid) {
 		p := piece{pid: pid, start: run.Start, end: run.End}

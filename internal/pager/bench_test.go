@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // still is a checkpoint that costs nothing to read.
@@ -32,7 +33,7 @@ func (s *still) Pieces(i int, list []image.Piece) []image.Piece {
 
 func (s *still) Bytes(int) int64 { return image.MaxBlock }
 
-func (s *still) ReadBlock(int, *image.Buffer) ([]byte, error) { return s.data, nil }
+func (s *still) ReadBlock(int, *reader.Buffer) ([]byte, error) { return s.data, nil }
 
 func (s *still) Find(_ int, addr uint64) (int, uint32, image.Kind) {
 	if addr < base || addr >= base+uint64(s.pages)*pageSize {

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // fault is a thread asleep on a page that is not there.
@@ -63,7 +64,7 @@ func (q *queue) close() {
 // tend to want the same one at the same time.
 type worker struct {
 	p      *Pager
-	buffer image.Buffer
+	buffer reader.Buffer
 	block  int // what data is of, -1 for nothing
 	data   []byte
 	pieces []image.Piece // space

@@ -67,6 +67,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/image"
+	"stasis/internal/image/families"
+	"stasis/internal/image/reader"
 )
 
 // SocketName is where CRIU expects the pager, in its work directory.
@@ -82,15 +84,15 @@ type Source interface {
 	// Bytes is what the pieces of a block have in all.
 	Bytes(i int) int64
 	// ReadBlock returns verified pages, valid until b is used again.
-	ReadBlock(i int, b *image.Buffer) ([]byte, error)
+	ReadBlock(i int, b *reader.Buffer) ([]byte, error)
 	Find(pid int, addr uint64) (block int, page uint32, kind image.Kind)
 	PIDs() []int
 	Ranges(pid int) []image.Range
 }
 
 var (
-	_ Source = (*image.Checkpoint)(nil)
-	_ Source = (*image.Families)(nil)
+	_ Source = (*reader.Checkpoint)(nil)
+	_ Source = (*families.Families)(nil)
 )
 
 // Options of a Pager. The zero value is an eager one.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/uffd"
 )
 
@@ -157,12 +158,12 @@ type pattern struct {
 	before   func(block int) error // called by ReadBlock
 
 	mu      sync.Mutex
-	read    map[int]int              // how often a block was read
-	buffers map[*image.Buffer][]byte // image.Buffer is opaque, so its space is here
+	read    map[int]int               // how often a block was read
+	buffers map[*reader.Buffer][]byte // image.Buffer is opaque, so its space is here
 }
 
 func newPattern(pages, perBlock int) *pattern {
-	return &pattern{pages: pages, perBlock: perBlock, read: map[int]int{}, buffers: map[*image.Buffer][]byte{}}
+	return &pattern{pages: pages, perBlock: perBlock, read: map[int]int{}, buffers: map[*reader.Buffer][]byte{}}
 }
 
 func kindOf(page int) image.Kind {
@@ -206,7 +207,7 @@ func (s *pattern) Bytes(i int) (n int64) {
 	return n
 }
 
-func (s *pattern) ReadBlock(i int, b *image.Buffer) ([]byte, error) {
+func (s *pattern) ReadBlock(i int, b *reader.Buffer) ([]byte, error) {
 	s.mu.Lock()
 	s.read[i]++
 	data := s.buffers[b]

@@ -18,7 +18,7 @@ import (
 
 	"stasis/internal/chain"
 	"stasis/internal/criu"
-	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/require"
 	"stasis/internal/store"
 	"stasis/internal/testkit"
@@ -37,7 +37,7 @@ type server struct {
 func serveCRIU(t *testing.T, codecName, parentDir string, o ServerOptions, target func(store.Target) store.Target) *server {
 	t.Helper()
 	s := &server{dir: filepath.Join(t.TempDir(), "checkpoint"), done: make(chan struct{})}
-	var parent *image.Checkpoint
+	var parent *reader.Checkpoint
 	if parentDir != "" {
 		var err error
 		if parent, err = chain.Open(parentDir); err != nil {
@@ -158,7 +158,7 @@ func criuSends(t *testing.T, program *testkit.Subject, segments bool) {
 }
 
 // compareWithProcesses compares all private memory with that of the stopped processes.
-func compareWithProcesses(t *testing.T, c *image.Checkpoint) {
+func compareWithProcesses(t *testing.T, c *reader.Checkpoint) {
 	t.Helper()
 	for _, pid := range c.PIDs() {
 		compareWithProcess(t, pid, memoryOf(t, c, pid))
@@ -210,7 +210,7 @@ func sameButRseq(a, b []byte) bool {
 }
 
 // compareWithImages compares all memory with the images of a plain dump.
-func compareWithImages(t *testing.T, c *image.Checkpoint, dir string) {
+func compareWithImages(t *testing.T, c *reader.Checkpoint, dir string) {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(dir, "pagemap-*.img"))
 	if err != nil || len(found) == 0 {

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"testing"
 
-	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/store/storetest"
 )
 
@@ -78,13 +78,13 @@ func FuzzSession(f *testing.F) {
 	s.close(f)
 	parent := first.opened()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, p := range []*image.Checkpoint{nil, parent} {
+		for _, p := range []*reader.Checkpoint{nil, parent} {
 			playSession(t, b, p)
 		}
 	})
 }
 
-func playSession(t *testing.T, b []byte, parent *image.Checkpoint) {
+func playSession(t *testing.T, b []byte, parent *reader.Checkpoint) {
 	t.Helper()
 	memory := storetest.NewMemory()
 	g := &stub{in: bytes.NewReader(b)}

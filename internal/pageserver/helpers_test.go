@@ -18,6 +18,8 @@ import (
 	"stasis/internal/codec"
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 	"stasis/internal/store/storetest"
 )
@@ -104,28 +106,28 @@ func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
 type rigOptions struct {
 	codec  string
-	parent *image.Checkpoint
+	parent *reader.Checkpoint
 	silent bool // about the parent
 	idle   time.Duration
 	fail   func(operation, name string) error
 }
 
-func newWriter(tb testing.TB, m store.Target, codecName string, parent *image.Checkpoint) *image.Writer {
+func newWriter(tb testing.TB, m store.Target, codecName string, parent *reader.Checkpoint) *writer.Writer {
 	tb.Helper()
 	return newWriterAt(tb, m, codecName, parent, "../parent")
 }
 
-func newWriterAt(tb testing.TB, m store.Target, codecName string, parent *image.Checkpoint, parentPath string) *image.Writer {
+func newWriterAt(tb testing.TB, m store.Target, codecName string, parent *reader.Checkpoint, parentPath string) *writer.Writer {
 	tb.Helper()
 	c, err := codec.New(codecName, 0)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	o := image.WriterOptions{Shards: 3, Codec: c, Parent: parent, ParentPath: parentPath}
+	o := writer.Options{Shards: 3, Codec: c, Parent: parent, ParentPath: parentPath}
 	if _, err := rand.Read(o.ID[:]); err != nil {
 		tb.Fatal(err)
 	}
-	w, err := image.NewWriter(m, o)
+	w, err := writer.New(m, o)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -222,12 +224,12 @@ func (r *rig) refused() error {
 }
 
 // opened is the checkpoint of a server that has ended well.
-func (r *rig) opened() *image.Checkpoint {
+func (r *rig) opened() *reader.Checkpoint {
 	r.t.Helper()
 	if err := r.wait(); err != nil {
 		r.t.Fatal(err)
 	}
-	c, err := image.OpenChain(r.memory, func(id [16]byte) (store.Source, error) {
+	c, err := reader.OpenChain(r.memory, func(id [16]byte) (store.Source, error) {
 		if ancestor, ok := ancestors.Load(hex.EncodeToString(id[:])); ok {
 			return ancestor.(*storetest.Memory), nil
 		}
@@ -245,7 +247,7 @@ func (r *rig) opened() *image.Checkpoint {
 var ancestors sync.Map
 
 // memoryOf reads all pages of a process.
-func memoryOf(tb testing.TB, c *image.Checkpoint, pid int) map[uint64][]byte {
+func memoryOf(tb testing.TB, c *reader.Checkpoint, pid int) map[uint64][]byte {
 	tb.Helper()
 	all := map[uint64][]byte{}
 	for _, r := range c.ZeroRanges(pid) {
@@ -253,7 +255,7 @@ func memoryOf(tb testing.TB, c *image.Checkpoint, pid int) map[uint64][]byte {
 			all[a] = make([]byte, page)
 		}
 	}
-	var b image.Buffer
+	var b reader.Buffer
 	for i := range c.Blocks() {
 		data, err := c.ReadBlock(i, &b)
 		if err != nil {
@@ -287,7 +289,7 @@ func sameMemory(tb testing.TB, what string, got, want map[uint64][]byte) {
 }
 
 // file reads an image of a checkpoint.
-func file(tb testing.TB, c *image.Checkpoint, name string) []byte {
+func file(tb testing.TB, c *reader.Checkpoint, name string) []byte {
 	tb.Helper()
 	var b bytes.Buffer
 	if err := c.WriteFile(name, &b); err != nil {
@@ -297,7 +299,7 @@ func file(tb testing.TB, c *image.Checkpoint, name string) []byte {
 }
 
 // segment reads a segment of shared memory from a checkpoint.
-func segment(tb testing.TB, c *image.Checkpoint, number uint64) map[uint64][]byte {
+func segment(tb testing.TB, c *reader.Checkpoint, number uint64) map[uint64][]byte {
 	tb.Helper()
 	pages, runs, err := criu.DecodePagemap(file(tb, c, sharedName(number)))
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // sharedName is CRIU's name for the page map of a segment of shared memory.
@@ -21,11 +22,11 @@ type criuPages struct {
 	what  string
 	runs  []criu.PageRun // present ones, ascending
 	at    []int64        // where each begins in pages
-	pages *image.File
+	pages *reader.File
 }
 
 // openPages opens the pages of a page map, nil where the checkpoint has no such map.
-func openPages(c *image.Checkpoint, mapName string) (*criuPages, error) {
+func openPages(c *reader.Checkpoint, mapName string) (*criuPages, error) {
 	var text bytes.Buffer
 	if err := c.WriteFile(mapName, &text); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

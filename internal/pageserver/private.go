@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 )
 
 // pageBlock is a block being filled or written.
@@ -16,7 +18,7 @@ type pageBlock struct {
 
 // packer gives full blocks to goroutines that compress and write them.
 type packer struct {
-	w       *image.Writer
+	w       *writer.Writer
 	free    chan *pageBlock
 	full    chan *pageBlock
 	workers sync.WaitGroup
@@ -25,7 +27,7 @@ type packer struct {
 	err error // guarded by mu: the first
 }
 
-func newPacker(w *image.Writer, workers int) *packer {
+func newPacker(w *writer.Writer, workers int) *packer {
 	p := &packer{w: w, free: make(chan *pageBlock, 2*workers), full: make(chan *pageBlock, 2*workers)}
 	for range cap(p.free) {
 		p.free <- &pageBlock{space: make([]byte, image.MaxBlock)}
@@ -159,7 +161,7 @@ func (p *private) abort() {
 }
 
 // parentHas says whether a checkpoint has a pagemap.
-func parentHas(parent *image.Checkpoint, id pagemapID) bool {
+func parentHas(parent *reader.Checkpoint, id pagemapID) bool {
 	if parent == nil {
 		return false
 	}

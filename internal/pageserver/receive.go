@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 )
 
 // maxSegments bounds the segments of shared memory, each of which is two images of the checkpoint.
@@ -23,9 +25,9 @@ const maxProcesses = 1 << 16
 type ReceiveOptions struct {
 	ServerOptions
 	// Writer is where memory goes; Receive ends it by Finish or Abort.
-	Writer *image.Writer
+	Writer *writer.Writer
 	// Parent is what the Writer was given as its parent, or nil. The caller closes it afterwards.
-	Parent *image.Checkpoint
+	Parent *reader.Checkpoint
 	// Announce tells the sender that there is a parent, so that it can leave to it what did not change. It takes one that has
 	// the parent's images itself (--prev-images-dir) and a kernel with soft-dirty tracking; the dump of any other CRIU fails at
 	// that answer. Without it the sender sends everything, and what is as in the parent is not stored again.
@@ -99,7 +101,7 @@ type sink interface {
 type receiver struct {
 	*ReceiveOptions
 	c       *client
-	told    *image.Checkpoint // the parent that the sender knows of, or nil
+	told    *reader.Checkpoint // the parent that the sender knows of, or nil
 	pack    *packer
 	packed  bool // pack has ended
 	begun   time.Time
@@ -172,7 +174,7 @@ func (r *receiver) handle(h head) error {
 	return refuse("command %d has no place here", h.cmd)
 }
 
-func has(parent *image.Checkpoint, id pagemapID) byte {
+func has(parent *reader.Checkpoint, id pagemapID) byte {
 	if parentHas(parent, id) {
 		return 1
 	}

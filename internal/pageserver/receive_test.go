@@ -11,6 +11,7 @@ import (
 
 	"stasis/internal/codec"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // run is a run of pages that a sender sends: its content, or a hole where that is nil.
@@ -97,7 +98,7 @@ func chainOfSessions(t *testing.T, l layout, codecName string) {
 	r := rand.New(rand.NewPCG(uint64(l), uint64(len(codecName))))
 	names := []uint64{101<<8 | 1, 7<<8 | 1, 5<<8 | 2, (1<<40+3)<<8 | 2, 1<<31<<8 - 256 + 1}
 	memory := make([]map[uint64][]byte, len(names))
-	var parent *image.Checkpoint
+	var parent *reader.Checkpoint
 	for round := range 3 {
 		g := receiving(t, rigOptions{codec: codecName, parent: parent})
 		s := g.connect(l)
@@ -145,7 +146,7 @@ func chainOfSessions(t *testing.T, l layout, codecName string) {
 	}
 }
 
-func checkManifest(t *testing.T, c *image.Checkpoint, depth int) {
+func checkManifest(t *testing.T, c *reader.Checkpoint, depth int) {
 	t.Helper()
 	m := c.Manifest()
 	if m.Kind != image.KindPreDump || m.Name != "name" || m.Stasis != "test" || m.Depth != depth || m.RootPID != 101 {
@@ -166,7 +167,7 @@ func TestWhatIsInTheParentTakesNoSpace(t *testing.T) {
 	for i := range data {
 		data[i] = byte(r.Uint32())
 	}
-	send := func(parent *image.Checkpoint, silent bool, how func(s *sender)) *image.Checkpoint {
+	send := func(parent *reader.Checkpoint, silent bool, how func(s *sender)) *reader.Checkpoint {
 		g := receiving(t, rigOptions{codec: "none", parent: parent, silent: silent})
 		s := g.connect(longLayout)
 		how(s)

@@ -8,6 +8,7 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 )
 
 // maxAnswer bounds the answer to one request, in pages. CRIU asks for at most 1024 pages, and takes fewer.
@@ -16,7 +17,7 @@ const maxAnswer = 1024
 // ServeOptions say which pages are served.
 type ServeOptions struct {
 	ServerOptions
-	Checkpoint *image.Checkpoint // the caller closes it afterwards
+	Checkpoint *reader.Checkpoint // the caller closes it afterwards
 }
 
 // Served sums up what was asked for.
@@ -117,9 +118,9 @@ const maxPID = 1<<31 - 1
 
 // pageReader reads runs of pages. It keeps the last block, because a client that fills a process reads on where it was.
 type pageReader struct {
-	from  *image.Checkpoint
+	from  *reader.Checkpoint
 	kept  map[int]*criuPages // by process, those that were asked for: what CRIU kept of it, and has in its own images
-	buf   image.Buffer
+	buf   reader.Buffer
 	block int    // number of the last block and 1; 0: none
 	data  []byte // of it
 }

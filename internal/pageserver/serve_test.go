@@ -13,11 +13,12 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/store/storetest"
 )
 
 // asking starts a server of pages and connects a client.
-func asking(t *testing.T, c *image.Checkpoint, l layout) (client *sender, end func() (*Served, error)) {
+func asking(t *testing.T, c *reader.Checkpoint, l layout) (client *sender, end func() (*Served, error)) {
 	t.Helper()
 	here, there := net.Pipe()
 	t.Cleanup(func() { here.Close() })
@@ -51,7 +52,7 @@ func (s *sender) get(t *testing.T, pid, addr, pages uint64) []byte {
 }
 
 // stored makes a checkpoint of random memory of processes 5 and 6, and returns the memory of 5.
-func stored(t *testing.T) (*image.Checkpoint, map[uint64][]byte) {
+func stored(t *testing.T) (*reader.Checkpoint, map[uint64][]byte) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(3, 4))
 	g := receiving(t, rigOptions{})
@@ -127,7 +128,7 @@ func TestPagesThatCRIUKeptAreGiven(t *testing.T) {
 	if err := w.Finish(map[int][]image.Range{5: {{Start: 1 << 20, End: 1<<20 + 6*page}}}, &image.Manifest{Kind: image.KindFull}); err != nil {
 		t.Fatal(err)
 	}
-	c, err := image.Open(memory)
+	c, err := reader.Open(memory)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,8 @@ import (
 
 	"stasis/internal/criu"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 )
 
 // firstPages is the number of the first image of pages, as CRIU's own server counts: what the sender writes itself has lower ones.
@@ -14,7 +16,7 @@ const firstPages = 0x10001
 
 // shared takes one segment of shared memory. Its pages become CRIU's image pages-K.img, which is stored while they come.
 type shared struct {
-	w       *image.Writer
+	w       *writer.Writer
 	segment uint64
 	number  uint32 // K
 	runs    []criu.PageRun
@@ -26,7 +28,7 @@ type shared struct {
 var _ sink = (*shared)(nil)
 
 // newShared begins a segment. The parent may be nil.
-func newShared(w *image.Writer, segment uint64, number uint32, parent *image.Checkpoint) (*shared, error) {
+func newShared(w *writer.Writer, segment uint64, number uint32, parent *reader.Checkpoint) (*shared, error) {
 	s := &shared{w: w, segment: segment, number: number, buf: make([]byte, image.MaxBlock)}
 	if parent != nil {
 		var err error
@@ -96,7 +98,7 @@ type upload struct {
 	err  error // of PutFile, when done is closed
 }
 
-func newUpload(w *image.Writer, name string) *upload {
+func newUpload(w *writer.Writer, name string) *upload {
 	r, to := io.Pipe()
 	u := &upload{to: to, done: make(chan struct{})}
 	go func() {

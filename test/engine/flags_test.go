@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis"
-	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/require"
 	"stasis/internal/store"
 	"stasis/internal/subject"
@@ -75,7 +75,7 @@ func dumpOf(t *testing.T, pid int, dir string, atStep func(stasis.Step)) []stasi
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkpoint, err := image.Open(folder)
+	checkpoint, err := reader.Open(folder)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"stasis"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/store"
 )
 
@@ -247,7 +248,7 @@ func (c *chained) uses(l *link) []image.Use {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	checkpoint, err := image.Open(src)
+	checkpoint, err := reader.Open(src)
 	if err != nil {
 		c.t.Fatal(err)
 	}

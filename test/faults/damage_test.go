@@ -13,6 +13,7 @@ import (
 
 	"stasis"
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/store"
 	"stasis/internal/testkit"
 )
@@ -91,7 +92,7 @@ func flips(t *testing.T, dir string) []damage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := image.Open(src)
+	c, err := reader.Open(src)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +234,7 @@ func verify(dir string) error {
 	if err != nil {
 		return err
 	}
-	c, err := image.Open(src)
+	c, err := reader.Open(src)
 	if err != nil {
 		return err
 	}

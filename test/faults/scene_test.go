@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis"
-	"stasis/internal/image"
+	"stasis/internal/image/reader"
 	"stasis/internal/keeper"
 	"stasis/internal/proc"
 	"stasis/internal/require"
@@ -307,7 +307,7 @@ func (s *scene) checkpoint() bool {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	c, err := image.Open(src)
+	c, err := reader.Open(src)
 	if err != nil {
 		s.t.Fatalf("a checkpoint that cannot be used: %v", err)
 	}

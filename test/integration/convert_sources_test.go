@@ -18,7 +18,8 @@ import (
 	"stasis"
 	"stasis/internal/chain"
 	"stasis/internal/convert"
-	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/pageserver"
 	"stasis/internal/require"
 	"stasis/internal/store"
@@ -189,7 +190,7 @@ func TestImportOwnPageServer(t *testing.T) {
 // the folder with the other images.
 func send(t *testing.T, criu string, pid int, to, parentDir string, flags ...string) string {
 	t.Helper()
-	var parent *image.Checkpoint
+	var parent *reader.Checkpoint
 	var parentPath string
 	if parentDir != "" {
 		var err error
@@ -205,7 +206,7 @@ func send(t *testing.T, criu string, pid int, to, parentDir string, flags ...str
 	}
 	var id [16]byte
 	rand.Read(id[:])
-	writer, err := image.NewWriter(target, image.WriterOptions{Shards: 2, ID: id, Parent: parent, ParentPath: parentPath})
+	writer, err := writer.New(target, writer.Options{Shards: 2, ID: id, Parent: parent, ParentPath: parentPath})
 	if err != nil {
 		t.Fatal(err)
 	}

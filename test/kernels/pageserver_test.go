@@ -15,7 +15,7 @@ import (
 	"stasis"
 	chains "stasis/internal/chain"
 	"stasis/internal/codec"
-	"stasis/internal/image"
+	"stasis/internal/image/writer"
 	"stasis/internal/pageserver"
 	"stasis/internal/require"
 	"stasis/internal/store"
@@ -89,7 +89,7 @@ type sender struct {
 // receive starts a page server that writes to a folder, on top of a parent.
 func receive(t *testing.T, dir, parentDir string) *sender {
 	t.Helper()
-	o := image.WriterOptions{Shards: 2, Codec: must(codec.New("lz4", 0))(t), ParentPath: parentDir}
+	o := writer.Options{Shards: 2, Codec: must(codec.New("lz4", 0))(t), ParentPath: parentDir}
 	if _, err := rand.Read(o.ID[:]); err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func receive(t *testing.T, dir, parentDir string) *sender {
 		t.Cleanup(func() { o.Parent.Close() })
 	}
 	s := &sender{dir: dir, done: make(chan struct{})}
-	writer := must(image.NewWriter(must(store.CreateFolder(dir))(t), o))(t)
+	writer := must(writer.New(must(store.CreateFolder(dir))(t), o))(t)
 	listener := must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	s.addr = listener.Addr().(*net.TCPAddr)
 	ctx, cancel := context.WithCancel(context.Background())

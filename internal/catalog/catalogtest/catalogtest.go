@@ -17,6 +17,7 @@ import (
 	"stasis/internal/chain"
 	"stasis/internal/codec"
 	"stasis/internal/image"
+	"stasis/internal/image/writer"
 	"stasis/internal/store/storetest"
 )
 
@@ -47,7 +48,7 @@ func Make(tb testing.TB, dir string, o Options) (id string) {
 	check(tb, err)
 	var raw [16]byte
 	_, _ = rand.Read(raw[:]) // it never fails
-	options := image.WriterOptions{Shards: 1, Codec: compressor, ID: raw}
+	options := writer.Options{Shards: 1, Codec: compressor, ID: raw}
 	if o.Parent != "" {
 		parent, err := chain.Open(o.Parent)
 		check(tb, err)
@@ -55,7 +56,7 @@ func Make(tb testing.TB, dir string, o Options) (id string) {
 		options.Parent, options.ParentPath = parent, filepath.Join("..", filepath.Base(o.Parent))
 	}
 	memory := storetest.NewMemory()
-	w, err := image.NewWriter(memory, options)
+	w, err := writer.New(memory, options)
 	check(tb, err)
 	const at = 0x10000
 	pages := image.Range{Start: at, End: at + 2*image.PageSize}

@@ -1,0 +1,2 @@
+// Package radix sorts positions by keys of 64 bits.
+package radix
