@@ -20,8 +20,9 @@ import (
 // worth making.
 const describeFrom = 64 << 20
 
-// errFlagsChanged says that a mapping changed its flags around the freeze.
-var errFlagsChanged = errors.New("a mapping changed its flags around the freeze")
+// errFlagsChanged says that a mapping changed its flags, or its extent, around the
+// freeze.
+var errFlagsChanged = errors.New("a mapping changed around the freeze")
 
 // flagsOfCRIU are the VmFlags that CRIU keeps in its images.
 var flagsOfCRIU = []string{"gd", "lo", "nr", "ht", "dp", "sr", "rr", "dc", "dd", "mg", "hg", "nh", "wf", "io", "pf", "ss"}

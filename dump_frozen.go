@@ -377,21 +377,36 @@ func common(a []proc.Range, b []image.Range) []proc.Range {
 
 // checkHidden compares what was hidden with CRIU's own idea of lazy memory. They
 // differ when a mapping was locked, or marked to be wiped on fork, between the
-// last round and the freeze. The dump is made anew then; see [Dump].
+// last round and the freeze. The dump is made anew then, as where CRIU's list of
+// the mappings is none that could be restored; see [Dump].
 func (d *dump) checkHidden() error {
-	for pid, ranges := range d.hidden {
-		lazy, err := criu.LazyRanges(d.work.Path(), d.label(pid))
+	for _, task := range d.tree {
+		if task.Zombie() {
+			continue
+		}
+		lazy, err := criu.LazyRanges(d.work.Path(), d.label(task.PID))
+		if errors.Is(err, criu.ErrTorn) {
+			return fmt.Errorf("%w: process %d: %w; try again", errFlagsChanged, task.PID, err)
+		}
 		if err != nil {
 			return err
 		}
-		i := 0
-		for _, r := range ranges {
-			for i < len(lazy) && lazy[i].End <= r.Start {
-				i++
-			}
-			if i == len(lazy) || lazy[i].Start > r.Start || lazy[i].End < r.End {
-				return fmt.Errorf("%w: memory %#x-%#x of process %d is of another kind; try again, or use engine %s", errFlagsChanged, r.Start, r.End, pid, EngineCRIU)
-			}
+		if err := checkRanges(task.PID, d.hidden[task.PID], lazy); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkRanges looks whether all that was hidden of a process is lazy for CRIU.
+func checkRanges(pid int, hidden, lazy []proc.Range) error {
+	i := 0
+	for _, r := range hidden {
+		for i < len(lazy) && lazy[i].End <= r.Start {
+			i++
+		}
+		if i == len(lazy) || lazy[i].Start > r.Start || lazy[i].End < r.End {
+			return fmt.Errorf("%w: memory %#x-%#x of process %d is of another kind; try again, or use engine %s", errFlagsChanged, r.Start, r.End, pid, EngineCRIU)
 		}
 	}
 	return nil

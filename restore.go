@@ -322,7 +322,7 @@ func (r *restore) restoreOnce(ctx context.Context) (err error) {
 	}
 	// CRIU has no request yet, and ends if this process does. From here on it waits
 	// for the guard then, and lets nobody go.
-	if err := errors.Join(r.guard.Watch(session.PID()), session.Keep(r.guard.Hold)); err != nil {
+	if err := errors.Join(r.guard.Watch(session.PID()), session.Keep(r.guard.Keep)); err != nil {
 		session.Abandon()
 		return errors.Join(err, session.Close())
 	}

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"stasis/internal/image"
+	"stasis/internal/image/reader"
+	"stasis/internal/image/writer"
 	"stasis/internal/store"
 )
 
@@ -16,7 +18,7 @@ func TestInheritedForNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := image.NewWriter(target, image.WriterOptions{Shards: 1, ID: [16]byte{1}})
+	w, err := writer.New(target, writer.Options{Shards: 1, ID: [16]byte{1}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +33,7 @@ func TestInheritedForNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := image.Open(folder)
+	c, err := reader.Open(folder)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,11 +24,12 @@ func (r *restore) startPager() (err error) {
 	if !r.hasMemory() {
 		return nil
 	}
-	fire := r.guard.Fire // at once: a process that waits for a damaged page waits for good, and CRIU for it
+	fire, release := r.guard.Fire, r.guard.Release // at once: a process that waits for a damaged page waits for good, and CRIU for it
 	r.pager, err = pager.ListenEarly(r.work.Path(), r.memory, pager.Options{
 		Lazy:         r.opts.Lazy,
 		HostPID:      r.hostPID,
 		OnDescriptor: r.hold,
+		OnComplete:   func() { _ = release() }, // a guard that is gone holds nothing
 		OnProgress:   r.filled,
 		OnError:      func(error) { _ = fire() },
 	})

@@ -77,9 +77,17 @@ func FrozenTime(dir string) time.Duration {
 	return took
 }
 
+// ErrTorn says that CRIU has read a list of mappings while it changed: one of them
+// is there alone, and as a part of what it has been joined with. The kernel hands
+// the list out in pieces. Frozen processes change nothing, but the end of a
+// userfaultfd, of a tracker that was killed or of another program, joins the
+// mappings that it had watched. CRIU cannot restore such images.
+var ErrTorn = errors.New("its mappings were joined while CRIU read the list of them")
+
 // LazyRanges lists the memory of a dumped process that may be hidden, joined and
 // in address order: what CRIU would restore lazily, without the stacks and what is
-// wiped on fork, which capture.Eligible leaves to CRIU as well.
+// wiped on fork, which capture.Eligible leaves to CRIU as well. The error is
+// [ErrTorn] where the mappings overlap.
 func LazyRanges(dir string, pid int) ([]proc.Range, error) {
 	var ranges []proc.Range
 	err := readEntries(filepath.Join(dir, "mm-"+strconv.Itoa(pid)+".img"), func(raw []byte) error {
@@ -87,7 +95,12 @@ func LazyRanges(dir string, pid int) ([]proc.Range, error) {
 		if err := proto.Unmarshal(raw, &e); err != nil {
 			return err
 		}
+		end := uint64(0)
 		for _, area := range e.GetVmas() {
+			if area.GetStart() < end {
+				return fmt.Errorf("%w: %#x-%#x comes behind one that ends at %#x", ErrTorn, area.GetStart(), area.GetEnd(), end)
+			}
+			end = area.GetEnd()
 			if !lazy(area) || area.GetFlags()&unix.MAP_GROWSDOWN != 0 || area.GetMadv()&madvWipeOnFork != 0 {
 				continue
 			}

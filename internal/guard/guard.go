@@ -46,6 +46,7 @@ const (
 	opWatch   = 'w' // with a pidfd
 	opExpect  = 'e' // device, inode and name of a file
 	opHold    = 'h' // with a descriptor
+	opKeep    = 'k' // with one that is not released
 	opRelease = 'r'
 	opDisarm  = 'd'
 	opFire    = 'f'
@@ -119,15 +120,20 @@ func (g *Guard) Expect(file string) error {
 	return nil
 }
 
-// Hold gives the guard a copy of a descriptor to hold. fd stays the caller's.
-func (g *Guard) Hold(fd int) error {
-	if err := g.say([]byte{opHold}, fd); err != nil {
+// Hold gives the guard a copy of a descriptor to hold until Release. fd stays the caller's.
+func (g *Guard) Hold(fd int) error { return g.take(opHold, fd) }
+
+// Keep gives the guard a copy of a descriptor to hold until its end. fd stays the caller's.
+func (g *Guard) Keep(fd int) error { return g.take(opKeep, fd) }
+
+func (g *Guard) take(op byte, fd int) error {
+	if err := g.say([]byte{op}, fd); err != nil {
 		return fmt.Errorf("cannot give descriptor %d to the guard: %w", fd, err)
 	}
 	return nil
 }
 
-// Release makes the guard close the descriptors that it holds; it goes on
+// Release makes the guard close the descriptors of Hold; it goes on
 // watching. For when the memory is complete and the tree does not run yet.
 func (g *Guard) Release() error { return g.say([]byte{opRelease}, -1) }
 

@@ -44,7 +44,8 @@ func (w *watch) fire() {
 		p.signal(unix.SIGKILL)
 	}
 	waitAll(all)
-	w.release()
+	release(&w.held)
+	release(&w.kept)
 	waitAll(all)
 }
 

@@ -41,7 +41,8 @@ func isSocket(fd int) bool {
 type watch struct {
 	watched  []process
 	expected []file // that marks who is watched too
-	held     []int
+	held     []int // until they are released
+	kept     []int
 }
 
 // listen does as it is told until the end. It reports whether that is a bad
@@ -64,9 +65,11 @@ func (w *watch) listen() (bad bool) {
 		case opExpect:
 			err = w.expect(string(message[1:n]))
 		case opHold:
-			err = w.hold(fd)
+			err = hold(&w.held, fd)
+		case opKeep:
+			err = hold(&w.kept, fd)
 		case opRelease:
-			w.release()
+			release(&w.held)
 		case opDisarm:
 			answer(nil)
 			return false
@@ -121,18 +124,18 @@ func (w *watch) expect(text string) error {
 	return nil
 }
 
-func (w *watch) hold(fd int) error {
+func hold(list *[]int, fd int) error {
 	if fd < 0 {
 		return fmt.Errorf("no descriptor came: is the limit of open files (RLIMIT_NOFILE) reached?")
 	}
-	w.held = append(w.held, fd)
+	*list = append(*list, fd)
 	return nil
 }
 
-// release closes what is held.
-func (w *watch) release() {
-	for _, fd := range w.held {
+// release closes what is on a list.
+func release(list *[]int) {
+	for _, fd := range *list {
 		_ = unix.Close(fd)
 	}
-	w.held = nil
+	*list = nil
 }

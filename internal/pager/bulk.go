@@ -187,9 +187,9 @@ func (t *task) writeBulk(addr uint64, data []byte) (int, error) {
 	return unix.ProcessVMWritev(t.bulkPID, local, remote, 0)
 }
 
-// disarm lets the kernel serve the task's memory again, now rather than when
-// the last copy of the userfaultfd is closed: somebody may hold one still. Where
-// it fails, closing does it.
+// disarm lets the kernel serve the memory of a task that stands still again, now
+// rather than when the last copy of the userfaultfd is closed. Where it fails,
+// closing does it.
 func (t *task) disarm() {
 	pid := t.host()
 	if pid == 0 {

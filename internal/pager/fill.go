@@ -50,11 +50,30 @@ func (p *Pager) Fill(ctx context.Context) error {
 	if err := p.outcome(ctx); err != nil {
 		return err
 	}
+	p.disarm()
+	return nil
+}
+
+// disarm lets the kernel serve the memory again, which is complete.
+//
+// A tree that stands still is disarmed mapping by mapping: at once, whoever else
+// holds copies of the descriptors. In one that runs, a mapping can have become a
+// larger one since it was listed, of which only a part would be disarmed: it is two
+// then, and the program's next mremap(2) of it fails, or moves one of them. The end
+// of the last copy disarms all mappings of a process in one step.
+func (p *Pager) disarm() {
+	p.mu.Lock()
+	p.filled = true
+	p.mu.Unlock()
+	if p.o.OnComplete != nil {
+		p.o.OnComplete()
+	}
 	for _, t := range p.current() {
-		t.disarm()
+		if !p.o.Lazy {
+			t.disarm()
+		}
 		p.end(t)
 	}
-	return nil
 }
 
 // waitArrived waits for all processes that have memory. CRIU hands them over
@@ -122,6 +141,14 @@ func (p *Pager) outcome(ctx context.Context) error {
 // complete reports whether nothing is left to do, with p.mu held.
 func (p *Pager) complete() bool {
 	return p.blocks.busy == 0 && !slices.Contains(p.blocks.states, todo)
+}
+
+// isFilled reports whether all memory is in place. A child that is born then lacks
+// nothing.
+func (p *Pager) isFilled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.filled
 }
 
 // sweep fills blocks until none is left.

@@ -39,8 +39,10 @@
 // What the kernel does not give: an order among changes that several threads
 // make at the same instant. layout.go sorts out what can be. A fork at the same
 // instant as another thread's madvise, mremap or munmap can't be: the child may
-// get that one range as it was a moment later. MADV_WIPEONFORK is not seen
-// either: memory with that flag must not be left to the pager.
+// get that one range as it was a moment later. Nor does it tell of MADV_WIPEONFORK:
+// the flags of the parent's memory are read at each fork. Of a child that forks
+// itself while the memory is not complete the pid is not known, so memory that
+// it has given the flag comes to its children as if it had not.
 //
 // # Failure
 //
@@ -110,6 +112,10 @@ type Options struct {
 	// forked children too, so that a second process can hold a copy. The
 	// descriptor stays the pager's.
 	OnDescriptor func(fd int) error
+	// OnComplete is told when all memory is in place, while tasks are served
+	// still. Whoever holds copies of the descriptors drops them then: the last
+	// copy's end lets the kernel serve the memory again. No descriptor comes after.
+	OnComplete func()
 	// HostPID translates a pid of the checkpoint into one of this pid
 	// namespace, 0 if there is none. Nil means that they are the same.
 	HostPID func(pid int) int
@@ -140,6 +146,7 @@ type Pager struct {
 	blocks blockTable
 
 	filling bool                  // Fill has begun
+	filled  bool                  // all memory is in place
 	touched map[int][]image.Range // what was put in place before that, by process of the checkpoint
 
 	report sync.Mutex // held while OnProgress runs

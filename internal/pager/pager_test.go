@@ -92,6 +92,8 @@ func TestChangesWhileABlockIsOnItsWay(t *testing.T) {
 		"forked":                {"F 0 64 0", "", "w", "v 0 64 0"},
 		"moved, then forked":    {"m 8 16 200", "F 200 16 8", "", "w", "v 200 16 8"},
 		"dropped after a fork":  {"F 0 64 0", "d 0 64", "", "w", "v 0 64 -1"},
+		"wiped in a child":      {"k 8 16", "F 8 16 -1", "", "w", "v 0 64 0"},
+		"kept after all":        {"k 8 16", "K 8 16", "F 0 64 0", "", "w", "v 0 64 0"},
 		"a child that is gone":  {"e", "v 0 64 0"},
 		"a grandchild's parent": {"F 16 8 16", "F 0 8 0", "", "w", "v 0 64 0"},
 	} {
@@ -184,6 +186,56 @@ func TestStress(t *testing.T) {
 			h.wantFilled(filled)
 		})
 	}
+}
+
+// A mapping that grows while the fill comes to its end stays one mapping: mremap of two fails. A guard holds copies of the
+// descriptors until it is told that all memory is there.
+func TestAMappingThatGrowsStaysOne(t *testing.T) {
+	for range 20 {
+		var copies []int
+		drop := func() {
+			for _, fd := range copies {
+				unix.Close(fd)
+			}
+			copies = nil
+		}
+		src := newPattern(64, 16)
+		h := open(t, src, src.pages, Options{Lazy: true, OnComplete: drop, OnDescriptor: func(fd int) error {
+			held, err := unix.Dup(fd)
+			copies = append(copies, held)
+			return err
+		}})
+		h.ask("s")
+		h.ask("g 0 64")
+		h.fill()
+		if len(copies) > 0 {
+			t.Error("nobody was told that all memory is there")
+		}
+		for range 3 {
+			h.ask("v 0 64 0")
+		}
+		drop()
+		h.ask("G")
+		h.kill()
+	}
+}
+
+// When it is told that all memory is there, the pager serves still: whoever holds copies of the descriptors drops them first.
+func TestCompleteMemoryIsServedUntilTheLastCopyIsDropped(t *testing.T) {
+	told := make(chan struct{})
+	dropped := make(chan struct{})
+	src := newPattern(64, 16)
+	h := open(t, src, src.pages, Options{Lazy: true, OnComplete: func() { close(told); <-dropped }})
+	h.ask("s")
+	filled := h.startFill()
+	<-told
+	h.ask("v 7 1 -1")
+	h.ask("u 60 2")
+	h.ask("F 0 60 0")
+	h.ask("w")
+	close(dropped)
+	h.wantFilled(filled)
+	h.ask("v 0 60 0")
 }
 
 func TestManyChildrenThatEndAreForgotten(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"stasis/internal/image"
+	"stasis/internal/proc"
 	"stasis/internal/uffd"
 )
 
@@ -59,7 +60,7 @@ func (p *Pager) newTask(origin, fd int) (*task, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("cannot use its userfaultfd: %w", err)
 	}
-	if p.o.OnDescriptor != nil {
+	if p.o.OnDescriptor != nil && !p.isFilled() {
 		if err := p.o.OnDescriptor(fd); err != nil {
 			_ = unix.Close(fd)
 			return nil, err
@@ -193,6 +194,9 @@ func (t *task) fork(fd int) {
 	if err == nil {
 		child.forked, child.changed = true, true
 		child.layout = t.layout.clone()
+		for _, r := range t.wiped() {
+			child.layout.remove(r.Start, r.End)
+		}
 		err = p.join(child)
 	}
 	switch {
@@ -202,6 +206,26 @@ func (t *task) fork(fd int) {
 		p.fail(fmt.Errorf("cannot tell what memory a child of %s has: it was forked while other threads moved memory: restore without --lazy", t))
 	}
 	p.reap()
+}
+
+// wiped lists the memory that a child does not get, of a task that is forking one:
+// the kernel gives the child zeros there (MADV_WIPEONFORK), and would ask the pager
+// for them as for all other memory. The thread that forks waits meanwhile.
+func (t *task) wiped() (ranges []proc.Range) {
+	pid := t.host()
+	if pid == 0 || len(t.layout.places) == 0 {
+		return nil
+	}
+	maps, err := proc.Smaps(pid)
+	if err != nil {
+		return nil // it has been killed, and so has who forks
+	}
+	for i := range maps {
+		if maps[i].Has("wf") {
+			ranges = append(ranges, maps[i].Range)
+		}
+	}
+	return ranges
 }
 
 func (t *task) String() string {

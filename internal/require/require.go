@@ -14,6 +14,7 @@ package require
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // T is what helpers for tests use of a test. Every [testing.TB] is one; so can
@@ -150,10 +153,28 @@ func Capability(t T, name, why string) {
 // gives them back when the test ends.
 func HugePages(t T, n int) {
 	t.Helper()
+	if err := ReserveHugePages(t, n); err != nil {
+		Missing(t, "hugetlb", "%v", err)
+	}
+}
+
+// ReserveHugePages is [HugePages] for a test that can do without them; the error
+// says why there are none.
+func ReserveHugePages(t T, n int) error {
+	t.Helper()
 	const setting = "/proc/sys/vm/nr_hugepages"
+	file, err := os.Open(setting)
+	if err != nil {
+		return fmt.Errorf("the kernel has none: %w", err)
+	}
+	t.Cleanup(func() { file.Close() })
+	// Another run of tests would give back what this one uses.
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", setting, err)
+	}
 	before, err := os.ReadFile(setting)
 	if err != nil {
-		Missing(t, "hugetlb", "the kernel has none: %v", err)
+		return err
 	}
 	had, _ := strconv.Atoi(strings.TrimSpace(string(before)))
 	if freeHugePages() < n {
@@ -163,12 +184,13 @@ func HugePages(t T, n int) {
 			}
 		})
 		if err := os.WriteFile(setting, []byte(strconv.Itoa(had+n)), 0o644); err != nil {
-			Missing(t, "hugetlb", "%v", err)
+			return err
 		}
 	}
 	if free := freeHugePages(); free < n {
-		Missing(t, "hugetlb", "%d free huge pages, %d wanted (memory is fragmented, or full)", free, n)
+		return fmt.Errorf("%d free huge pages, %d wanted (memory is fragmented, or full)", free, n)
 	}
+	return nil
 }
 
 func freeHugePages() int {

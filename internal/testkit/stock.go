@@ -2,6 +2,7 @@ package testkit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -49,7 +50,12 @@ func (c stockCRIU) run(t T, dir, log string, args []string) error {
 	// Its output must not be a pipe of ours: a restored tree would hold it open.
 	cmd := exec.CommandContext(ctx, c.path, args...)
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("criu %s: %w\n%s", strings.Join(args, " "), err, errorsOf(filepath.Join(dir, log)))
+		what := errorsOf(filepath.Join(dir, log))
+		if what == "" {
+			// Killed, or it gave up without a word: whatever there is may explain it.
+			what = fmt.Sprintf("%v, its log says no error; it ends\n%sthe folder has\n%s", cmd.ProcessState, tailOf(filepath.Join(dir, log)), listOf(dir))
+		}
+		return fmt.Errorf("criu %s: %w\n%s", strings.Join(args, " "), errors.Join(err, ctx.Err()), what)
 	}
 	return nil
 }
@@ -65,6 +71,31 @@ func errorsOf(log string) string {
 		// It complains at every start where CAP_SYS_RESOURCE is missing.
 		if strings.Contains(line, "Error") && !strings.Contains(line, "RLIMIT_NOFILE for self") {
 			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// tailOf returns the last lines of a file.
+func tailOf(path string) string {
+	const most = 4096
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	return string(text[max(0, len(text)-most):]) + "\n"
+}
+
+// listOf names the files of a folder, with their sizes.
+func listOf(dir string) string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	for _, entry := range entries {
+		if info, err := entry.Info(); err == nil {
+			fmt.Fprintf(&b, "%s (%d) ", entry.Name(), info.Size())
 		}
 	}
 	return b.String()

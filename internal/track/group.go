@@ -35,13 +35,21 @@ type group struct {
 	fresh          []bool       // which of these are not registered yet
 }
 
+// groupTries is how often a group is registered whose ends cut something.
+const groupTries = 4
+
 // registerGroups registers the mappings of a round that are not, together with
 // their neighbours, as far as the kernel allows it. What it leaves out is
 // registered by itself.
 func (w *WriteProtect) registerGroups(mappings []proc.Mapping) error {
 	w.grouped = make(map[proc.Range]bool)
 	for i := 0; i < len(mappings); {
-		g, n, err := w.groupFrom(mappings, i)
+		var n int
+		var err error
+		cut := true
+		for tries := 0; cut && err == nil && tries < groupTries; tries++ { // each time with what is there now
+			undisturbed(func() { n, cut, err = w.registerFrom(mappings, i) })
+		}
 		if errors.Is(err, proc.ErrNoQuery) {
 			return nil
 		}
@@ -49,39 +57,49 @@ func (w *WriteProtect) registerGroups(mappings []proc.Mapping) error {
 			return w.unlessGone(err)
 		}
 		i += n
-		if !slices.Contains(g.fresh, true) {
-			continue
-		}
-		w.meanwhile(false)
-		if !w.registerGroup(&g) { // somebody else's is there
-			for _, part := range w.parts(g) {
-				w.meanwhile(false)
-				if w.fd.Register(part.Start, part.Len(), uffd.RegisterWP) != nil {
-					continue
-				}
-				if err := w.note(part); err != nil {
-					return err
-				}
-			}
-			continue
-		}
-		w.meanwhile(true)
-		if err := w.note(g); err != nil {
-			return err
-		}
 	}
 	return nil
 }
 
-// note remembers what is registered with a group, unless that may have cut a
-// mapping.
-func (w *WriteProtect) note(g group) error {
+// registerFrom registers the group that begins with a mapping of a list, and says
+// how many of the list are in it, and whether an end of it cut something.
+func (w *WriteProtect) registerFrom(mappings []proc.Mapping, first int) (n int, cut bool, err error) {
+	g, n, err := w.groupFrom(mappings, first)
+	if err != nil || !slices.Contains(g.fresh, true) {
+		return n, false, err
+	}
+	w.meanwhile(false)
+	if !w.registerGroup(&g) { // somebody else's is there
+		return n, false, w.registerParts(g)
+	}
+	w.meanwhile(true)
+	cut, err = w.note(g)
+	return n, cut, err
+}
+
+// note remembers what is registered with a group. Where an end of it cut something
+// the registration is taken back, and each of its mappings will be looked at once
+// more.
+func (w *WriteProtect) note(g group) (cut bool, err error) {
 	if w.cuts(g) {
-		// Each of its mappings is looked at once more.
-		return w.unlessGone(w.fd.Unregister(g.Start, g.Len()))
+		return true, w.fd.Unregister(g.Start, g.Len())
 	}
 	for i, r := range g.listed {
 		w.grouped[r] = g.fresh[i]
+	}
+	return false, nil
+}
+
+// registerParts registers what of a group is not somebody else's.
+func (w *WriteProtect) registerParts(g group) error {
+	for _, part := range w.parts(g) {
+		w.meanwhile(false)
+		if w.fd.Register(part.Start, part.Len(), uffd.RegisterWP) != nil {
+			continue
+		}
+		if _, err := w.note(part); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -175,7 +175,9 @@ func Pending(t Tracker, mappings []proc.Mapping) (bytes uint64, known bool) {
 // asks for its written pages. A mapping may have gone, or been replaced, since
 // it was listed.
 func (w *WriteProtect) roundOf(r proc.Range, visit func(proc.Run)) error {
-	armed, err := w.arm(r)
+	var armed bool
+	var err error
+	undisturbed(func() { armed, err = w.arm(r) })
 	if err != nil || !armed {
 		return err
 	}

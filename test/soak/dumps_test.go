@@ -2,9 +2,11 @@ package soak
 
 import (
 	"fmt"
+	"sync"
 
 	"stasis"
 	"stasis/internal/testkit"
+	"stasis/internal/track"
 )
 
 func (w *walk) dump() string     { w.t.Helper(); return w.dumpOn(w.parent(), stasis.AfterRun) }
@@ -24,20 +26,39 @@ func (w *walk) options(l *link, parent string, after stasis.After) stasis.DumpOp
 	}
 }
 
-// engine is nearly always the usual one.
+// engine is most often the usual one.
 func (w *walk) engine() stasis.Engine {
 	switch n := w.random.IntN(16); {
-	case n == 0:
+	case n < 2:
 		return stasis.EngineCRIU
-	case n == 1 && !w.world.shares:
+	case n < 4 && !w.world.notLazy:
 		return stasis.EngineLazyPages
 	}
 	return stasis.EngineAuto
 }
 
+// tracker is most often the best one, else any that works here.
 func (w *walk) tracker() string {
-	return []string{"", "", "", "", "", "", "userfaultfd", "none"}[w.random.IntN(8)]
+	if n := w.random.IntN(10); n < 2*len(trackers()) {
+		return trackers()[n/2]
+	}
+	return ""
 }
+
+// trackers are those that work on this kernel. Soft-dirty bits that are known to
+// be incomplete (docs/kernels.md) would not stand the walk.
+var trackers = sync.OnceValue(func() (list []string) {
+	for _, kind := range []track.Kind{track.KindUserfaultfd, track.KindSoftDirty, track.KindNone} {
+		_, err := track.Choose(kind)
+		if err == nil && kind == track.KindSoftDirty {
+			err = track.SoftDirtyComplete()
+		}
+		if err == nil {
+			list = append(list, string(kind))
+		}
+	}
+	return list
+})
 
 func (w *walk) dumpOn(parent string, after stasis.After) string {
 	w.t.Helper()

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"testing"
 	"time"
 
@@ -22,16 +23,16 @@ var (
 	duration = flag.Duration("duration", 0, "how long to walk, all worlds together; 0: a fixed number of steps")
 	seedFlag = flag.Uint64("seed", 0, "of the walks; 0: the usual one, or with -duration one of chance")
 	only     = flag.String("world", "", "the only world to walk in")
-
-	onlyMoves = flag.String("moves", "", "the only moves, by their names with commas between, such as \"full dump,killed restore\"")
+	limit    = flag.Duration("limit", 15*time.Second, "where the number of steps is fixed: how long to walk in one world at most, on a slow machine")
+	moves    = flag.String("moves", "", "the only moves to make: a regular expression of their names")
 )
 
 const (
-	usualSteps = 16 // of each world
+	usualSteps = 40 // of each world
 	usualSeed  = 3
 	lapSteps   = 120 // of each world, with -duration
-	// limit is how many checkpoints there are before the walk begins a new chain.
-	limit = 16
+	// longest is how many checkpoints there are before the walk begins a new chain.
+	longest = 16
 )
 
 // world is a program, by the kind of its memory, and what cannot be done with it.
@@ -39,24 +40,44 @@ type world struct {
 	name      string
 	features  []string
 	children  bool // so it cannot execute itself
-	shares    bool // memory since a fork, which the engine lazy-pages would break up
+	notLazy   bool // engine lazy-pages breaks up what is shared since a fork, and takes long for reserved space
 	hugePages int  // that it needs; a machine has to have so many in one piece
-	long      bool // only with -duration or -world: what it finds is not all mended yet
 }
 
 var worlds = []world{
 	{name: "churn", features: []string{"churn:threads=2,rate=3000", "mem:mib=4,rate=30,writers=2,touched=60,watch=no"}},
-	{name: "forks", children: true, shares: true,
+	{name: "forks", children: true, notLazy: true,
 		features: []string{"mem:mib=2,rate=10,watch=no", "tree:mib=2,children=2,grandchildren=1", "threads:count=4"}},
-	{name: "family", long: true, children: true, shares: true, features: []string{"family:rate=40", "churn:threads=1,rate=500"}},
+	{name: "family", children: true, notLazy: true, features: []string{"family:rate=40", "churn:threads=1,rate=500"}},
 	{name: "huge", features: []string{"mem:mib=8,rate=20,thp=yes,touched=90,watch=no", "advised", "deepstack:kib=512"}},
-	{name: "moving-huge", long: true, features: []string{"churn:threads=1,rate=60,of=huge", "mem:mib=8,rate=20,thp=yes,touched=90,watch=no", "advised", "deepstack:kib=512"}},
-	{name: "hugetlb", long: true, hugePages: 24, features: []string{"churn:threads=1,rate=60,of=hugetlb", "hugetlb:pages=1", "mem:mib=2,rate=10,watch=no"}},
+	{name: "moving-huge", features: []string{"churn:threads=1,rate=60,of=huge", "mem:mib=8,rate=20,thp=yes,touched=90,watch=no", "advised", "deepstack:kib=512"}},
+	{name: "hugetlb", hugePages: 24, features: []string{"churn:threads=1,rate=60,of=hugetlb", "hugetlb:pages=1", "mem:mib=2,rate=10,watch=no"}},
 	{name: "direct", features: []string{"direct:mib=8,file=8,threads=4"}},
-	{name: "kinds", children: true, shares: true,
+	{name: "kinds", children: true, notLazy: true,
 		features: []string{"filemap", "anonshared", "memfd", "locked:kib=64", "protected", "churn:threads=1,rate=500"}},
-	{name: "reserved", long: true, features: []string{"reserved:gib=256", "zeroread:mib=4", "mem:mib=4,rate=20,watch=no"}},
+	{name: "reserved", notLazy: true, features: []string{"reserved:gib=256", "zeroread:mib=4", "mem:mib=4,rate=20,watch=no"}},
 }
+
+// possible says whether this machine has what the program needs. Where it does
+// not, there is one world less to walk in.
+func (world world) possible(t *testing.T) bool {
+	t.Helper()
+	if world.hugePages == 0 {
+		return true
+	}
+	if *only != "" {
+		require.HugePages(t, world.hugePages)
+		return true
+	}
+	err := require.ReserveHugePages(t, world.hugePages)
+	if err != nil {
+		t.Logf("no walk in world %s: %v", world.name, err)
+	}
+	return err == nil
+}
+
+// wanted are the names of the moves that are made.
+var wanted *regexp.Regexp
 
 func TestMain(m *testing.M) {
 	if text := os.Getenv(workerVariable); text != "" {
@@ -78,6 +99,7 @@ func TestSoak(t *testing.T) {
 		seed = usualSeed
 	}
 	t.Logf("the seed is %d", seed)
+	wanted = regexp.MustCompile(*moves)
 	chosen := worlds
 	if *only != "" {
 		chosen = nil
@@ -92,12 +114,13 @@ func TestSoak(t *testing.T) {
 	}
 	if *duration == 0 {
 		for i, world := range chosen {
-			if world.long && *only == "" {
-				continue
-			}
 			t.Run(world.name, func(t *testing.T) {
+				if !world.possible(t) {
+					return
+				}
 				w := newWalk(t, world, rand.New(rand.NewPCG(seed, uint64(i))))
-				for range usualSteps {
+				end := time.Now().Add(*limit)
+				for steps := 0; steps < usualSteps && time.Now().Before(end); steps++ {
 					w.step()
 				}
 			})
@@ -108,6 +131,9 @@ func TestSoak(t *testing.T) {
 	for end, lap := time.Now().Add(*duration), uint64(0); time.Now().Before(end) && !t.Failed(); lap++ {
 		world := chosen[lap%uint64(len(chosen))]
 		t.Run(fmt.Sprintf("%s-%d", world.name, lap), func(t *testing.T) {
+			if !world.possible(t) {
+				return
+			}
 			w := newWalk(t, world, rand.New(rand.NewPCG(seed, lap)))
 			for steps := 0; steps < lapSteps && time.Now().Before(end); steps++ {
 				w.step()

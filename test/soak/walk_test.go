@@ -6,11 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"stasis"
-	"stasis/internal/require"
 	"stasis/internal/testkit"
 )
 
@@ -41,9 +39,6 @@ type link struct {
 
 func newWalk(t *testing.T, world world, random *rand.Rand) *walk {
 	t.Helper()
-	if world.hugePages > 0 {
-		require.HugePages(t, world.hugePages)
-	}
 	w := &walk{t: t, random: random, p: testkit.StartSubject(t, world.features...), world: world, room: t.TempDir(), done: map[string]int{}}
 	testkit.WatchSession(w.p.PID())
 	t.Cleanup(func() {
@@ -72,12 +67,12 @@ type move struct {
 
 func (w *walk) moves() []move {
 	return []move{
-		{name: "dump", weight: 36, do: w.dump},
+		{name: "dump", weight: 30, do: w.dump},
 		{name: "pre-dump", weight: 14, do: w.preDump},
 		{name: "full dump", weight: 5, do: w.fullDump},
-		{name: "kill and restore", weight: 16, do: func() string { return w.restore(false) }},
-		{name: "kill and restore lazily", weight: 6, do: func() string { return w.restore(true) }},
-		{name: "dump that ends it, and restore", weight: 6, do: w.there},
+		{name: "kill and restore", weight: 18, do: func() string { return w.restore(false) }},
+		{name: "kill and restore lazily", weight: 10, do: func() string { return w.restore(true) }},
+		{name: "dump that ends it, and restore", weight: 14, do: w.there},
 		{name: "exec", weight: 3, do: w.execute},
 
 		{name: "remove", weight: 3, do: w.remove},
@@ -87,7 +82,7 @@ func (w *walk) moves() []move {
 		{name: "thorough dedup", weight: 1, do: func() string { return w.dedup(true) }},
 		{name: "compact", weight: 3, do: w.compact},
 		{name: "verify", weight: 2, do: w.verify},
-		{name: "export, and restore by stock CRIU", weight: 3, do: w.export, long: true},
+		{name: "export, and restore by stock CRIU", weight: 3, do: w.export},
 		{name: "export and import", weight: 2, do: w.roundabout},
 		{name: "dump by stock CRIU, and import", weight: 2, do: w.importStock},
 
@@ -104,12 +99,10 @@ func (w *walk) moves() []move {
 
 func (w *walk) step() {
 	w.t.Helper()
-	if len(w.links) >= limit {
+	if len(w.links) >= longest {
 		w.startAnew()
 	}
-	moves := slices.DeleteFunc(w.moves(), func(m move) bool {
-		return m.long && *duration == 0 || *onlyMoves != "" && !slices.Contains(strings.Split(*onlyMoves, ","), m.name)
-	})
+	moves := slices.DeleteFunc(w.moves(), func(m move) bool { return m.long && *duration == 0 || !wanted.MatchString(m.name) })
 	total := 0
 	for _, m := range moves {
 		total += m.weight

@@ -7,6 +7,7 @@
 //   s            tell the socket that all is restored
 //   v A N S      do the pages A..A+N have the content of the checkpoint's pages S..?
 //   d A N        MADV_DONTNEED
+//   k A N        MADV_WIPEONFORK; K takes it back
 //   u A N        munmap
 //   m A N B      mremap to B, an index that may lie behind PAGES
 //   p A N        mprotect to read-only, which splits the mapping
@@ -14,6 +15,7 @@
 //   o A N        do the pages have that own content?
 //   F A N S      fork a child that answers v A N S; w tells its answer
 //   e            fork a child that exits at once, and wait for it
+//   g A N        a thread that grows the mapping A..A+N page by page and shrinks it, again and again; G ends it
 //   t A N S      a thread that asks v A N S; j waits for all of them
 //   x T K SEED   T threads do K random things each and check everything all the time
 //   P T          time to populate PAGES of small pages with T threads, in microseconds
@@ -308,6 +310,29 @@ static int stress(int threads, long ops, uint64_t seed)
 	return ok;
 }
 
+static struct grower {
+	char *at;
+	long n;
+	volatile int stop, ok;
+	pthread_t t;
+} grower;
+
+static void *grow(void *p)
+{
+	struct grower *g = p;
+	const long most = g->n + 4096;
+	for (g->ok = 1; g->ok && !g->stop;)
+		for (long from = g->n, to; from <= most; from++) {
+			to = from < most ? from + 1 : g->n;
+			if (mremap(g->at, from * PAGE, to * PAGE, 0) == MAP_FAILED) {
+				dprintf(2, "tenant: a mapping of %ld pages can't have %ld: %s\n", from, to, strerror(errno));
+				g->ok = 0;
+				break;
+			}
+		}
+	return 0;
+}
+
 struct ask {
 	long a, n, s;
 	pthread_t t;
@@ -443,6 +468,8 @@ int main(int argc, char **argv)
 		}
 		case 'v': ok = verify(a, n, b); break;
 		case 'd': ok = !madvise(at, n * PAGE, MADV_DONTNEED); break;
+		case 'k': ok = !madvise(at, n * PAGE, MADV_WIPEONFORK); break;
+		case 'K': ok = !madvise(at, n * PAGE, MADV_KEEPONFORK); break;
 		case 'u': ok = !munmap(at, n * PAGE); break;
 		case 'm': ok = mremap(at, n * PAGE, n * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, base + b * PAGE) != MAP_FAILED; break;
 		case 'p': ok = !mprotect(at, n * PAGE, PROT_READ); break;
@@ -466,6 +493,15 @@ int main(int argc, char **argv)
 			if (!child)
 				_exit(0);
 			ok = waitpid(child, &status, 0) == child && !status;
+			break;
+		case 'g':
+			grower = (struct grower){ .at = at, .n = n };
+			ok = !pthread_create(&grower.t, 0, grow, &grower);
+			break;
+		case 'G':
+			grower.stop = 1;
+			pthread_join(grower.t, 0);
+			ok = grower.ok;
 			break;
 		case 't':
 			asks[asked] = (struct ask){ .a = a, .n = n, .s = b };
