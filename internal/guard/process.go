@@ -41,7 +41,7 @@ func isSocket(fd int) bool {
 type watch struct {
 	watched  []process
 	expected []file // that marks who is watched too
-	held     []int // until they are released
+	held     []int  // until they are released
 	kept     []int
 }
 
