@@ -66,25 +66,24 @@ const (
 type pace struct {
 	enough int64 // bytes that the freeze may copy
 	buffer int64 // bytes that the freeze may keep in RAM; what is more is written meanwhile
-	quick  bool  // the last round went into RAM
 }
 
-// next is where another round goes, if there is one.
-type next int
+// target is where a round goes, if there is one.
+type target int
 
 const (
-	noRound next = iota
+	noRound target = iota
 	intoCheckpoint
 	intoRAM
 )
 
-// next says how to go on after some rounds, of which there is one at least. pending
-// is how many bytes another one would copy if it began now, or unknown, and room how
-// many may be kept in RAM.
-func (p pace) next(rounds []image.Round, pending, room int64) next {
-	pays := !p.quick && p.another(rounds, pending)
+// next says where another round goes after some rounds, of which there is one at
+// least, and the last of which went to last. pending is how many bytes it would copy
+// if it began now, or unknown, and room how many may be kept in RAM.
+func (p pace) next(rounds []image.Round, last target, pending, room int64) target {
+	pays := last == intoCheckpoint && p.another(rounds, pending)
 	switch {
-	case p.quickPays(rounds, pending, room) && (pending <= ramBytes || !pays):
+	case p.quickPays(rounds, last, pending, room) && (pending <= ramBytes || !pays):
 		return intoRAM
 	case pays:
 		return intoCheckpoint
@@ -95,11 +94,11 @@ func (p pace) next(rounds []image.Round, pending, room int64) next {
 // quickPays says whether a round into RAM spares the freeze something. One is
 // tried wherever there is room for it and for as much again, in the freeze; whether
 // it pays is known when it was made.
-func (p pace) quickPays(rounds []image.Round, pending, room int64) bool {
+func (p pace) quickPays(rounds []image.Round, last target, pending, room int64) bool {
 	if pending == unknown || float64(pending) <= nothing*float64(p.enough) || 2*pending > room {
 		return false
 	}
-	return !p.quick || float64(pending) <= ramLimit*float64(rounds[len(rounds)-1].Bytes)
+	return last != intoRAM || float64(pending) <= ramLimit*float64(rounds[len(rounds)-1].Bytes)
 }
 
 // another says whether to make another round after these, of which there is one

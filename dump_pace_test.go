@@ -61,16 +61,15 @@ func (s *simulation) round(rate float64) image.Round {
 // rounds makes as many as pay, at most DefaultRounds. Those into RAM are three times
 // as fast; what they have kept may be superseded before it is written.
 func (s *simulation) rounds(p pace) (all []image.Round, inRAM float64) {
-	for how := intoCheckpoint; how != noRound && len(all) < DefaultRounds; {
-		p.quick = how == intoRAM
-		if p.quick {
+	for to := intoCheckpoint; to != noRound && len(all) < DefaultRounds; {
+		if to == intoRAM {
 			all = append(all, s.round(3*s.copies))
 			inRAM += float64(all[len(all)-1].Bytes)
 		} else {
 			all = append(all, s.round(s.copies))
 			s.copied += float64(all[len(all)-1].Bytes)
 		}
-		how = p.next(all, int64(s.pending()), p.buffer-int64(inRAM))
+		to = p.next(all, to, int64(s.pending()), p.buffer-int64(inRAM))
 	}
 	return all, inRAM
 }

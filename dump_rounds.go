@@ -102,35 +102,34 @@ func (d *dump) copyRounds(ctx context.Context) error {
 		d.expected = int64(d.opts.FinalBuffer)
 		return d.leaveToFreeze()
 	}
-	d.expected = p.enough
-	for next := intoCheckpoint; next != noRound && d.round < d.opts.MaxRounds; {
-		if d.round > 0 && !p.quick { // else too little time has passed for new mappings to matter
-			if err := d.follow(); err != nil {
-				return err
-			}
-		}
+	for to := intoCheckpoint; d.round < d.opts.MaxRounds; {
 		if d.round > 0 {
-			pending := d.pending()
-			if next = p.next(d.rounds, pending, d.roomFor()); next == noRound {
-				if pending != unknown {
-					d.expected = pending
+			if to != intoRAM { // else too little time has passed for new mappings to matter
+				if err := d.follow(); err != nil {
+					return err
 				}
+			}
+			pending := d.pending()
+			if pending != unknown {
+				d.expected = pending
+			}
+			if to = p.next(d.rounds, to, pending, d.roomInRAM()); to == noRound {
 				break
 			}
 		}
-		p.quick = next == intoRAM
-		if err := d.copyRound(ctx, next); err != nil {
+		if err := d.copyRound(ctx, to); err != nil {
 			return err
 		}
+		d.expected = p.enough
 	}
 	d.noteForeign()
 	return nil
 }
 
-// roomFor is how many bytes rounds into RAM and the freeze may still keep there;
+// roomInRAM is how many bytes rounds into RAM and the freeze may still keep there;
 // nothing for a dump that has no freeze, and where a process stands still for each
 // round.
-func (d *dump) roomFor() int64 {
+func (d *dump) roomInRAM() int64 {
 	if d.preDump {
 		return 0
 	}
@@ -200,7 +199,7 @@ func (d *dump) leaveToFreeze() error {
 }
 
 // copyRound copies what was written since the last round, at first everything.
-func (d *dump) copyRound(ctx context.Context, to next) (err error) {
+func (d *dump) copyRound(ctx context.Context, to target) (err error) {
 	var bytes int64
 	begun, round := time.Now(), d.round
 	d.spans.begin("dump.round", attribute.Int("stasis.round", round))
@@ -246,7 +245,7 @@ func roundFigures(bytes int64, took time.Duration) image.Round {
 }
 
 // sinkFor writes blocks of a round into the checkpoint, or keeps them in RAM.
-func (d *dump) sinkFor(round int, to next) capture.Sink {
+func (d *dump) sinkFor(round int, to target) capture.Sink {
 	put := d.keepOf(round)
 	if to == intoCheckpoint {
 		put = func(b image.PageBlock) error { return d.writer.PutPages(round, b) }
