@@ -77,6 +77,44 @@ func TestCRIUPreDumpsToThePageServer(t *testing.T) {
 	w.do("prove")
 }
 
+// TestCRIUsPreDumpsAreImported: a dump by stock CRIU on top of two of its pre-dumps,
+// in folders, is one checkpoint for Stasis.
+func TestCRIUsPreDumpsAreImported(t *testing.T) {
+	require.Root(t)
+	criu := require.CRIU(t)
+	if err := track.SoftDirtyAvailable(); err != nil {
+		require.Missing(t, "soft-dirty", "CRIU has pre-dumps with it alone: %v", err)
+	}
+	w, folder := startWorker(t), t.TempDir()
+	w.do("fill")
+	in := func(name string) string { return filepath.Join(folder, name) }
+	runCRIU(t, criu, "pre-dump", in("1"), w.pid, nil)
+	w.do("write 100")
+	runCRIU(t, criu, "pre-dump", in("2"), w.pid, nil, "--prev-images-dir", "../1")
+	w.do("write 50")
+	w.do("drop 20")
+	orders := w.orders
+	runCRIU(t, criu, "dump", in("3"), w.pid, nil, "--prev-images-dir", "../2")
+	w.reap()
+	imported, err := stasis.Import(t.Context(), stasis.ImportOptions{Path: in("3"), Dir: in("whole")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if imported.Folders != 3 {
+		t.Errorf("the memory came from %d folders", imported.Folders)
+	}
+	w.restore(in("whole"), orders)
+	w.do("prove")
+	w.do("write 100")
+	w.do("prove")
+
+	if _, err := stasis.Import(t.Context(), stasis.ImportOptions{Path: in("2"), Dir: in("none")}); err == nil {
+		t.Error("a pre-dump, which has no processes, became a checkpoint")
+	} else {
+		t.Logf("a pre-dump alone: %v", err)
+	}
+}
+
 // sender is what a page server hears from CRIU.
 type sender struct {
 	dir  string
@@ -136,14 +174,16 @@ func (s *sender) wait(t *testing.T) *pageserver.Received {
 	return s.got
 }
 
-// runCRIU has stock CRIU dump to a folder, and send the memory to a server.
+// runCRIU has stock CRIU dump to a folder, and send the memory to a server, if there is one.
 func runCRIU(t *testing.T, criu, verb, dir string, pid int, to *sender, flags ...string) {
 	t.Helper()
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	args := append([]string{verb, "--tree", strconv.Itoa(pid), "--images-dir", dir, "--log-file", "log", "-v2", "--track-mem",
-		"--page-server", "--address", to.addr.IP.String(), "--port", strconv.Itoa(to.addr.Port)}, flags...)
+	args := append([]string{verb, "--tree", strconv.Itoa(pid), "--images-dir", dir, "--log-file", "log", "-v2", "--track-mem"}, flags...)
+	if to != nil {
+		args = append(args, "--page-server", "--address", to.addr.IP.String(), "--port", strconv.Itoa(to.addr.Port))
+	}
 	if err := exec.CommandContext(t.Context(), criu, args...).Run(); err != nil {
 		log, _ := os.ReadFile(filepath.Join(dir, "log"))
 		t.Fatalf("criu %s: %v\n%s", strings.Join(args, " "), err, log)
