@@ -97,6 +97,9 @@ func LazyRanges(dir string, pid int) ([]proc.Range, error) {
 		}
 		end := uint64(0)
 		for _, area := range e.GetVmas() {
+			if isGuard(area) {
+				continue // pages of what is listed already
+			}
 			if area.GetStart() < end {
 				return fmt.Errorf("%w: %#x-%#x comes behind one that ends at %#x", ErrTorn, area.GetStart(), area.GetEnd(), end)
 			}
