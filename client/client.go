@@ -133,12 +133,18 @@ func explainHello(o Options, err error) (_ error, nobody bool) {
 	switch {
 	case o.Address != "":
 		return fmt.Errorf("%w at %s: %w", ErrNoDaemon, o.Address, err), false
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET): // the last one: it has just been killed
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), justKilled(err):
 		return fmt.Errorf("%w on %s: start one with \"stasis daemon start\"", ErrNoDaemon, o.Socket), true
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w to you on %s: root can allow you to call it (daemon.allow_users)", ErrNoDaemon, o.Socket), false
 	}
 	return Explain(err), false
+}
+
+// justKilled says whether a connection was made with a daemon that was killed at that moment: the end shows while the question is
+// sent, while the answer is awaited, or to the library, before either.
+func justKilled(err error) bool {
+	return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || connect.CodeOf(err) == connect.CodeUnavailable && !connect.IsWireError(err)
 }
 
 // start starts a daemon and waits until it answers. Several programs may do that at once: one of the daemons gets the socket, and the
