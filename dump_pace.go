@@ -1,6 +1,7 @@
 package stasis
 
 import (
+	"math"
 	"time"
 
 	"stasis/internal/image"
@@ -28,9 +29,10 @@ const (
 	pendingLimit = 0.35
 
 	// smallLimit is the same where all that is left fits into the RAM that the
-	// freeze may use. Such a round is short, and how fast the program writes
-	// differs more from one to the next.
-	smallLimit = 0.45
+	// freeze may use. Such a round is short, how fast the program writes differs
+	// more from one to the next, and what it leaves may be little enough for a
+	// round into RAM.
+	smallLimit = 0.5
 
 	// shrinkLimit is the share of what the round before copied that a round
 	// may copy for another one to pay, where nobody tells what is left.
@@ -47,7 +49,7 @@ const (
 	// ramBytes is how much is copied into RAM rather than into the checkpoint,
 	// although that would pay as well: so little is there in some
 	// hundredths of a second, and is not missed as memory.
-	ramBytes = 48 << 20
+	ramBytes = 24 << 20
 
 	// ramLimit is the share of what a round into RAM copied that may be
 	// written anew at its end, for another one to pay.
@@ -119,11 +121,18 @@ func (p pace) another(rounds []image.Round, pending int64) bool {
 }
 
 // hopeless says whether even the first round would find everything written anew:
-// pending bytes were written in a time, which could be copied at some bytes per
-// second. In a long time a program writes the same pages again and again, so that
-// this tells of programs only that are dumped every few seconds.
-func (p pace) hopeless(pending int64, in time.Duration, rate float64) bool {
-	return pending > p.buffer && in > 0 && rate > 0 && float64(pending) > hopelessRate*rate*in.Seconds()
+// pending bytes of so much memory were written in a time, which could be copied at
+// some bytes per second. In a long time a program writes the same pages again and
+// again, so that this tells of programs only that are dumped every few seconds. As
+// far as it writes everywhere, how often it has done so by then follows from how
+// much of its memory is left unwritten.
+func (p pace) hopeless(pending, memory int64, in time.Duration, rate float64) bool {
+	if pending <= p.buffer || in <= 0 || rate <= 0 {
+		return false
+	}
+	unwritten := max(1-float64(pending)/float64(max(memory, pending)), 1e-3)
+	written := -math.Log(unwritten) * float64(memory)
+	return max(written, float64(pending)) > hopelessRate*rate*in.Seconds()
 }
 
 // fastest is how many bytes per second the fastest round of a dump copied; 0 where

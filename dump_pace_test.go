@@ -142,6 +142,8 @@ func TestHopeless(t *testing.T) {
 		want    bool
 	}{
 		{"all of it every two seconds", 4 * gib, 2 * time.Second, 500 * mib, true},
+		{"two thirds of it, some of them often", 2765 * mib, 3400 * time.Millisecond, 540 * mib, true},
+		{"as much of it in twice the time", 2765 * mib, 6800 * time.Millisecond, 540 * mib, false},
 		{"a fifth every two seconds", gib, 2 * time.Second, 500 * mib, false},
 		{"all of it in an hour", 4 * gib, time.Hour, 500 * mib, false},
 		{"it fits into RAM", 200 * mib, 10 * time.Millisecond, 500 * mib, false},
@@ -149,7 +151,7 @@ func TestHopeless(t *testing.T) {
 		{"the clock was set back", 4 * gib, -time.Second, 500 * mib, false},
 		{"nobody tells", unknown, time.Second, 500 * mib, false},
 	} {
-		if got := p.hopeless(c.pending, c.in, c.rate); got != c.want {
+		if got := p.hopeless(c.pending, 4*gib, c.in, c.rate); got != c.want {
 			t.Errorf("%s: %v", c.name, got)
 		}
 	}

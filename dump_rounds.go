@@ -185,7 +185,7 @@ func (d *dump) outrun(p pace) bool {
 	}
 	m := d.parent.Manifest()
 	thawed := m.Created.Add(time.Duration(m.Figures.PauseUS) * time.Microsecond)
-	return p.hopeless(d.pending(), time.Since(thawed), fastest(m, p.buffer))
+	return p.hopeless(d.pending(), d.memoryBytes(), time.Since(thawed), fastest(m, p.buffer))
 }
 
 // leaveToFreeze begins a round, and has the pages that it finds copied while the
