@@ -122,19 +122,33 @@ type DumpResult struct {
 // The error wraps ErrInput, ErrProcess, ErrBusy, or ErrDamaged where it is the
 // parent that is damaged or incomplete.
 func Dump(ctx context.Context, opts DumpOptions) (*DumpResult, error) {
-	result, err := dumpOnce(ctx, opts, false)
-	if errors.Is(err, errFlagsChanged) && opts.Target == nil {
-		result, err = dumpOnce(ctx, opts, true)
-	}
-	if errors.Is(err, image.ErrLost) && opts.Target == nil {
-		without := opts
-		without.Parent = ""
-		lost := err
-		if result, err = dumpOnce(ctx, without, false); err == nil {
-			result.Notes = append(result.Notes, fmt.Sprintf("this checkpoint has no parent, since that is damaged: %v", lost))
+	return dumpAgain(opts, func(opts DumpOptions, exact bool) (*DumpResult, error) { return dumpOnce(ctx, opts, exact) })
+}
+
+// exactTries is how often a dump is made that trusts nothing that was read before
+// the freeze. The second is for a list of mappings that changed while CRIU read it.
+const exactTries = 2
+
+// dumpAgain makes a dump anew where the first one met what another one does not:
+// mappings that changed around the freeze, or a parent that is damaged. Each of
+// them may show when the other has been dealt with. What goes to a stream can't
+// be taken back.
+func dumpAgain(opts DumpOptions, once func(opts DumpOptions, exact bool) (*DumpResult, error)) (*DumpResult, error) {
+	var lost error
+	for exact := 0; ; {
+		result, err := once(opts, exact > 0)
+		switch {
+		case opts.Target == nil && errors.Is(err, errFlagsChanged) && exact < exactTries:
+			exact++
+		case opts.Target == nil && errors.Is(err, image.ErrLost) && opts.Parent != "":
+			lost, opts.Parent = err, ""
+		default:
+			if err == nil && lost != nil {
+				result.Notes = append(result.Notes, fmt.Sprintf("this checkpoint has no parent, since that is damaged: %v", lost))
+			}
+			return result, err
 		}
 	}
-	return result, err
 }
 
 // dumpOnce makes a dump; an exact one trusts nothing that was read before the
