@@ -24,7 +24,7 @@ func TestADaemonThatIsKilledMeanwhile(t *testing.T) {
 			if err != nil {
 				return
 			}
-			time.Sleep(wait)
+			<-time.After(wait)
 			_ = conn.Close() // the kernel resets it where something is unread, as it does for a process that is killed
 		}
 	}()
