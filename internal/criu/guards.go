@@ -54,7 +54,7 @@ func MendGuards(dir string, pid int) ([]proc.Range, error) {
 		e.Vmas = kept
 		return proto.Marshal(&e)
 	})
-	return joined(taken), err
+	return proc.Join(taken), err // CRIU can list some twice
 }
 
 func isGuard(a *vma.VmaEntry) bool { return a.GetStatus()&AreaGuard != 0 }
@@ -89,18 +89,4 @@ func cut(r proc.Range, ranges []proc.Range) (in, out []proc.Range) {
 		out = append(out, r)
 	}
 	return in, out
-}
-
-// joined sorts ranges and joins those that touch: CRIU can list some twice.
-func joined(ranges []proc.Range) []proc.Range {
-	slices.SortFunc(ranges, func(a, b proc.Range) int { return cmp.Compare(a.Start, b.Start) })
-	out := ranges[:0]
-	for _, r := range ranges {
-		if n := len(out); n > 0 && r.Start <= out[n-1].End {
-			out[n-1].End = max(out[n-1].End, r.End)
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
 }

@@ -3,9 +3,11 @@ package proc
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,6 +17,22 @@ type Range struct{ Start, End uint64 }
 
 // Len is the length of the range in bytes.
 func (r Range) Len() uint64 { return r.End - r.Start }
+
+// Join returns ranges in the order of their addresses; those that touch or overlap
+// are one. The list stays as it is.
+func Join(list []Range) []Range {
+	list = slices.Clone(list)
+	slices.SortFunc(list, func(a, b Range) int { return cmp.Compare(a.Start, b.Start) })
+	joined := list[:0]
+	for _, r := range list {
+		if n := len(joined); n > 0 && r.Start <= joined[n-1].End {
+			joined[n-1].End = max(joined[n-1].End, r.End)
+			continue
+		}
+		joined = append(joined, r)
+	}
+	return joined
+}
 
 // Mapping is one mapping of a process (proc_pid_maps(5)).
 type Mapping struct {

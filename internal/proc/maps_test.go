@@ -2,6 +2,7 @@ package proc
 
 import (
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -46,5 +47,16 @@ func TestMappingsThatChangeWhileTheyAreRead(t *testing.T) {
 				t.Fatalf("%s overlaps %s", maps[i].Line, maps[i-1].Line)
 			}
 		}
+	}
+}
+
+func TestJoin(t *testing.T) {
+	list := []Range{{5, 7}, {1, 3}, {3, 4}, {6, 6}, {9, 12}, {10, 11}}
+	before := slices.Clone(list)
+	if got, want := Join(list), []Range{{1, 4}, {5, 7}, {9, 12}}; !slices.Equal(got, want) {
+		t.Errorf("joined %v, want %v", got, want)
+	}
+	if !slices.Equal(list, before) || len(Join(nil)) != 0 {
+		t.Errorf("the list became %v", list)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	"stasis/internal/inject"
@@ -162,7 +161,7 @@ func (s *SoftDirty) begin(next state) error {
 
 // Rearm implements [Tracker].
 func (s *SoftDirty) Rearm(of []proc.Range) error {
-	of = merged(of)
+	of = proc.Join(of)
 	next := state{Trusted: of}
 	if _, err := s.look(of, &next); err != nil {
 		return err
@@ -199,28 +198,5 @@ func ranges(mappings []proc.Mapping) []proc.Range {
 	for i, m := range mappings {
 		list[i] = m.Range
 	}
-	return merged(list)
-}
-
-// merged puts ranges in order and joins those that touch.
-func merged(list []proc.Range) []proc.Range {
-	list = slices.Clone(list)
-	slices.SortFunc(list, func(a, b proc.Range) int {
-		switch {
-		case a.Start < b.Start:
-			return -1
-		case a.Start > b.Start:
-			return 1
-		}
-		return 0
-	})
-	joined := list[:0]
-	for _, r := range list {
-		if n := len(joined); n > 0 && r.Start <= joined[n-1].End {
-			joined[n-1].End = max(joined[n-1].End, r.End)
-			continue
-		}
-		joined = append(joined, r)
-	}
-	return joined
+	return proc.Join(list)
 }
